@@ -1,0 +1,237 @@
+//! Blocks and manifests.
+//!
+//! A block is a piece of content of one fixed power of two of bytes (the last one of
+//! a file is shorter), named by its BLAKE3. A manifest lists the blocks of one version
+//! and is itself stored as a block. Blocks of a file that were never written (holes)
+//! are not in the list.
+//!
+//! Manifest format, little endian: `DFSM`, format u8 = 1, block size exponent u8, two
+//! zero bytes, size u64, count u32, then `count` times {index u32, hash 32 bytes} in
+//! rising order of index.
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use crate::{Error, ErrorKind, Result};
+
+/// log2 of the block size that new files get: 256 KiB.
+pub const DEFAULT_BLOCK_BITS: u8 = 18;
+/// The smallest block size's log2 (64 KiB).
+pub const MIN_BLOCK_BITS: u8 = 16;
+/// The largest block size's log2 (1 MiB).
+pub const MAX_BLOCK_BITS: u8 = 20;
+/// The largest block, and so the largest piece of content in one message, in bytes.
+pub const MAX_BLOCK_SIZE: usize = 1 << MAX_BLOCK_BITS;
+/// The largest file: 16 TiB, as on ext4.
+pub const MAX_FILE_SIZE: u64 = 16 << 40;
+/// The most blocks of data in one file, so that a manifest stays below 64 MiB.
+pub const MAX_BLOCKS: usize = 1_800_000;
+
+const MAGIC: &[u8; 4] = b"DFSM";
+const FORMAT: u8 = 1;
+const HEADER: usize = 20;
+const ROW: usize = 36;
+
+/// The BLAKE3 of a block; 64 hex digits as text.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BlockHash(pub [u8; 32]);
+
+impl BlockHash {
+    /// The hash of `bytes`.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(*blake3::hash(bytes).as_bytes())
+    }
+}
+
+impl std::fmt::Display for BlockHash {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(blake3::Hash::from_bytes(self.0).to_hex().as_str())
+    }
+}
+
+impl std::fmt::Debug for BlockHash {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+impl std::str::FromStr for BlockHash {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self> {
+        blake3::Hash::from_hex(text).map(|h| Self(*h.as_bytes())).map_err(|_| Error::new(ErrorKind::Invalid, "a block's hash is 64 hex digits"))
+    }
+}
+
+impl Serialize for BlockHash {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for BlockHash {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+        text.parse().map_err(|e: Error| de::Error::custom(e.message().to_owned()))
+    }
+}
+
+/// The blocks of one version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Manifest {
+    block_bits: u8,
+    size: u64,
+    /// (index, hash), index rising.
+    blocks: Vec<(u32, BlockHash)>,
+}
+
+impl Manifest {
+    /// An empty file of blocks of `2^block_bits` bytes.
+    pub fn empty(block_bits: u8) -> Self {
+        assert!((MIN_BLOCK_BITS..=MAX_BLOCK_BITS).contains(&block_bits));
+        Self { block_bits, size: 0, blocks: Vec::new() }
+    }
+
+    /// From its parts; `Invalid` where they contradict one another.
+    pub fn new(block_bits: u8, size: u64, blocks: Vec<(u32, BlockHash)>) -> Result<Self> {
+        if !(MIN_BLOCK_BITS..=MAX_BLOCK_BITS).contains(&block_bits) {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!("blocks of 2^{block_bits} bytes: 2^{MIN_BLOCK_BITS} to 2^{MAX_BLOCK_BITS} are known"),
+            ));
+        }
+        if size > MAX_FILE_SIZE || blocks.len() > MAX_BLOCKS {
+            return Err(Error::new(ErrorKind::FileTooLarge, format!("{size} bytes in {} blocks are over the limit of a file", blocks.len())));
+        }
+        if !blocks.is_sorted_by(|a, b| a.0 < b.0) {
+            return Err(Error::new(ErrorKind::Invalid, "blocks of a manifest are not in rising order"));
+        }
+        if blocks.last().is_some_and(|last| u64::from(last.0) << block_bits >= size) {
+            return Err(Error::new(ErrorKind::Invalid, "a block lies behind the end of the file"));
+        }
+        Ok(Self { block_bits, size, blocks })
+    }
+
+    /// The stored form.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(HEADER + self.blocks.len() * ROW);
+        out.extend_from_slice(MAGIC);
+        out.extend_from_slice(&[FORMAT, self.block_bits, 0, 0]);
+        out.extend_from_slice(&self.size.to_le_bytes());
+        out.extend_from_slice(&(self.blocks.len() as u32).to_le_bytes());
+        for (index, hash) in &self.blocks {
+            out.extend_from_slice(&index.to_le_bytes());
+            out.extend_from_slice(&hash.0);
+        }
+        out
+    }
+
+    /// Checks and reads the stored form; `Corrupt` for bytes that are no manifest.
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        let corrupt = |why: &str| Error::new(ErrorKind::Corrupt, format!("manifest: {why}"));
+        let (header, rows) = bytes.split_at_checked(HEADER).ok_or_else(|| corrupt("too short"))?;
+        if &header[..4] != MAGIC || header[4] != FORMAT || header[6..8] != [0, 0] {
+            return Err(corrupt("unknown format"));
+        }
+        let size = u64::from_le_bytes(header[8..16].try_into().expect("8 bytes"));
+        let count = u32::from_le_bytes(header[16..20].try_into().expect("4 bytes"));
+        if rows.len() != count as usize * ROW {
+            return Err(corrupt("length does not match its count"));
+        }
+        let blocks = rows
+            .chunks_exact(ROW)
+            .map(|row| {
+                let index = u32::from_le_bytes(row[..4].try_into().expect("4 bytes"));
+                (index, BlockHash(row[4..].try_into().expect("32 bytes")))
+            })
+            .collect();
+        Self::new(header[5], size, blocks)
+    }
+
+    /// The name under which the manifest is stored.
+    pub fn hash(&self) -> BlockHash {
+        BlockHash::of(&self.encode())
+    }
+
+    /// log2 of the block size.
+    pub fn block_bits(&self) -> u8 {
+        self.block_bits
+    }
+
+    /// Bytes of a block that is not the last.
+    pub fn block_size(&self) -> u64 {
+        1 << self.block_bits
+    }
+
+    /// The file's length in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// (index, hash) of each block that has data, index rising.
+    pub fn blocks(&self) -> &[(u32, BlockHash)] {
+        &self.blocks
+    }
+
+    /// The hash of block `index`; `None` for a hole.
+    pub fn get(&self, index: u32) -> Option<BlockHash> {
+        self.blocks.binary_search_by_key(&index, |b| b.0).ok().map(|at| self.blocks[at].1)
+    }
+
+    /// The length in bytes of block `index`, which is shorter at the end of the file and 0 behind it.
+    pub fn block_len(&self, index: u32) -> usize {
+        let start = u64::from(index) << self.block_bits;
+        self.size.saturating_sub(start).min(self.block_size()) as usize
+    }
+
+    /// Bytes of the blocks that have data.
+    pub fn stored(&self) -> u64 {
+        self.blocks.iter().map(|b| self.block_len(b.0) as u64).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn any_manifest() -> impl Strategy<Value = Manifest> {
+        (MIN_BLOCK_BITS..=MAX_BLOCK_BITS, proptest::collection::btree_map(0u32..5000, any::<[u8; 32]>(), 0..40), 1u64..1000).prop_map(
+            |(bits, blocks, rest)| {
+                let blocks: Vec<_> = blocks.into_iter().map(|(i, h)| (i, BlockHash(h))).collect();
+                let size = blocks.last().map_or(0, |b| u64::from(b.0) << bits) + rest;
+                Manifest::new(bits, size, blocks).unwrap()
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn a_manifest_survives_storage(manifest in any_manifest()) {
+            prop_assert_eq!(Manifest::decode(&manifest.encode()).unwrap(), manifest);
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Manifest::decode(&bytes);
+        }
+
+        #[test]
+        fn a_changed_manifest_is_refused_or_differs(manifest in any_manifest(), at in any::<prop::sample::Index>()) {
+            let mut bytes = manifest.encode();
+            let at = at.index(bytes.len());
+            bytes[at] ^= 1;
+            if let Ok(other) = Manifest::decode(&bytes) {
+                prop_assert_ne!(other, manifest);
+            }
+        }
+    }
+
+    #[test]
+    fn lengths_at_the_end() {
+        let hash = BlockHash::of(b"x");
+        let m = Manifest::new(16, (1 << 16) + 5, vec![(0, hash), (1, hash)]).unwrap();
+        assert_eq!((m.block_len(0), m.block_len(1), m.block_len(2)), (65536, 5, 0));
+        assert!(Manifest::new(16, 1 << 16, vec![(1, hash)]).is_err());
+        assert_eq!(m.get(2), None);
+    }
+}

@@ -1,0 +1,214 @@
+//! One service behind one transport: JSON operations with replay, retry and deadline.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::api::Operation;
+use crate::ids::SessionId;
+use crate::transport::Transport;
+use crate::wire::{Method, Replay, Request, Response};
+use crate::{Error, ErrorKind, Result};
+
+/// First pause before a retry; doubles up to [`MAX_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const MAX_PAUSE: Duration = Duration::from_millis(500);
+
+/// A service that answers operations.
+///
+/// A mutation of a session carries a slot and a sequence number, and a retry carries the same ones, so
+/// that it happens once however often the reply is lost. Everything else is safe to repeat.
+#[derive(Debug)]
+pub struct Caller {
+    transport: Arc<dyn Transport>,
+    session: Mutex<Option<SessionId>>,
+    timeout: Duration,
+    slots: Slots,
+}
+
+impl Caller {
+    /// `timeout` bounds each call, retries included.
+    pub fn new(transport: Arc<dyn Transport>, timeout: Duration) -> Self {
+        Self { transport, session: Mutex::new(None), timeout, slots: Slots::new() }
+    }
+
+    /// The session on whose behalf calls are made from now on.
+    pub fn set_session(&self, session: SessionId) {
+        *self.session.lock() = Some(session);
+    }
+
+    /// That session.
+    pub fn session(&self) -> Option<SessionId> {
+        *self.session.lock()
+    }
+
+    /// Whom it reaches, for messages.
+    pub fn peer(&self) -> &str {
+        self.transport.peer()
+    }
+
+    /// The limit of one call.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Carries out `operation` within the timeout.
+    pub async fn call<O: Operation>(&self, operation: &O) -> Result<O::Reply> {
+        self.call_within(operation, self.timeout).await
+    }
+
+    /// The same with a limit of its own.
+    pub async fn call_within<O: Operation>(&self, operation: &O, limit: Duration) -> Result<O::Reply> {
+        let deadline = Instant::now() + limit;
+        let mut request = Request::new(Method::Post, O::PATH).json(operation).session(self.session());
+        if !O::MUTATES || request.session.is_none() {
+            return self.send_until(&request, deadline).await?.parse_json();
+        }
+        let slot = self.slots.take().await;
+        request.replay = Some(slot.replay());
+        self.send_until(&request, deadline).await?.parse_json()
+    }
+
+    /// Sends `request` again and again until somebody answers with something that is not transient, or the deadline.
+    pub async fn send_until(&self, request: &Request, deadline: Instant) -> Result<Response> {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let problem = match timeout_at(deadline, self.transport.send(request.clone())).await {
+                Ok(Ok(reply)) => match transient(&reply) {
+                    None => return Ok(reply),
+                    Some(problem) => problem,
+                },
+                Ok(Err(e)) if e.kind().is_transient() => e,
+                Ok(Err(e)) => return Err(e),
+                Err(_) => return Err(self.timed_out(request, "no answer")),
+            };
+            if Instant::now() + pause >= deadline {
+                return Err(self.timed_out(request, problem.message()));
+            }
+            log::debug!("{} {}: {problem}; trying again", self.peer(), request.path);
+            sleep(pause).await;
+            pause = (pause * 2).min(MAX_PAUSE);
+        }
+    }
+
+    /// One attempt, without a limit of its own; transient replies are errors.
+    pub async fn send_once(&self, request: &Request) -> Result<Response> {
+        let reply = self.transport.send(request.clone()).await?;
+        match transient(&reply) {
+            None => Ok(reply),
+            Some(problem) => Err(problem),
+        }
+    }
+
+    fn timed_out(&self, request: &Request, why: &str) -> Error {
+        Error::new(ErrorKind::TimedOut, format!("{} did not answer {} in time: {why}", self.peer(), request.path))
+    }
+}
+
+/// The error in a reply that is worth another attempt.
+fn transient(reply: &Response) -> Option<Error> {
+    if reply.status < 500 {
+        return None;
+    }
+    reply.clone().into_bytes().err().filter(|e| e.kind().is_transient())
+}
+
+/// The replay slots of a session: each is used by one mutation at a time, its sequence number rises.
+#[derive(Debug)]
+struct Slots {
+    free: Mutex<Vec<(u16, u64)>>,
+    permits: Semaphore,
+}
+
+impl Slots {
+    fn new() -> Self {
+        // Taken from the end, so a client that does one thing at a time uses one slot.
+        Self { free: Mutex::new((0..Replay::SLOTS).rev().map(|slot| (slot, 0)).collect()), permits: Semaphore::new(usize::from(Replay::SLOTS)) }
+    }
+
+    async fn take(&self) -> Slot<'_> {
+        let permit = self.permits.acquire().await.expect("never closed");
+        let (slot, last) = self.free.lock().pop().expect("a permit stands for a free slot");
+        Slot { slots: self, slot, sequence: last + 1, _permit: permit }
+    }
+}
+
+struct Slot<'a> {
+    slots: &'a Slots,
+    slot: u16,
+    sequence: u64,
+    _permit: tokio::sync::SemaphorePermit<'a>,
+}
+
+impl Slot<'_> {
+    fn replay(&self) -> Replay {
+        Replay { slot: self.slot, sequence: self.sequence }
+    }
+}
+
+impl Drop for Slot<'_> {
+    fn drop(&mut self) {
+        // Before the permit goes: fields are dropped after this.
+        self.slots.free.lock().push((self.slot, self.sequence));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use futures_util::future::BoxFuture;
+
+    use super::*;
+    use crate::api::directory::{Remove, Status};
+    use crate::ids::ROOT;
+    use crate::name::Name;
+
+    /// Fails `failures` times, then answers an error that is final; records replays.
+    #[derive(Debug, Default)]
+    struct Flaky {
+        failures: AtomicU32,
+        seen: Mutex<Vec<Option<Replay>>>,
+    }
+
+    impl Transport for Arc<Flaky> {
+        fn send(&self, request: Request) -> BoxFuture<'_, Result<Response>> {
+            self.seen.lock().push(request.replay);
+            let fail = self.failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok();
+            Box::pin(async move { if fail { Err(ErrorKind::Unavailable.into()) } else { Ok(Response::error(&ErrorKind::NotFound.into())) } })
+        }
+        fn peer(&self) -> &str {
+            "flaky"
+        }
+    }
+
+    fn remove() -> Remove {
+        Remove { parent: ROOT, name: Name::new(b"x").unwrap(), directory: false }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_retry_carries_the_same_number_and_the_next_call_a_higher_one() {
+        let flaky = Arc::new(Flaky::default());
+        let caller = Caller::new(Arc::new(flaky.clone()), Duration::from_secs(60));
+        caller.set_session(SessionId(1));
+        flaky.failures.store(3, Ordering::SeqCst);
+        assert_eq!(caller.call(&remove()).await.unwrap_err().kind(), ErrorKind::NotFound);
+        caller.call(&remove()).await.unwrap_err();
+        let seen = flaky.seen.lock().clone();
+        let replay = |sequence| Some(Replay { slot: 0, sequence });
+        assert_eq!(seen, [replay(1), replay(1), replay(1), replay(1), replay(2)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_dead_server_is_an_error_in_time() {
+        let flaky = Arc::new(Flaky::default());
+        flaky.failures.store(u32::MAX, Ordering::SeqCst);
+        let caller = Caller::new(Arc::new(flaky.clone()), Duration::from_secs(2));
+        let start = Instant::now();
+        assert_eq!(caller.call(&Status {}).await.unwrap_err().kind(), ErrorKind::TimedOut);
+        assert!(start.elapsed() <= Duration::from_secs(2));
+    }
+}

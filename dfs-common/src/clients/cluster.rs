@@ -1,0 +1,141 @@
+//! A client's connection to a cluster: its session at the directory, the lock service,
+//! the file servers.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::{Caller, Connect, Peers};
+use crate::api::directory::{CloseSession, GetAttributes, OpenSession, RenewSession, Renewed, Session};
+use crate::api::lock::{Acquire, Cancel, End, Grant, Owner, Release, Renew};
+use crate::attributes::Entry;
+use crate::credentials::ClusterToken;
+use crate::ids::{InodeId, SessionId, Token};
+use crate::transport::{Http1, Plain, Transport};
+use crate::wire::{Method, Request};
+use crate::{Error, ErrorKind, Result};
+
+/// Every service of one cluster, on behalf of one session.
+#[derive(Debug)]
+pub struct Cluster {
+    /// The directory service.
+    pub directory: Caller,
+    /// The lock service.
+    pub lock: Caller,
+    /// The file servers.
+    pub peers: Peers,
+    session: Session,
+    host: String,
+    next_request: AtomicU64,
+}
+
+/// Transports for the hot path: hyper, one pool a server. For mounts.
+pub fn connect_http1(token: &ClusterToken) -> Connect {
+    let token = token.clone();
+    Arc::new(move |url| Ok(Arc::new(Http1::new(url, &token)?) as Arc<dyn Transport>))
+}
+
+/// Transports through reqwest. For the command line.
+pub fn connect_plain(token: &ClusterToken) -> Connect {
+    let token = token.clone();
+    Arc::new(move |url| Ok(Arc::new(Plain::new(url, &token)?) as Arc<dyn Transport>))
+}
+
+impl Cluster {
+    /// Opens a session at the directory at `url`. `timeout` bounds this and every later call.
+    pub async fn open(url: &str, connect: Connect, client: OpenSession, timeout: Duration) -> Result<Self> {
+        let directory = Caller::new(connect(url)?, timeout);
+        let session = directory.call(&client).await?;
+        directory.set_session(session.session);
+        let lock = Caller::new(connect(&session.lock_url)?, timeout);
+        let peers = Peers::new(connect);
+        peers.refresh(&directory).await?;
+        // Requests of different runs of one client must differ; the session is new in each.
+        Ok(Self { directory, lock, peers, session, host: client.host, next_request: AtomicU64::new(1) })
+    }
+
+    /// What the directory said when the session was opened.
+    pub fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// The session's id.
+    pub fn id(&self) -> SessionId {
+        self.session.session
+    }
+
+    /// Renews the session at both services; `released` are orphans that this client has let go.
+    pub async fn renew(&self, released: Vec<InodeId>) -> Result<Renewed> {
+        let renewed = self.directory.call(&RenewSession { session: self.id(), released }).await?;
+        self.lock.call(&Renew { session: self.id() }).await?;
+        Ok(renewed)
+    }
+
+    /// Ends the session: locks and orphans go at once instead of at the lease's end.
+    pub async fn close(&self) -> Result<()> {
+        let locks = self.lock.call(&End { session: self.id() }).await;
+        self.directory.call(&CloseSession { session: self.id() }).await?;
+        locks.map(|_| ())
+    }
+
+    /// Attributes and layout of `ino`, with its servers' addresses known afterwards.
+    pub async fn entry(&self, ino: InodeId) -> Result<Entry> {
+        let entry = self.directory.call(&GetAttributes { ino }).await?;
+        self.learn(&entry).await?;
+        Ok(entry)
+    }
+
+    /// Makes sure that every server in `entry`'s layout can be addressed.
+    pub async fn learn(&self, entry: &Entry) -> Result<()> {
+        if self.peers.knows(&entry.layout.placement) && self.peers.knows(&entry.layout.holders) {
+            return Ok(());
+        }
+        self.peers.refresh(&self.directory).await
+    }
+
+    /// Takes the write lock of `ino`, waiting up to `wait` for its turn (`None`: as long as it takes).
+    ///
+    /// `WouldBlock` where `wait` is zero and it is taken, `Busy` when the wait is over. A future that is
+    /// dropped before it is done leaves a place in the queue: call [`Cluster::cancel_lock`] with the same `request`.
+    pub async fn acquire_lock(&self, ino: InodeId, request: u64, pid: u32, program: &str, wait: Option<Duration>) -> Result<Token> {
+        let start = Instant::now();
+        let mut failing_since = None;
+        loop {
+            let left = wait.map_or(u64::MAX, |w| w.saturating_sub(start.elapsed()).as_millis() as u64);
+            let owner = Owner { host: self.host.clone(), pid, program: program.to_owned() };
+            let acquire = Acquire { session: self.id(), ino, request, owner, wait_ms: left.min(Acquire::MAX_WAIT_MS) };
+            let call = Request::new(Method::Post, <Acquire as crate::api::Operation>::PATH).json(&acquire).session(Some(self.id()));
+            // The answer may take as long as the wait; that the service is there at all shows in the renewals.
+            let deadline = Instant::now() + Duration::from_millis(acquire.wait_ms) + self.lock.timeout();
+            match timeout_at(deadline, self.lock.send_once(&call)).await {
+                Ok(Ok(reply)) => return reply.parse_json::<Grant>().map(|g| g.token),
+                Ok(Err(e)) if !e.kind().is_transient() => return Err(e),
+                Ok(Err(e)) => {
+                    let since = *failing_since.get_or_insert_with(Instant::now);
+                    if since.elapsed() > self.lock.timeout() {
+                        return Err(Error::new(ErrorKind::TimedOut, format!("lock of inode {ino}: {e}")));
+                    }
+                    sleep(Duration::from_millis(50)).await;
+                }
+                Err(_) => return Err(Error::new(ErrorKind::TimedOut, format!("{} did not answer: lock of inode {ino}", self.lock.peer()))),
+            }
+        }
+    }
+
+    /// A number for one wait in a queue.
+    pub fn next_lock_request(&self) -> u64 {
+        self.next_request.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Gives up a wait, or what it was granted meanwhile.
+    pub async fn cancel_lock(&self, ino: InodeId, request: u64) -> Result<()> {
+        self.lock.call(&Cancel { session: self.id(), ino, request }).await.map(|_| ())
+    }
+
+    /// Gives the lock back.
+    pub async fn release_lock(&self, ino: InodeId, token: Token) -> Result<()> {
+        self.lock.call(&Release { session: self.id(), ino, token }).await.map(|_| ())
+    }
+}

@@ -1,0 +1,218 @@
+//! Writing a version: the blocks that the primary lacks, then the commit; another
+//! primary where this one does not answer.
+
+use std::collections::HashSet;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+
+use super::Cluster;
+use crate::api::directory::Place;
+use crate::api::file::{BLOCKS, COMMIT, Commit, MAX_INLINE, Missing};
+use crate::attributes::{Entry, Timestamp};
+use crate::block::{BlockHash, Manifest};
+use crate::ids::{InodeId, ServerId, Token, Version};
+use crate::wire::{Method, Request};
+use crate::{Error, ErrorKind, Result};
+
+/// Blocks that are sent at the same time.
+const PARALLEL_PUTS: usize = 4;
+
+/// Where a commit gets the content of its blocks.
+pub trait BlockSource: Send + Sync {
+    /// The bytes of block `index` of the new version.
+    fn read(&self, index: u32) -> Result<Bytes>;
+}
+
+/// A whole file in memory as a source of blocks of `2^block_bits` bytes.
+#[derive(Clone, Debug)]
+pub struct InMemory {
+    /// The content.
+    pub content: Bytes,
+    /// log2 of the block size.
+    pub block_bits: u8,
+}
+
+impl InMemory {
+    /// The manifest of this content.
+    pub fn manifest(&self) -> Result<Manifest> {
+        let blocks = self.content.chunks(1 << self.block_bits).enumerate();
+        Manifest::new(self.block_bits, self.content.len() as u64, blocks.map(|(i, b)| (i as u32, BlockHash::of(b))).collect())
+    }
+}
+
+impl BlockSource for InMemory {
+    fn read(&self, index: u32) -> Result<Bytes> {
+        let start = (index as usize) << self.block_bits;
+        let end = (start + (1 << self.block_bits)).min(self.content.len());
+        Ok(self.content.slice(start..end))
+    }
+}
+
+/// A version about to be written.
+#[derive(Debug)]
+pub struct NewVersion<'a> {
+    /// The file.
+    pub ino: InodeId,
+    /// The write lock's token.
+    pub token: Token,
+    /// The version it is built on.
+    pub base: Version,
+    /// That version's content, if known: its blocks need not be sent.
+    pub base_manifest: Option<&'a Manifest>,
+    /// The new content.
+    pub manifest: &'a Manifest,
+    /// When the content last changed.
+    pub mtime: Timestamp,
+    /// Whether all disks must have it before the answer (fsync).
+    pub durable: bool,
+}
+
+impl Cluster {
+    /// Commits `new`, whose servers are `placement` (from the file's layout). Returns the file as published.
+    ///
+    /// Where a primary does not answer, the directory names others, until the timeout. `Conflict` or `Fenced`:
+    /// somebody else published; nothing was changed.
+    pub async fn commit(&self, new: &NewVersion<'_>, placement: &[ServerId], source: &dyn BlockSource) -> Result<Entry> {
+        let deadline = tokio::time::Instant::now() + self.directory.timeout();
+        let mut placement = placement.to_vec();
+        let mut avoid: Vec<ServerId> = Vec::new();
+        let mut base_manifest = new.base_manifest;
+        loop {
+            let problem = match placement.split_first() {
+                Some((&primary, replicas)) => match self.commit_to(new, base_manifest, primary, replicas, source).await {
+                    Ok(entry) => return Ok(entry),
+                    // The primary lacks blocks that it was thought to have: send whatever it lacks.
+                    Err(e) if e.kind() == ErrorKind::NotFound && base_manifest.is_some() => {
+                        base_manifest = None;
+                        continue;
+                    }
+                    Err(e) if e.kind().is_transient() || e.kind() == ErrorKind::NoSpace => {
+                        avoid.push(primary);
+                        e.context(format!("file server {primary}"))
+                    }
+                    Err(e) => return Err(e),
+                },
+                None => Error::new(ErrorKind::Unavailable, "no file server can take the file"),
+            };
+            log::warn!("commit of inode {}: {problem}", new.ino);
+            if tokio::time::Instant::now() >= deadline {
+                return Err(Error::new(ErrorKind::TimedOut, format!("commit of inode {}: {problem}", new.ino)));
+            }
+            placement = match self.directory.call(&Place { ino: new.ino, avoid: avoid.clone() }).await {
+                Ok(entry) => {
+                    self.learn(&entry).await?;
+                    entry.layout.placement
+                }
+                // Nobody else has room: that is the answer.
+                Err(e) if problem.kind() == ErrorKind::NoSpace && e.kind() == ErrorKind::Unavailable => return Err(problem),
+                Err(e) if e.kind() == ErrorKind::Unavailable => Vec::new(),
+                Err(e) => return Err(e),
+            };
+            if placement.first().is_none_or(|p| avoid.contains(p)) {
+                if problem.kind() == ErrorKind::NoSpace {
+                    return Err(problem);
+                }
+                avoid.clear();
+                tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+            }
+            base_manifest = None;
+        }
+    }
+
+    async fn commit_to(
+        &self,
+        new: &NewVersion<'_>,
+        base: Option<&Manifest>,
+        primary: ServerId,
+        replicas: &[ServerId],
+        source: &dyn BlockSource,
+    ) -> Result<Entry> {
+        let fresh = fresh_blocks(new.manifest, base);
+        let bytes: usize = fresh.iter().map(|&(index, _)| new.manifest.block_len(index)).sum();
+        let inline = if bytes <= MAX_INLINE {
+            fresh
+        } else {
+            self.put_missing(new.manifest, &fresh, primary, replicas, source).await?;
+            Vec::new()
+        };
+        let encoded = new.manifest.encode();
+        let commit = Commit {
+            ino: new.ino,
+            session: self.id(),
+            token: new.token,
+            base: new.base,
+            mtime: new.mtime,
+            manifest_len: encoded.len() as u32,
+            inline: inline.iter().map(|&(index, _)| new.manifest.block_len(index) as u32).collect(),
+            replicas: replicas.to_vec(),
+            durable: new.durable,
+        };
+        let mut body = BytesMut::with_capacity(encoded.len() + commit.inline.iter().sum::<u32>() as usize);
+        body.extend_from_slice(&encoded);
+        for &(index, _) in &inline {
+            body.extend_from_slice(&source.read(index)?);
+        }
+        let request = Request::new(Method::Post, COMMIT).session(Some(self.id())).meta(&commit).body(body.freeze());
+        self.peers.send(primary, request).await?.parse_json()
+    }
+
+    /// Sends those of `fresh` that the primary does not have yet.
+    async fn put_missing(
+        &self,
+        manifest: &Manifest,
+        fresh: &[(u32, BlockHash)],
+        primary: ServerId,
+        replicas: &[ServerId],
+        source: &dyn BlockSource,
+    ) -> Result<()> {
+        let replicas: Vec<String> = replicas.iter().map(ToString::to_string).collect();
+        let query = if replicas.is_empty() { String::new() } else { format!("?replicas={}", replicas.join(",")) };
+        for batch in fresh.chunks(Missing::MAX) {
+            let ask = Missing { session: self.id(), hashes: batch.iter().map(|b| b.1).collect() };
+            let request = Request::new(Method::Post, <Missing as crate::api::Operation>::PATH).session(Some(self.id())).json(&ask);
+            let answer: crate::api::file::MissingBlocks = self.peers.send(primary, request).await?.parse_json()?;
+            let wanted: Vec<(u32, BlockHash)> = answer.missing.iter().filter_map(|&at| batch.get(at as usize).copied()).collect();
+            let puts = wanted.into_iter().map(|(index, hash)| {
+                let query = &query;
+                async move {
+                    let content = source.read(index)?;
+                    assert_eq!(content.len(), manifest.block_len(index), "block {index} has the manifest's length");
+                    let request = Request::new(Method::Put, format!("{BLOCKS}{hash}{query}")).session(Some(self.id())).body(content);
+                    self.peers.send(primary, request).await?.into_bytes().map(|_| ())
+                }
+            });
+            stream::iter(puts).buffer_unordered(PARALLEL_PUTS).try_collect::<()>().await?;
+        }
+        Ok(())
+    }
+}
+
+/// The blocks of `manifest` that `base` lacks, each hash once.
+fn fresh_blocks(manifest: &Manifest, base: Option<&Manifest>) -> Vec<(u32, BlockHash)> {
+    let mut known: HashSet<BlockHash> = base.map(|b| b.blocks().iter().map(|b| b.1).collect()).unwrap_or_default();
+    manifest.blocks().iter().filter(|block| known.insert(block.1)).copied().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_fresh_blocks_travel_and_each_once() {
+        let (a, b) = (BlockHash::of(b"a"), BlockHash::of(b"b"));
+        let base = Manifest::new(16, 1 << 16, vec![(0, a)]).unwrap();
+        let new = Manifest::new(16, 4 << 16, vec![(0, a), (1, b), (3, b)]).unwrap();
+        assert_eq!(fresh_blocks(&new, Some(&base)), [(1, b)]);
+        assert_eq!(fresh_blocks(&new, None), [(0, a), (1, b)]);
+    }
+
+    #[test]
+    fn memory_as_a_source() {
+        let source = InMemory { content: Bytes::from(vec![7; (1 << 16) + 3]), block_bits: 16 };
+        let manifest = source.manifest().unwrap();
+        assert_eq!(manifest.blocks().len(), 2);
+        assert_eq!(source.read(1).unwrap().len(), 3);
+        assert_eq!(BlockHash::of(&source.read(0).unwrap()), manifest.get(0).unwrap());
+    }
+}

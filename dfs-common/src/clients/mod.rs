@@ -1,0 +1,14 @@
+//! Typed clients of the roles, the same for the mount, the command line and the
+//! servers among themselves.
+//!
+//! They own retries, deadlines and the choice of a server; they know nothing of caches.
+
+mod caller;
+pub mod cluster;
+pub mod commit;
+mod peers;
+pub mod read;
+
+pub use caller::Caller;
+pub use cluster::Cluster;
+pub use peers::{Connect, Peers};

@@ -1,0 +1,108 @@
+//! Reading a version: from any holder, verified block by block, another holder where
+//! one fails or sends wrong bytes.
+
+use bytes::Bytes;
+
+use super::Cluster;
+use crate::api::file::{MAX_READ, VERSIONS};
+use crate::attributes::Entry;
+use crate::block::{BlockHash, Manifest};
+use crate::wire::{Method, Request};
+use crate::{Error, ErrorKind, Result};
+
+impl Cluster {
+    /// The manifest of the version that `entry` describes. Version 0 is the empty file.
+    pub async fn manifest(&self, entry: &Entry) -> Result<Manifest> {
+        let Some(hash) = entry.layout.manifest else { return Ok(Manifest::empty(self.session().block_bits)) };
+        let request = self.version_request(entry, "manifest");
+        let bytes = self
+            .read_any(entry, &request, |bytes| match BlockHash::of(bytes) == hash {
+                true => Ok(()),
+                false => Err(Error::new(ErrorKind::Corrupt, "the manifest does not match its hash")),
+            })
+            .await?;
+        Manifest::decode(&bytes)
+    }
+
+    /// Manifest and content of a small version (at most one block) in one round trip; `None` where it is larger.
+    pub async fn small(&self, entry: &Entry) -> Result<Option<(Manifest, Bytes)>> {
+        let (Some(hash), size) = (entry.layout.manifest, entry.attributes.size) else {
+            return Ok(Some((Manifest::empty(self.session().block_bits), Bytes::new())));
+        };
+        let bits = self.session().block_bits;
+        if size == 0 || size > 1 << bits || entry.attributes.stored != size {
+            return Ok(None);
+        }
+        let manifest_of = |bytes: &[u8]| Manifest::new(bits, size, vec![(0, BlockHash::of(bytes))]);
+        let mut manifest = None;
+        let verify = |bytes: &[u8]| {
+            let found = manifest_of(bytes)?;
+            if bytes.len() as u64 != size || found.hash() != hash {
+                return Err(Error::new(ErrorKind::Corrupt, "the content does not match its hash"));
+            }
+            manifest = Some(found);
+            Ok(())
+        };
+        match self.read_any(entry, &self.version_request(entry, "data"), verify).await {
+            Ok(bytes) => Ok(manifest.map(|m| (m, bytes))),
+            // A version with another block size: its manifest tells.
+            Err(e) if e.kind() == ErrorKind::Corrupt => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Content of the blocks `first..=last` (at most [`MAX_READ`] bytes), verified; holes are zeros.
+    pub async fn blocks(&self, entry: &Entry, manifest: &Manifest, first: u32, last: u32) -> Result<Bytes> {
+        let start = u64::from(first) << manifest.block_bits();
+        let end = ((u64::from(last) + 1) << manifest.block_bits()).min(manifest.size());
+        assert!(start < end && end - start <= MAX_READ, "a read of {start}..{end}");
+        let request = self.version_request(entry, "data").range(start, end - 1);
+        self.read_any(entry, &request, |bytes| verify(manifest, first, last, end - start, bytes)).await
+    }
+
+    fn version_request(&self, entry: &Entry, what: &str) -> Request {
+        let attributes = &entry.attributes;
+        Request::new(Method::Get, format!("{VERSIONS}{}/{}/{what}", attributes.ino, attributes.version)).session(Some(self.id()))
+    }
+
+    /// The first answer that `verify` accepts. `Stale` where no holder has the version any more.
+    async fn read_any(&self, entry: &Entry, request: &Request, mut verify: impl FnMut(&[u8]) -> Result<()>) -> Result<Bytes> {
+        self.learn(entry).await?;
+        let (ino, version) = (entry.attributes.ino, entry.attributes.version);
+        let mut problem = Error::new(ErrorKind::Unavailable, format!("version {version} of inode {ino} has no holder"));
+        let mut gone = true;
+        for server in self.peers.order(&entry.layout.holders) {
+            let answer = self.peers.send(server, request.clone()).await.and_then(crate::wire::Response::into_bytes);
+            match answer.and_then(|bytes| verify(&bytes).map(|()| bytes)) {
+                Ok(bytes) => return Ok(bytes),
+                Err(e) => {
+                    log::warn!("file server {server}, version {version} of inode {ino}: {e}");
+                    gone &= e.kind() == ErrorKind::NotFound;
+                    problem = e.context(format!("file server {server}"));
+                }
+            }
+        }
+        if gone && !entry.layout.holders.is_empty() {
+            return Err(Error::new(ErrorKind::Stale, format!("version {version} of inode {ino} is gone")));
+        }
+        Err(problem)
+    }
+}
+
+fn verify(manifest: &Manifest, first: u32, last: u32, expected: u64, bytes: &[u8]) -> Result<()> {
+    let corrupt = |what: String| Err(Error::new(ErrorKind::Corrupt, what));
+    if bytes.len() as u64 != expected {
+        return corrupt(format!("{} bytes instead of {expected}", bytes.len()));
+    }
+    let size = manifest.block_size() as usize;
+    for (index, piece) in (first..=last).zip(bytes.chunks(size)) {
+        let fine = match manifest.get(index) {
+            Some(hash) => BlockHash::of(piece) == hash,
+            None => piece.iter().all(|&b| b == 0),
+        };
+        if !fine {
+            return corrupt(format!("block {index} does not match its hash"));
+        }
+    }
+    Ok(())
+}

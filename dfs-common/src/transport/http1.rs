@@ -1,0 +1,148 @@
+//! HTTP/1.1 over hyper's bare connections: a pool of idle ones, head and body in one
+//! write, no layers. reqwest costs 120 us a request more on the hot path.
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+
+use super::Transport;
+use crate::credentials::ClusterToken;
+use crate::wire::{MAX_BODY, META_HEADER, Request, Response};
+use crate::{Error, ErrorKind, Result};
+
+/// Idle connections that are kept.
+const MAX_IDLE: usize = 64;
+
+type Connection = SendRequest<Full<Bytes>>;
+
+/// A pool of connections to one server. Must be used within one tokio runtime.
+pub struct Http1 {
+    url: String,
+    authority: String,
+    host: HeaderValue,
+    authorization: HeaderValue,
+    idle: Mutex<Vec<Connection>>,
+}
+
+impl std::fmt::Debug for Http1 {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Http1({})", self.url)
+    }
+}
+
+impl Http1 {
+    /// For `http://host:port`; `Invalid` for any other form.
+    pub fn new(url: &str, token: &ClusterToken) -> Result<Self> {
+        let invalid = || Error::new(ErrorKind::Invalid, format!("'{url}' is not of the form http://HOST:PORT"));
+        let authority = url.strip_prefix("http://").ok_or_else(invalid)?.trim_end_matches('/');
+        let (host, port) = authority.rsplit_once(':').ok_or_else(invalid)?;
+        if host.is_empty() || authority.contains(['/', '?', '@']) || port.parse::<u16>().is_err() {
+            return Err(invalid());
+        }
+        let mut authorization = HeaderValue::from_str(&token.header()).map_err(|_| invalid())?;
+        authorization.set_sensitive(true);
+        Ok(Self {
+            url: url.trim_end_matches('/').to_owned(),
+            authority: authority.to_owned(),
+            host: HeaderValue::from_str(authority).map_err(|_| invalid())?,
+            authorization,
+            idle: Mutex::new(Vec::new()),
+        })
+    }
+
+    fn unavailable(&self, error: impl std::fmt::Display) -> Error {
+        Error::new(ErrorKind::Unavailable, format!("{}: {error}", self.url))
+    }
+
+    async fn connect(&self) -> Result<Connection> {
+        let stream = tokio::net::TcpStream::connect(&self.authority).await.map_err(|e| self.unavailable(e))?;
+        stream.set_nodelay(true).map_err(|e| self.unavailable(e))?;
+        let (sender, connection) = handshake(TokioIo::new(stream)).await.map_err(|e| self.unavailable(e))?;
+        tokio::spawn(async move {
+            if let Err(e) = connection.await {
+                log::debug!("connection ended: {e}");
+            }
+        });
+        Ok(sender)
+    }
+
+    /// An idle connection that is still open.
+    fn take_idle(&self) -> Option<Connection> {
+        let mut idle = self.idle.lock();
+        while let Some(connection) = idle.pop() {
+            if connection.is_ready() {
+                return Some(connection);
+            }
+        }
+        None
+    }
+
+    fn build(&self, request: &Request) -> Result<hyper::Request<Full<Bytes>>> {
+        let invalid = |e: &dyn std::fmt::Display| Error::new(ErrorKind::Invalid, format!("request: {e}"));
+        let target = if request.query.is_empty() { request.path.clone() } else { format!("{}?{}", request.path, request.query) };
+        let mut builder = hyper::Request::builder()
+            .method(request.method.as_str())
+            .uri(target)
+            .header(HOST, self.host.clone())
+            .header(AUTHORIZATION, self.authorization.clone());
+        for (name, value) in request.headers() {
+            builder = builder.header(name, value);
+        }
+        builder.body(Full::new(request.body.clone())).map_err(|e| invalid(&e))
+    }
+
+    async fn exchange(&self, connection: &mut Connection, request: &Request) -> Result<Response> {
+        let reply = connection.send_request(self.build(request)?).await.map_err(|e| self.unavailable(e))?;
+        let (head, body) = reply.into_parts();
+        let body = Limited::new(body, MAX_BODY).collect().await.map_err(|e| self.unavailable(e))?.to_bytes();
+        let text = |name: &str| head.headers.get(name).and_then(|v| v.to_str().ok());
+        Ok(Response {
+            status: head.status.as_u16(),
+            content_type: super::content_type(text(CONTENT_TYPE.as_str())),
+            meta: text(META_HEADER).map(str::to_owned),
+            body,
+        })
+    }
+}
+
+impl Transport for Http1 {
+    fn send(&self, request: Request) -> BoxFuture<'_, Result<Response>> {
+        Box::pin(async move {
+            let mut connection = match self.take_idle() {
+                Some(connection) => connection,
+                None => self.connect().await?,
+            };
+            let reply = self.exchange(&mut connection, &request).await?;
+            // hyper drives the rest of the exchange; a connection that the server closes is found not ready later.
+            if connection.ready().await.is_ok() {
+                let mut idle = self.idle.lock();
+                if idle.len() < MAX_IDLE {
+                    idle.push(connection);
+                }
+            }
+            Ok(reply)
+        })
+    }
+
+    fn peer(&self) -> &str {
+        &self.url
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls() {
+        let token = ClusterToken::new("0123456789abcdef").unwrap();
+        assert_eq!(Http1::new("http://a:7400/", &token).unwrap().peer(), "http://a:7400");
+        for bad in ["a:7400", "http://a", "https://a:1", "http://:1", "http://a:x", "http://a:1/x", "http://u@a:1"] {
+            assert_eq!(Http1::new(bad, &token).unwrap_err().kind(), ErrorKind::Invalid, "{bad}");
+        }
+    }
+}

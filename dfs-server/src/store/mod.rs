@@ -1,0 +1,53 @@
+//! The ordered key-value seam below every role's state.
+//!
+//! An engine stores byte keys in byte order and applies a batch atomically. It knows
+//! nothing of inodes or locks; roles know nothing of SQL. Engines: [`memory`] for
+//! tests, [`sqlite`] embedded. A distributed one (etcd) fits the same trait.
+
+pub mod memory;
+pub mod sqlite;
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+
+use dfs_common::Result;
+
+/// A key.
+pub type Key = Vec<u8>;
+/// A value.
+pub type Value = Vec<u8>;
+
+/// What a finished commit must survive.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Durability {
+    /// The process being killed.
+    #[default]
+    Process,
+    /// Loss of power: the disk has it.
+    Disk,
+}
+
+/// Changes that happen together or not at all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// Keys with their new values; `None` deletes.
+    pub changes: BTreeMap<Key, Option<Value>>,
+    /// Keys with the values that they must still have; `None`: absent. Checked before anything changes.
+    pub expected: BTreeMap<Key, Option<Value>>,
+}
+
+/// What state logic reads from: an engine, or one with a batch that is not committed yet above it.
+pub trait View {
+    /// The value of `key`.
+    fn get(&self, key: &[u8]) -> Result<Option<Value>>;
+
+    /// Pairs with `from <= key < to` in byte order, at most `limit`.
+    fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Key, Value)>>;
+}
+
+/// An engine.
+pub trait Store: View + Send + Sync + Debug + 'static {
+    /// Applies `batch` atomically and returns the revision of this commit: higher than every one before, across
+    /// restarts. `Conflict` where an expectation does not hold; then nothing has changed.
+    fn commit(&self, batch: &Batch, durability: Durability) -> Result<u64>;
+}
