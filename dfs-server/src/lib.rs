@@ -1,1 +1,3 @@
-//! Placeholder.
+//! The daemons of the file system, one folder a role.
+
+pub mod store;

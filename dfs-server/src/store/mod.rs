@@ -4,13 +4,20 @@
 //! nothing of inodes or locks; roles know nothing of SQL. Engines: [`memory`] for
 //! tests, [`sqlite`] embedded. A distributed one (etcd) fits the same trait.
 
+#[cfg(test)]
+mod conformance;
 pub mod memory;
+pub mod overlay;
 pub mod sqlite;
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 use dfs_common::Result;
+
+pub use memory::MemoryStore;
+pub use overlay::Overlay;
+pub use sqlite::SqliteStore;
 
 /// A key.
 pub type Key = Vec<u8>;
