@@ -1,1 +1,26 @@
-//! Placeholder.
+//! The harness of the end-to-end suites: real clusters of real processes, real
+//! mounts, models to compare them with.
+//!
+//! It knows the binaries and the wire contract, nothing of what is inside. A suite
+//! that cannot run (no binaries, no FUSE) fails and says what is missing: nothing is
+//! skipped. Everything a test starts ends with the test.
+
+#![warn(missing_docs)]
+
+pub mod bulk;
+pub mod cluster;
+pub mod http;
+pub mod model;
+pub mod mount;
+pub mod process;
+pub mod rng;
+pub mod rules;
+pub mod shell;
+pub mod sys;
+pub mod tree;
+pub mod wait;
+
+pub use cluster::{Cluster, Role};
+pub use mount::Mount;
+pub use rng::Rng;
+pub use wait::{eventually, within};

@@ -1,0 +1,86 @@
+//! Many files through the API, without a mount: what a test about size starts from.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use dfs_common::api::directory::Make;
+use dfs_common::attributes::{Entry, FileKind, Timestamp};
+use dfs_common::clients::Cluster as Client;
+use dfs_common::clients::commit::{InMemory, NewVersion};
+use dfs_common::ids::{InodeId, ROOT};
+use dfs_common::name::Name;
+
+use crate::Cluster;
+
+/// A request for a new entry that belongs to root.
+pub fn make(parent: InodeId, name: &str, kind: FileKind, mode: u32) -> Make {
+    Make { parent, name: Name::new(name.as_bytes()).expect("a name"), kind, mode, uid: 0, gid: 0, rdev: 0, target: None }
+}
+
+/// Creates a file with content through `client`; its write lock is given back.
+pub async fn write(client: &Client, parent: InodeId, name: &str, content: Bytes) -> Result<Entry> {
+    let entry = client.directory.call(&make(parent, name, FileKind::File, 0o644)).await.context("make")?;
+    replace(client, &entry, content).await
+}
+
+/// Publishes `content` as the next version of `entry`.
+pub async fn replace(client: &Client, entry: &Entry, content: Bytes) -> Result<Entry> {
+    client.learn(entry).await?;
+    let ino = entry.attributes.ino;
+    let request = client.next_lock_request();
+    let token = client.acquire_lock(ino, request, std::process::id(), "dfs-tests", Some(Duration::from_secs(30))).await.context("lock")?;
+    let source = InMemory { content, block_bits: client.session().block_bits };
+    let manifest = source.manifest()?;
+    let new = NewVersion {
+        ino,
+        token,
+        base: entry.attributes.version,
+        base_manifest: None,
+        manifest: &manifest,
+        mtime: Timestamp::from_system_time(std::time::SystemTime::now()),
+        durable: false,
+    };
+    let published = client.commit(&new, &entry.layout.placement, &source).await.context("commit");
+    client.release_lock(ino, token).await.context("release")?;
+    published
+}
+
+/// Creates `count` small files in directories of 1,000, with `parallel` requests under way.
+/// File N is `bulk/D/fN` with the content `content of N` and a newline.
+pub fn fill(cluster: &Cluster, count: u32, parallel: u32) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let client = Arc::new(cluster.client(Duration::from_secs(60)).await?);
+        let top = client.directory.call(&make(ROOT, "bulk", FileKind::Directory, 0o755)).await?;
+        let mut dirs = Vec::new();
+        for d in 0..count.div_ceil(1000) {
+            let dir = client.directory.call(&make(top.attributes.ino, &d.to_string(), FileKind::Directory, 0o755)).await?;
+            dirs.push(dir.attributes.ino);
+        }
+        let dirs = Arc::new(dirs);
+        let local = tokio::task::LocalSet::new();
+        let workers: Vec<_> = (0..parallel)
+            .map(|worker| {
+                let (client, dirs) = (client.clone(), dirs.clone());
+                local.spawn_local(async move {
+                    for n in (worker..count).step_by(parallel as usize) {
+                        write(&client, dirs[(n / 1000) as usize], &format!("f{n}"), format!("content of {n}\n").into()).await?;
+                    }
+                    anyhow::Ok(())
+                })
+            })
+            .collect();
+        local
+            .run_until(async {
+                for worker in workers {
+                    worker.await??;
+                }
+                anyhow::Ok(())
+            })
+            .await?;
+        client.close().await?;
+        anyhow::Ok(())
+    })
+}

@@ -1,0 +1,186 @@
+//! Daemons as child processes: started with a log, signalled by pid, ended on drop.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+
+use crate::sys;
+use crate::wait::within;
+
+/// Where the binaries of this build are; `DFS_TEST_BINARIES` names another directory.
+///
+/// Panics where one is missing: a suite that tests nothing must not pass.
+pub fn binary(name: &str) -> PathBuf {
+    let path = binaries().join(name);
+    assert!(path.is_file(), "{} is missing: build the workspace first (cargo build --workspace, with the profile of this test)", path.display());
+    path
+}
+
+/// The directory of [`binary`].
+pub fn binaries() -> PathBuf {
+    if let Some(dir) = std::env::var_os("DFS_TEST_BINARIES") {
+        return PathBuf::from(dir);
+    }
+    let test = std::env::current_exe().expect("a test has a path");
+    // TARGET/PROFILE/deps/test-hash
+    test.ancestors().nth(2).expect("tests run from the target directory").to_owned()
+}
+
+/// The root of the checkout.
+pub fn checkout() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests is a member of the workspace").to_owned()
+}
+
+/// A port on 127.0.0.1 that nobody listens on, below the range that outgoing connections use,
+/// so that it is still free when a killed daemon wants it back.
+pub fn free_port() -> u16 {
+    const FIRST: u16 = 22_000;
+    const COUNT: u16 = 9_000;
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let start = (std::process::id() % 90) as u16 * 100;
+    for _ in 0..COUNT {
+        let port = FIRST + (start + NEXT.fetch_add(1, Ordering::Relaxed)) % COUNT;
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("no free port");
+}
+
+/// One daemon, running or not.
+#[derive(Debug)]
+pub struct Daemon {
+    name: String,
+    program: PathBuf,
+    args: Vec<OsString>,
+    log: PathBuf,
+    child: Option<Child>,
+}
+
+impl Daemon {
+    /// Not started yet. Its output is appended to `DIR/NAME.log`.
+    pub fn new(name: &str, program: PathBuf, args: Vec<OsString>, dir: &Path) -> Self {
+        Self { name: name.to_owned(), program, args, log: dir.join(format!("{name}.log")), child: None }
+    }
+
+    /// Starts it.
+    pub fn start(&mut self) {
+        assert!(self.child.is_none(), "{} runs already", self.name);
+        let log = File::options().create(true).append(true).open(&self.log).expect("log file");
+        let child = Command::new(&self.program)
+            .args(&self.args)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("log file"))
+            .stderr(log)
+            .env("RUST_BACKTRACE", "1")
+            .spawn()
+            .unwrap_or_else(|e| panic!("{}: {e}", self.program.display()));
+        self.child = Some(child);
+    }
+
+    /// Its pid.
+    pub fn pid(&self) -> i32 {
+        self.child.as_ref().unwrap_or_else(|| panic!("{} does not run", self.name)).id() as i32
+    }
+
+    /// False once it has ended by itself.
+    pub fn alive(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|c| matches!(c.try_wait(), Ok(None)))
+    }
+
+    /// kill -9, and waits for its end.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().ok();
+            child.wait().ok();
+        }
+    }
+
+    /// SIGTERM; its exit status, or a panic when it is still there after 20 s.
+    pub fn terminate(&mut self) -> ExitStatus {
+        sys::signal(self.pid(), libc::SIGTERM);
+        let mut status = None;
+        let child = self.child.as_mut().expect("it runs");
+        let ended = within(Duration::from_secs(20), || {
+            status = child.try_wait().expect("wait for a child");
+            status.is_some()
+        });
+        assert!(ended, "{} does not end on SIGTERM\n{}", self.name, self.log_tail(30));
+        self.child = None;
+        status.expect("ended")
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: i32) {
+        sys::signal(self.pid(), signal);
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// All it has said.
+    pub fn log(&self) -> String {
+        std::fs::read(&self.log).map(|b| String::from_utf8_lossy(&b).into_owned()).unwrap_or_default()
+    }
+
+    /// The last lines of its log, for messages.
+    pub fn log_tail(&self, lines: usize) -> String {
+        tail(&self.name, &self.log(), lines)
+    }
+
+    /// Resident memory in bytes.
+    pub fn rss(&self) -> u64 {
+        rss(self.pid())
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// The last `lines` of `text` below a headline.
+pub fn tail(name: &str, text: &str, lines: usize) -> String {
+    let all: Vec<&str> = text.lines().collect();
+    let from = all.len().saturating_sub(lines);
+    format!("---- {name}\n{}\n", all[from..].join("\n"))
+}
+
+/// Resident memory of a process in bytes.
+pub fn rss(pid: i32) -> u64 {
+    status_kib(pid, "VmRSS:")
+}
+
+/// The highest resident memory that a process ever had, in bytes.
+pub fn peak_rss(pid: i32) -> u64 {
+    status_kib(pid, "VmHWM:")
+}
+
+fn status_kib(pid: i32, key: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_else(|e| panic!("process {pid}: {e}"));
+    let line = status.lines().find(|l| l.starts_with(key)).unwrap_or_else(|| panic!("process {pid} has no {key}"));
+    let kib: u64 = line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("a number of KiB");
+    kib << 10
+}
+
+/// The process whose command line holds `argument` as one whole argument and whose program is `program`.
+pub fn find(program: &str, argument: &Path) -> Option<i32> {
+    use std::os::unix::ffi::OsStrExt;
+    for entry in std::fs::read_dir("/proc").ok()?.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
+        let Ok(line) = std::fs::read(entry.path().join("cmdline")) else { continue };
+        let mut words = line.split(|&b| b == 0);
+        let first = words.next().unwrap_or_default();
+        if Path::new(std::ffi::OsStr::from_bytes(first)).file_name() == Some(program.as_ref()) && words.any(|w| w == argument.as_os_str().as_bytes())
+        {
+            return Some(pid);
+        }
+    }
+    None
+}

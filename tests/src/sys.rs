@@ -1,0 +1,152 @@
+//! The system calls that std does not have: the one module with unsafe code.
+
+#![expect(unsafe_code, reason = "system calls that the standard library does not offer")]
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, IntoRawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// A modification or access time to leave alone, for [`set_times`].
+pub const OMIT: (i64, i64) = (0, libc::UTIME_OMIT);
+
+fn path(path: &Path) -> CString {
+    CString::new(path.as_os_str().as_bytes()).expect("a path without NUL")
+}
+
+fn check(result: i64) -> io::Result<i64> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// kill(2); a process that is gone already is fine.
+pub fn signal(pid: i32, signal: i32) {
+    // SAFETY: takes numbers only.
+    unsafe { libc::kill(pid, signal) };
+}
+
+/// close(2) with its error, which dropping a [`File`] hides.
+pub fn close(file: File) -> io::Result<()> {
+    // SAFETY: the descriptor was owned by `file` and is given up here.
+    check(i64::from(unsafe { libc::close(file.into_raw_fd()) })).map(|_| ())
+}
+
+/// renameat2(2) with `flags`.
+pub fn rename2(from: &Path, to: &Path, flags: u32) -> io::Result<()> {
+    let (from, to) = (path(from), path(to));
+    // SAFETY: both strings end with NUL and live until the call returns.
+    let result = unsafe { libc::renameat2(libc::AT_FDCWD, from.as_ptr(), libc::AT_FDCWD, to.as_ptr(), flags) };
+    check(i64::from(result)).map(|_| ())
+}
+
+/// mknod(2): `mode` includes the type.
+pub fn mknod(at: &Path, mode: u32, device: u64) -> io::Result<()> {
+    let at = path(at);
+    // SAFETY: the string ends with NUL and lives until the call returns.
+    check(i64::from(unsafe { libc::mknod(at.as_ptr(), mode, device) })).map(|_| ())
+}
+
+/// utimensat(2) without following a symlink; seconds and nanoseconds.
+pub fn set_times(at: &Path, atime: (i64, i64), mtime: (i64, i64)) -> io::Result<()> {
+    let at = path(at);
+    let times = [libc::timespec { tv_sec: atime.0, tv_nsec: atime.1 }, libc::timespec { tv_sec: mtime.0, tv_nsec: mtime.1 }];
+    // SAFETY: the string ends with NUL, the array has the two elements that the call reads.
+    let result = unsafe { libc::utimensat(libc::AT_FDCWD, at.as_ptr(), times.as_ptr(), libc::AT_SYMLINK_NOFOLLOW) };
+    check(i64::from(result)).map(|_| ())
+}
+
+/// lsetxattr(2).
+pub fn set_xattr(at: &Path, name: &str, value: &[u8], flags: i32) -> io::Result<()> {
+    let (at, name) = (path(at), CString::new(name).expect("no NUL"));
+    // SAFETY: strings end with NUL; pointer and length describe `value`.
+    let result = unsafe { libc::lsetxattr(at.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), flags) };
+    check(i64::from(result)).map(|_| ())
+}
+
+/// lgetxattr(2).
+pub fn get_xattr(at: &Path, name: &str) -> io::Result<Vec<u8>> {
+    let (at, name) = (path(at), CString::new(name).expect("no NUL"));
+    let mut value = vec![0_u8; 65_536];
+    // SAFETY: strings end with NUL; pointer and length describe `value`.
+    let result = unsafe { libc::lgetxattr(at.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
+    value.truncate(check(result as i64)? as usize);
+    Ok(value)
+}
+
+/// lremovexattr(2).
+pub fn remove_xattr(at: &Path, name: &str) -> io::Result<()> {
+    let (at, name) = (path(at), CString::new(name).expect("no NUL"));
+    // SAFETY: both strings end with NUL.
+    check(i64::from(unsafe { libc::lremovexattr(at.as_ptr(), name.as_ptr()) })).map(|_| ())
+}
+
+/// llistxattr(2), sorted.
+pub fn list_xattrs(at: &Path) -> io::Result<Vec<String>> {
+    let at = path(at);
+    let mut names = vec![0_u8; 65_536];
+    // SAFETY: the string ends with NUL; pointer and length describe `names`.
+    let result = unsafe { libc::llistxattr(at.as_ptr(), names.as_mut_ptr().cast(), names.len()) };
+    names.truncate(check(result as i64)? as usize);
+    let mut list: Vec<String> = names.split(|&b| b == 0).filter(|n| !n.is_empty()).map(|n| String::from_utf8_lossy(n).into_owned()).collect();
+    list.sort();
+    Ok(list)
+}
+
+/// statvfs(2).
+pub fn statvfs(at: &Path) -> io::Result<libc::statvfs> {
+    let at = path(at);
+    let mut out = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
+    // SAFETY: the string ends with NUL; the struct is filled on success, and all zeros is a valid value anyway.
+    check(i64::from(unsafe { libc::statvfs(at.as_ptr(), out.as_mut_ptr()) }))?;
+    // SAFETY: initialized above.
+    Ok(unsafe { out.assume_init() })
+}
+
+/// lseek(2) with SEEK_DATA or SEEK_HOLE.
+pub fn seek(file: &File, offset: i64, whence: i32) -> io::Result<i64> {
+    // SAFETY: takes numbers only.
+    check(unsafe { libc::lseek(file.as_raw_fd(), offset, whence) })
+}
+
+/// fallocate(2).
+pub fn fallocate(file: &File, mode: i32, offset: i64, length: i64) -> io::Result<()> {
+    // SAFETY: takes numbers only.
+    check(i64::from(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, length) })).map(|_| ())
+}
+
+/// flock(2).
+pub fn flock(file: &File, operation: i32) -> io::Result<()> {
+    // SAFETY: takes numbers only.
+    check(i64::from(unsafe { libc::flock(file.as_raw_fd(), operation) })).map(|_| ())
+}
+
+/// Writes `bytes` at `offset` through a shared mapping of the first `length` bytes, msync included.
+pub fn write_mapped(file: &File, length: usize, offset: usize, bytes: &[u8]) -> io::Result<()> {
+    assert!(offset + bytes.len() <= length, "inside the mapping");
+    // SAFETY: a fresh mapping of `length` bytes of an open file, which is unmapped before the return; the copy stays inside.
+    unsafe {
+        let at = libc::mmap(std::ptr::null_mut(), length, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, file.as_raw_fd(), 0);
+        if at == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        std::ptr::copy_nonoverlapping(bytes.as_ptr(), at.cast::<u8>().add(offset), bytes.len());
+        let synced = check(i64::from(libc::msync(at, length, libc::MS_SYNC))).map(|_| ());
+        libc::munmap(at, length);
+        synced
+    }
+}
+
+/// The first `length` bytes of `file` as a private mapping shows them.
+pub fn read_mapped(file: &File, length: usize) -> io::Result<Vec<u8>> {
+    // SAFETY: a fresh mapping of `length` bytes that is copied from and unmapped before the return.
+    unsafe {
+        let at = libc::mmap(std::ptr::null_mut(), length, libc::PROT_READ, libc::MAP_PRIVATE, file.as_raw_fd(), 0);
+        if at == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let bytes = std::slice::from_raw_parts(at.cast::<u8>(), length).to_vec();
+        libc::munmap(at, length);
+        Ok(bytes)
+    }
+}
