@@ -1,3 +1,4 @@
 //! The daemons of the file system, one folder a role.
 
+pub mod shell;
 pub mod store;
