@@ -1,0 +1,266 @@
+//! What may stand on the command line of `dfs`, and nothing else: `dfs shell`, the man
+//! pages and the completions read the same definition.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 failure; 2 wrong usage; 3 no such file, directory or version; \
+4 the file's write lock is taken by somebody else; 130 interrupted.\n\
+Paths start at the root of the cluster; a leading slash is optional.";
+
+/// The command line of the distributed file system: every job a person or a script does without a mount.
+#[derive(Debug, Parser)]
+#[command(name = "dfs", version, after_help = EXIT_CODES)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) globals: Globals,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Globals {
+    /// The directory service
+    #[arg(long, global = true, env = "DFS_SERVER", value_name = "URL", default_value = "http://127.0.0.1:7400")]
+    pub(crate) server: String,
+    /// File with the cluster's token, readable by its owner only
+    #[arg(long, global = true, env = "DFS_TOKEN_FILE", value_name = "FILE", default_value = "/etc/dfs/token")]
+    pub(crate) token_file: PathBuf,
+    /// Print the structures of the API as JSON; errors too, on stderr
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// How long to go on trying when a server does not answer
+    #[arg(long, global = true, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
+    pub(crate) timeout: Duration,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum Command {
+    /// List directories
+    #[command(visible_alias = "list")]
+    Ls(Ls),
+    /// Show what is known of a file: attributes, version, servers
+    Stat(OnePath),
+    /// Print a file, or one of its kept versions
+    #[command(visible_aliases = ["cat", "show"])]
+    Read(Read),
+    /// Create or replace a file
+    Write(Write),
+    /// Create an empty file; it is an error if the name is taken
+    Create(Create),
+    /// Edit a file in $VISUAL, $EDITOR or vi, holding its write lock
+    Edit(Edit),
+    /// Remove files, and directories with -r
+    Rm(Rm),
+    /// Create directories
+    Mkdir(Mkdir),
+    /// Rename, or move into a directory
+    Mv(Mv),
+    /// Give a file another name, or make a symbolic link
+    Ln(Ln),
+    /// Show who holds and who waits for write locks
+    Locks(Locks),
+    /// Show how the cluster is: every role, space, sessions, missing copies
+    Status(Status),
+    /// List clients
+    Sessions,
+    /// List file servers
+    Servers,
+    /// List the kept versions of a file
+    History(OnePath),
+    /// Type commands one after the other in one session
+    Shell,
+    /// Explain how to work with this program
+    Instructions,
+    /// Write man pages into a directory
+    Man(Man),
+    /// Print a completion script for a shell
+    Completions(Completions),
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct OnePath {
+    /// A path in the cluster
+    pub(crate) path: OsString,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Ls {
+    /// Directories or files
+    #[arg(default_value = "/")]
+    pub(crate) paths: Vec<OsString>,
+    /// Long form: mode, links, owner, group, size, time
+    #[arg(short)]
+    pub(crate) long: bool,
+    /// Names that begin with a dot, too
+    #[arg(short, long)]
+    pub(crate) all: bool,
+    /// Everything below, too
+    #[arg(short = 'R', long)]
+    pub(crate) recursive: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Read {
+    /// The file; PATH@7 is its version 7
+    #[arg(value_name = "PATH[@VERSION]")]
+    pub(crate) path: OsString,
+    /// Write to this file instead of standard output
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// Start at this byte
+    #[arg(long, value_name = "BYTES", default_value_t = 0)]
+    pub(crate) offset: u64,
+    /// At most this many bytes
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) length: Option<u64>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Waiting {
+    /// How long to wait for the write lock; 0: not at all
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
+    pub(crate) wait: Duration,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Write {
+    /// The file in the cluster
+    pub(crate) path: OsString,
+    /// Where the content is; - or nothing: standard input
+    pub(crate) file: Option<PathBuf>,
+    /// Add at the end instead of replacing
+    #[arg(long)]
+    pub(crate) append: bool,
+    /// Wait until the disks of all copies have it
+    #[arg(long)]
+    pub(crate) sync: bool,
+    #[command(flatten)]
+    pub(crate) waiting: Waiting,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Create {
+    /// New files
+    #[arg(required = true)]
+    pub(crate) paths: Vec<OsString>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Edit {
+    /// The file; it is created if there is none
+    pub(crate) path: OsString,
+    #[command(flatten)]
+    pub(crate) waiting: Waiting,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Rm {
+    /// What to remove
+    #[arg(required = true)]
+    pub(crate) paths: Vec<OsString>,
+    /// Directories with everything below
+    #[arg(short, long, visible_short_alias = 'R')]
+    pub(crate) recursive: bool,
+    /// No error where there is nothing to remove
+    #[arg(short, long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Mkdir {
+    /// New directories
+    #[arg(required = true)]
+    pub(crate) paths: Vec<OsString>,
+    /// Missing parents too, and no error where it exists
+    #[arg(short, long)]
+    pub(crate) parents: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Mv {
+    /// What to move, then where to: a new name or an existing directory
+    #[arg(required = true, num_args = 2.., value_name = "SOURCE TARGET")]
+    pub(crate) paths: Vec<OsString>,
+    /// Never replace an existing target
+    #[arg(short = 'n', long, conflicts_with = "exchange")]
+    pub(crate) no_replace: bool,
+    /// Swap the two names
+    #[arg(long)]
+    pub(crate) exchange: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Ln {
+    /// What the link leads to
+    pub(crate) target: OsString,
+    /// The new name, or a directory for it
+    pub(crate) link: OsString,
+    /// A symbolic link
+    #[arg(short, long)]
+    pub(crate) symbolic: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Locks {
+    /// Only this file's
+    pub(crate) path: Option<OsString>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Status {
+    /// Fail unless the lock service and at least this many file servers answer
+    #[arg(long, value_name = "SERVERS")]
+    pub(crate) expect: Option<usize>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Man {
+    /// The directory for the pages
+    pub(crate) directory: PathBuf,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Completions {
+    /// The shell
+    pub(crate) shell: clap_complete::Shell,
+}
+
+/// Seconds with a fraction, up to a day.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let bad = || "expected seconds, 0 to 86400".to_owned();
+    let seconds: f64 = text.parse().map_err(|_| bad())?;
+    if !(0.0..=86_400.0).contains(&seconds) {
+        return Err(bad());
+    }
+    Ok(Duration::from_secs_f64(seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_holds_together() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn seconds_are_bounded() {
+        assert_eq!(seconds("1.5"), Ok(Duration::from_millis(1500)));
+        for bad in ["-1", "x", "86401", "NaN", "inf"] {
+            assert!(seconds(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn moving_wants_two_names() {
+        assert!(Arguments::try_parse_from(["dfs", "mv", "a"]).is_err());
+        assert!(Arguments::try_parse_from(["dfs", "mv", "a", "b"]).is_ok());
+    }
+}
