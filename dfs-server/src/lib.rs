@@ -1,4 +1,5 @@
 //! The daemons of the file system, one folder a role.
 
+pub mod lock;
 pub mod shell;
 pub mod store;
