@@ -1,0 +1,251 @@
+//! What two mounts promise each other: close-to-open, whole versions, names, orphans.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
+use std::time::Instant;
+
+use dfs_tests::tree::{assert_same, listing};
+use dfs_tests::{Cluster, Mount, eventually, sys};
+
+/// A cluster with `N` mounts.
+fn mounts<const N: usize>() -> (Cluster, [Mount; N]) {
+    let cluster = Cluster::small();
+    let mounts = std::array::from_fn(|_| cluster.mount());
+    (cluster, mounts)
+}
+
+fn put(path: &std::path::Path, content: &[u8]) {
+    let mut file = File::create(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    file.write_all(content).unwrap();
+    sys::close(file).unwrap();
+}
+
+#[test]
+fn an_open_after_a_close_elsewhere_reads_the_new_content() {
+    let (_cluster, [a, b]) = mounts();
+    put(&a.at("f"), b"first");
+    assert_eq!(fs::read(b.at("f")).unwrap(), b"first");
+    for round in 0..30 {
+        let (from, to) = if round % 2 == 0 { (&b, &a) } else { (&a, &b) };
+        let content = vec![b'0' + round as u8; 1 + 5_000 * round];
+        put(&from.at("f"), &content);
+        assert!(fs::read(to.at("f")).unwrap() == content, "round {round}: the other mount reads an old version");
+    }
+}
+
+#[test]
+fn names_made_on_one_mount_are_seen_on_the_other() {
+    let (_cluster, [a, b]) = mounts();
+    fs::create_dir(a.at("d")).unwrap();
+    put(&a.at("d/x"), b"x");
+    assert_eq!(fs::read(b.at("d/x")).unwrap(), b"x");
+    fs::rename(b.at("d/x"), b.at("d/y")).unwrap();
+    eventually(3, "the old name is gone on the first mount", || !a.at("d/x").exists());
+    assert_eq!(fs::read(a.at("d/y")).unwrap(), b"x");
+    fs::remove_file(a.at("d/y")).unwrap();
+    eventually(3, "the file is gone on the second mount", || !b.at("d/y").exists());
+    fs::remove_dir(b.at("d")).unwrap();
+    eventually(3, "the directory is gone on the first mount", || !a.at("d").exists());
+}
+
+#[test]
+fn a_tree_made_on_two_mounts_is_the_same_on_both() {
+    let (_cluster, [a, b]) = mounts();
+    let script = "for i in 1 2 3 4 5; do mkdir -p NAME/d$i/e; for j in 1 2 3 4 5 6; do echo $i $j > NAME/d$i/e/f$j; done; ln -s e NAME/d$i/l; ln NAME/d$i/e/f1 NAME/d$i/h; done";
+    std::thread::scope(|scope| {
+        scope.spawn(|| a.run(&script.replace("NAME", "left")));
+        scope.spawn(|| b.run(&script.replace("NAME", "right")));
+    });
+    eventually(3, "both mounts list both trees", || a.at("right/d5/h").exists() && b.at("left/d5/h").exists());
+    assert_same(&listing(a.path()), &listing(b.path()));
+}
+
+#[test]
+fn a_reader_keeps_the_version_that_it_opened() {
+    let (_cluster, [writer, reader]) = mounts();
+    let content = |n: u8| vec![n; if n.is_multiple_of(2) { 700_000 } else { 150_000 }];
+    put(&writer.at("f"), &content(0));
+    for n in 1..8 {
+        let mut old = File::open(reader.at("f")).unwrap();
+        let mut head = vec![0; 1000];
+        old.read_exact(&mut head).unwrap();
+        put(&writer.at("f"), &content(n));
+        // A later open of the same mount does not disturb the earlier one.
+        assert!(fs::read(reader.at("f")).unwrap() == content(n), "version {n} is not what the next open reads");
+        let mut rest = head;
+        old.read_to_end(&mut rest).unwrap();
+        assert!(rest == content(n - 1), "round {n}: the reader got {} bytes of {:?}", rest.len(), rest.first());
+        let mut again = vec![0; 100];
+        old.seek(SeekFrom::Start(0)).unwrap();
+        old.read_exact(&mut again).unwrap();
+        assert!(again == vec![n - 1; 100], "round {n}: reading again shows another version");
+    }
+}
+
+#[test]
+fn readers_beside_a_busy_writer_never_see_a_torn_file() {
+    let (_cluster, [writer, reader]) = mounts();
+    let version = |n: u32| {
+        let mut body = n.to_le_bytes().repeat(1 + (n as usize * 7919) % 50_000);
+        let hash = blake3::hash(&body);
+        body.extend_from_slice(hash.as_bytes());
+        body
+    };
+    put(&writer.at("f"), &version(0));
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let reads = scope.spawn(|| {
+            let (mut reads, mut last) = (0, 0);
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                let bytes = fs::read(reader.at("f")).unwrap();
+                let (body, hash) = bytes.split_at(bytes.len() - 32);
+                assert!(blake3::hash(body).as_bytes() == hash, "torn after {reads} reads: {} bytes", bytes.len());
+                let n = u32::from_le_bytes(body[..4].try_into().unwrap());
+                assert!(n >= last, "version {n} after version {last}");
+                (reads, last) = (reads + 1, n);
+            }
+            reads
+        });
+        for n in 1..=60 {
+            put(&writer.at("f"), &version(n));
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        let reads = reads.join().unwrap();
+        assert!(reads > 5, "only {reads} reads beside 60 writes");
+    });
+    assert!(fs::read(reader.at("f")).unwrap() == version(60));
+}
+
+#[test]
+fn processes_of_one_mount_see_each_others_writes_at_once() {
+    let (_cluster, [a]) = mounts();
+    let mut writer = File::create(a.at("f")).unwrap();
+    let reader = File::open(a.at("f")).unwrap();
+    for n in 0..20_u8 {
+        writer.write_all(&[n; 1000]).unwrap();
+        let mut last = [0; 1000];
+        reader.read_exact_at(&mut last, u64::from(n) * 1000).unwrap();
+        assert_eq!(last, [n; 1000]);
+        assert_eq!(fs::metadata(a.at("f")).unwrap().len(), (u64::from(n) + 1) * 1000);
+    }
+    sys::close(writer).unwrap();
+}
+
+#[test]
+fn fsync_publishes_before_close() {
+    let (_cluster, [a, b]) = mounts();
+    let mut file = File::create(a.at("f")).unwrap();
+    file.write_all(b"synced").unwrap();
+    file.sync_all().unwrap();
+    assert_eq!(fs::read(b.at("f")).unwrap(), b"synced");
+    file.write_all(b" and closed").unwrap();
+    assert_eq!(fs::read(b.at("f")).unwrap(), b"synced");
+    sys::close(file).unwrap();
+    assert_eq!(fs::read(b.at("f")).unwrap(), b"synced and closed");
+}
+
+#[test]
+fn a_file_removed_elsewhere_stays_readable_while_it_is_open() {
+    let (_cluster, [a, b]) = mounts();
+    let content: Vec<u8> = (0..400_000_u32).map(|n| n as u8).collect();
+    put(&a.at("f"), &content);
+    let mut open = File::open(b.at("f")).unwrap();
+    fs::remove_file(a.at("f")).unwrap();
+    eventually(3, "the name is gone", || !b.at("f").exists());
+    let mut got = Vec::new();
+    open.read_to_end(&mut got).unwrap();
+    assert!(got == content, "{} bytes of {}", got.len(), content.len());
+}
+
+#[test]
+fn a_file_replaced_by_rename_elsewhere_is_the_new_one_at_the_next_open() {
+    let (_cluster, [a, b]) = mounts();
+    put(&a.at("f"), b"old content");
+    let old = File::open(b.at("f")).unwrap();
+    put(&a.at("new"), b"replacement");
+    fs::rename(a.at("new"), a.at("f")).unwrap();
+    eventually(3, "the next open reads the replacement", || fs::read(b.at("f")).is_ok_and(|c| c == b"replacement"));
+    let mut bytes = vec![0; 11];
+    old.read_exact_at(&mut bytes, 0).unwrap();
+    assert_eq!(bytes, b"old content");
+}
+
+#[test]
+fn mapped_stores_arrive_on_the_other_mount() {
+    let (_cluster, [a, b]) = mounts();
+    put(&a.at("f"), &vec![b'.'; 300_000]);
+    let file = OpenOptions::new().read(true).write(true).open(a.at("f")).unwrap();
+    sys::write_mapped(&file, 300_000, 123_456, b"mapped").unwrap();
+    sys::close(file).unwrap();
+    let got = fs::read(b.at("f")).unwrap();
+    assert_eq!((got.len(), &got[123_456..123_462], got[123_462]), (300_000, &b"mapped"[..], b'.'));
+    let file = File::open(b.at("f")).unwrap();
+    assert!(sys::read_mapped(&file, 300_000).unwrap() == got);
+}
+
+#[test]
+fn appends_by_processes_of_two_mounts_all_arrive() {
+    let (_cluster, [a, b]) = mounts();
+    put(&a.at("log"), b"");
+    let append = |mount: &Mount, who: &str| {
+        for n in 0..40 {
+            let mut file = OpenOptions::new().append(true).open(mount.at("log")).unwrap();
+            file.write_all(format!("{who} {n}\n").as_bytes()).unwrap();
+            sys::close(file).unwrap();
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| append(&a, "a"));
+        scope.spawn(|| append(&a, "A"));
+        scope.spawn(|| append(&b, "b"));
+    });
+    let text = fs::read_to_string(b.at("log")).unwrap();
+    for who in ["a", "A", "b"] {
+        let lines: Vec<&str> = text.lines().filter(|l| l.starts_with(who)).collect();
+        let expected: Vec<String> = (0..40).map(|n| format!("{who} {n}")).collect();
+        assert_eq!(lines, expected);
+    }
+    assert_eq!(text.lines().count(), 120);
+}
+
+#[test]
+fn two_clients_in_one_directory_do_not_wait_for_each_other_forever() {
+    let (_cluster, [a, b]) = mounts();
+    fs::create_dir(a.at("d")).unwrap();
+    let churn = |mount: &Mount, who: &str| {
+        for n in 0..60 {
+            let (one, two) = (mount.at(format!("d/{who}{n}")), mount.at(format!("d/{who}{n}.renamed")));
+            put(&one, b"x");
+            fs::rename(&one, &two).unwrap();
+            fs::read_dir(mount.at("d")).unwrap().for_each(|e| drop(e.unwrap()));
+            fs::remove_file(&two).unwrap();
+        }
+    };
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        scope.spawn(|| churn(&a, "a"));
+        scope.spawn(|| churn(&b, "b"));
+    });
+    println!("240 changes a client took {:?}", start.elapsed());
+    eventually(3, "the directory is empty", || fs::read_dir(a.at("d")).unwrap().count() == 0 && fs::read_dir(b.at("d")).unwrap().count() == 0);
+}
+
+#[test]
+fn attributes_set_on_one_mount_show_on_the_other() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let (_cluster, [a, b]) = mounts();
+    put(&a.at("f"), b"x");
+    assert_eq!(fs::metadata(b.at("f")).unwrap().mode() & 0o777, 0o644);
+    fs::set_permissions(a.at("f"), PermissionsExt::from_mode(0o4751)).unwrap();
+    std::os::unix::fs::chown(a.at("f"), Some(1234), Some(4321)).unwrap();
+    fs::set_permissions(a.at("f"), PermissionsExt::from_mode(0o4751)).unwrap();
+    sys::set_times(&a.at("f"), (1_111, 222), (1_600_000_000, 123_456_789)).unwrap();
+    sys::set_xattr(&a.at("f"), "user.note", b"hello\0\xff", 0).unwrap();
+    let shown = || {
+        let m = fs::metadata(b.at("f")).unwrap();
+        (m.mode() & 0o7777, m.uid(), m.gid(), m.mtime(), m.mtime_nsec(), m.atime(), m.atime_nsec())
+    };
+    eventually(3, "attributes arrive", || shown() == (0o4751, 1234, 4321, 1_600_000_000, 123_456_789, 1_111, 222));
+    assert_eq!(sys::get_xattr(&b.at("f"), "user.note").unwrap(), b"hello\0\xff");
+}

@@ -1,0 +1,187 @@
+//! One writer at a time, first come first served across the cluster.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use dfs_tests::{Cluster, Mount, Role, eventually, sys, within};
+
+fn writer(path: &Path) -> File {
+    OpenOptions::new().read(true).write(true).open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+fn with_file<const N: usize>() -> (Cluster, [Mount; N]) {
+    let cluster = Cluster::builder().start();
+    let mounts: [Mount; N] = std::array::from_fn(|_| cluster.mount());
+    fs::write(mounts[0].at("f"), "start\n").unwrap();
+    (cluster, mounts)
+}
+
+#[test]
+fn four_clients_write_in_the_order_of_their_opens() {
+    let (cluster, mounts) = with_file::<5>();
+    let holder = writer(&mounts[4].at("f"));
+    let released = Mutex::new(Instant::now());
+    let order = Mutex::new(Vec::new());
+    let waits = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for (n, mount) in mounts[..4].iter().enumerate() {
+            let (released, order, waits) = (&released, &order, &waits);
+            scope.spawn(move || {
+                let mut file = OpenOptions::new().append(true).open(mount.at("f")).unwrap();
+                waits.lock().unwrap().push(released.lock().unwrap().elapsed());
+                order.lock().unwrap().push(n);
+                file.write_all(format!("client {n}\n").as_bytes()).unwrap();
+                *released.lock().unwrap() = Instant::now();
+                sys::close(file).unwrap();
+            });
+            eventually(10, "the client stands in the queue", || cluster.waiters("f") == n + 1);
+        }
+        assert!(order.lock().unwrap().is_empty(), "somebody got in while the lock was held");
+        *released.lock().unwrap() = Instant::now();
+        sys::close(holder).unwrap();
+    });
+    assert_eq!(*order.lock().unwrap(), [0, 1, 2, 3]);
+    assert_eq!(fs::read_to_string(mounts[4].at("f")).unwrap(), "start\nclient 0\nclient 1\nclient 2\nclient 3\n");
+    let waits = waits.lock().unwrap();
+    println!("from the close before (commit included) to the open: {waits:?}");
+    assert!(waits.iter().all(|w| *w < Duration::from_millis(500)), "handing over takes too long: {waits:?}");
+}
+
+#[test]
+fn readers_are_never_blocked_by_a_writer() {
+    let (_cluster, [a, b]) = with_file();
+    let mut file = writer(&a.at("f"));
+    file.write_all(b"half a new version").unwrap();
+    let start = Instant::now();
+    assert_eq!(fs::read_to_string(b.at("f")).unwrap(), "start\n");
+    let mut same_mount = String::new();
+    File::open(a.at("f")).unwrap().read_to_string(&mut same_mount).unwrap();
+    assert_eq!(same_mount, "half a new version");
+    assert!(start.elapsed() < Duration::from_secs(2), "reading took {:?}", start.elapsed());
+    sys::close(file).unwrap();
+    assert_eq!(fs::read_to_string(b.at("f")).unwrap(), "half a new version");
+}
+
+#[test]
+fn processes_of_one_mount_share_its_lock() {
+    let (cluster, [a]) = with_file();
+    let first = writer(&a.at("f"));
+    let second = writer(&a.at("f"));
+    assert_eq!(cluster.waiters("f"), 0);
+    sys::close(first).unwrap();
+    sys::close(second).unwrap();
+}
+
+#[test]
+fn nonblocking_opens_say_that_they_would_wait() {
+    let (cluster, [a, b]) = with_file();
+    let file = writer(&a.at("f"));
+    let error = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(b.at("f")).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EWOULDBLOCK));
+    assert_eq!(cluster.waiters("f"), 0, "a refused open leaves nothing in the queue");
+    sys::close(file).unwrap();
+    let open = || OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(b.at("f"));
+    eventually(2, "it is free again", || open().is_ok());
+}
+
+#[test]
+fn lock_wait_bounds_the_wait() {
+    let (cluster, [a]) = with_file();
+    let b = cluster.mount_with("lock_wait=1");
+    let file = writer(&a.at("f"));
+    let start = Instant::now();
+    let error = OpenOptions::new().write(true).open(b.at("f")).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EBUSY));
+    let took = start.elapsed();
+    assert!(took > Duration::from_millis(900) && took < Duration::from_secs(3), "{took:?}");
+    assert_eq!(cluster.waiters("f"), 0);
+    sys::close(file).unwrap();
+}
+
+#[test]
+fn a_signal_ends_a_waiting_open() {
+    let (cluster, [a, b]) = with_file();
+    let file = writer(&a.at("f"));
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGKILL] {
+        let mut child = Command::new("dd").arg("if=/dev/zero").arg(format!("of={}", b.at("f").display())).stderr(Stdio::null()).spawn().unwrap();
+        eventually(10, "dd waits for the lock", || cluster.waiters("f") == 1);
+        let start = Instant::now();
+        sys::signal(child.id() as i32, signal);
+        let mut status = None;
+        let ended = within(Duration::from_secs(5), || {
+            status = child.try_wait().unwrap();
+            status.is_some()
+        });
+        assert!(ended, "signal {signal} does not end the wait\n{}", b.log());
+        assert_eq!(status.unwrap().signal(), Some(signal));
+        println!("signal {signal} ended the wait after {:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(1));
+        eventually(2, "its place in the queue is gone", || cluster.waiters("f") == 0);
+    }
+    sys::close(file).unwrap();
+    drop(writer(&b.at("f")));
+}
+
+#[test]
+fn a_vanished_holder_loses_its_lock_when_its_lease_ends() {
+    let cluster = Cluster::builder().lease_seconds(2).start();
+    let (mut a, b) = (cluster.mount(), cluster.mount());
+    fs::write(a.at("f"), "start\n").unwrap();
+    let file = writer(&a.at("f"));
+    sys::signal(a.pid(), libc::SIGSTOP);
+    let start = Instant::now();
+    let second = writer(&b.at("f"));
+    println!("the next in line had it after {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(8));
+    sys::close(second).unwrap();
+    a.kill();
+    drop(file);
+}
+
+#[test]
+fn locks_and_tokens_survive_a_restart_of_the_lock_service() {
+    let (mut cluster, [a, b]) = with_file();
+    let mut file = writer(&a.at("f"));
+    let before = cluster.lock(&dfs_common::api::lock::Status {}).unwrap().last_token;
+    std::thread::scope(|scope| {
+        let path = b.at("f");
+        let waiting = scope.spawn(move || {
+            let mut file = OpenOptions::new().append(true).open(path).unwrap();
+            file.write_all(b"second\n").unwrap();
+            sys::close(file).unwrap();
+        });
+        eventually(10, "the second writer waits", || cluster.waiters("f") == 1);
+        cluster.kill(Role::Lock);
+        cluster.restart(Role::Lock);
+        eventually(10, "holder and queue are back", || cluster.waiters("f") == 1);
+        assert!(!waiting.is_finished(), "the restart gave the lock away");
+        file.write_all(b"first\n").unwrap();
+        sys::close(file).unwrap();
+        waiting.join().unwrap();
+    });
+    assert_eq!(fs::read_to_string(a.at("f")).unwrap(), "first\nsecond\n");
+    let after = cluster.lock(&dfs_common::api::lock::Status {}).unwrap().last_token;
+    assert!(after > before, "token {after} after {before}");
+}
+
+#[test]
+fn who_holds_a_lock_can_be_seen() {
+    let (cluster, [a, b]) = with_file();
+    let file = writer(&a.at("f"));
+    let mut child = Command::new("dd").arg("if=/dev/null").arg(format!("of={}", b.at("f").display())).stderr(Stdio::null()).spawn().unwrap();
+    eventually(10, "dd waits for the lock", || cluster.waiters("f") == 1);
+    let rows = cluster.lock(&dfs_common::api::lock::Locks { ino: Some(cluster.inode("f")) }).unwrap();
+    assert_eq!(rows.len(), 1);
+    assert_eq!(rows[0].holder.owner.pid, std::process::id());
+    assert_eq!(rows[0].queue[0].owner.program, "dd");
+    let shown = cluster.dfs(&["locks"]);
+    assert!(shown.contains("dd") && shown.contains(&std::process::id().to_string()), "dfs locks:\n{shown}");
+    sys::close(file).unwrap();
+    assert!(child.wait().unwrap().success());
+}
