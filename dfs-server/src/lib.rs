@@ -1,5 +1,6 @@
 //! The daemons of the file system, one folder a role.
 
+pub mod directory;
 pub mod lock;
 pub mod shell;
 pub mod store;

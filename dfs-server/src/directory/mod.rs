@@ -1,0 +1,127 @@
+//! The directory service: names, inodes, versions and where each lives, which file
+//! servers are alive, client sessions and their leases.
+//!
+//! It never touches a byte of a file. [`state`] holds what operations mean, pure;
+//! [`writer`] commits what waits as one batch; [`http`] only translates; [`periodic`]
+//! is what happens without a request. Invariant: an answer to a mutation leaves only
+//! after its rows, and the stored reply beside them, are committed.
+
+mod http;
+mod periodic;
+mod state;
+mod writer;
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, SystemTime};
+
+use dfs_common::attributes::Timestamp;
+use dfs_common::block::{MAX_BLOCK_BITS, MIN_BLOCK_BITS};
+use dfs_common::ids::ROOT;
+use dfs_common::{Error, ErrorKind, Result};
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use crate::store::{Batch, Durability, Store};
+pub use state::Pin;
+use state::records::Record;
+use state::{Moment, Policy, Tables, keys, make_root};
+use writer::Queue;
+
+/// How a directory service runs.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Copies that each new file gets, 1 to 16.
+    pub copies: u32,
+    /// Versions of each file that are kept, the current one included; at least 1.
+    pub keep_versions: u32,
+    /// A session ends this long after its last request.
+    pub lease: Duration,
+    /// Between two heartbeats of a file server.
+    pub heartbeat: Duration,
+    /// Where clients find the lock service.
+    pub lock_url: String,
+    /// Subtrees whose new files go to certain servers.
+    pub pins: Vec<Pin>,
+    /// log2 of the block size for new files.
+    pub block_bits: u8,
+}
+
+/// The service. [`dfs_common::wire::Service`] answers its requests, [`Directory::run`] does the rest.
+#[derive(Debug)]
+pub struct Directory {
+    config: Config,
+    policy: Policy,
+    store: Arc<dyn Store>,
+    tables: Mutex<Tables>,
+    queue: Queue,
+    /// Requests answered, by resource; every resource is in it from the start.
+    requests: Mutex<BTreeMap<&'static str, u64>>,
+    cluster: String,
+    revision: AtomicU64,
+    started: Instant,
+}
+
+impl Directory {
+    /// Opens the state in `store`; a new one gets a root directory and a random cluster name.
+    pub fn open(config: Config, store: Arc<dyn Store>) -> Result<Arc<Self>> {
+        check(&config)?;
+        let started = Instant::now();
+        let cluster = match store.get(&keys::cluster())? {
+            Some(name) => String::from_utf8(name).map_err(|_| Error::new(ErrorKind::Corrupt, "the stored cluster name is no text"))?,
+            None => create_cluster(&*store)?,
+        };
+        let tables = Tables::load(&*store, config.heartbeat, Duration::ZERO)?;
+        // An empty commit: only to learn how far revisions have come.
+        let revision = store.commit(&Batch::default(), Durability::Process)?;
+        let policy = Policy { copies: config.copies, keep_versions: config.keep_versions, pins: config.pins.clone() };
+        Ok(Arc::new(Self {
+            config,
+            policy,
+            store,
+            tables: Mutex::new(tables),
+            queue: Queue::default(),
+            requests: Mutex::new(dfs_common::api::directory::PATHS.iter().map(|path| (*path, 0)).collect()),
+            cluster,
+            revision: AtomicU64::new(revision),
+            started,
+        }))
+    }
+
+    fn now(&self) -> Moment {
+        Moment { wall: Timestamp::from_system_time(SystemTime::now()), clock: self.started.elapsed() }
+    }
+}
+
+fn check(config: &Config) -> Result<()> {
+    let invalid = |why: String| Err(Error::new(ErrorKind::Invalid, why));
+    if !(1..=16).contains(&config.copies) {
+        return invalid(format!("copies: 1 to 16, not {}", config.copies));
+    }
+    if config.keep_versions == 0 {
+        return invalid("keep_versions: at least 1, the current one".to_owned());
+    }
+    if config.lease < Duration::from_millis(100) || config.heartbeat < Duration::from_millis(10) {
+        return invalid("a lease has at least 100 ms, a heartbeat at least 10 ms".to_owned());
+    }
+    if !(MIN_BLOCK_BITS..=MAX_BLOCK_BITS).contains(&config.block_bits) {
+        return invalid(format!("blocks of 2^{} bytes: 2^{MIN_BLOCK_BITS} to 2^{MAX_BLOCK_BITS} are known", config.block_bits));
+    }
+    match config.pins.iter().find(|pin| !pin.path.starts_with('/') || pin.servers.is_empty()) {
+        Some(pin) => invalid(format!("pin '{}': a path from the root and at least one server are needed", pin.path)),
+        None => Ok(()),
+    }
+}
+
+fn create_cluster(store: &dyn Store) -> Result<String> {
+    let mut random = [0; 16];
+    let read = std::fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut random));
+    read.map_err(|e| Error::from_io(&e, "/dev/urandom"))?;
+    let name: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+    let root = make_root(Timestamp::from_system_time(SystemTime::now()));
+    let changes = BTreeMap::from([(keys::cluster(), Some(name.clone().into_bytes())), (keys::inode(ROOT), Some(root.encode()))]);
+    store.commit(&Batch { changes, expected: BTreeMap::from([(keys::cluster(), None)]) }, Durability::Disk)?;
+    Ok(name)
+}

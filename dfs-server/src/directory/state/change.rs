@@ -1,0 +1,170 @@
+//! One mutation under way: the rows it reads and writes, and what it does to the tables.
+//!
+//! Whoever drives it decides whether its rows are committed; until then nothing has
+//! happened. A mutation that fails is thrown away whole.
+
+use dfs_common::ids::{InodeId, SessionId};
+use dfs_common::{Error, ErrorKind, Result};
+
+use super::keys;
+use super::records::{Dentry, Inode, Orphan, Record, ServerRecord, SessionRecord, UnderReplicated, VersionRecord};
+use super::tables::{Moment, Policy, Tables};
+use crate::store::{Overlay, View};
+
+/// What a committed mutation changes in the tables.
+#[derive(Debug, Default)]
+pub(crate) struct Effects {
+    pub(super) inodes: i64,
+    pub(super) orphans: i64,
+    pub(super) orphaned: Vec<(InodeId, Vec<SessionId>)>,
+    pub(super) released: Vec<(InodeId, SessionId)>,
+    pub(super) under: Vec<(InodeId, bool)>,
+    pub(super) opened: Option<(SessionId, SessionRecord)>,
+    pub(super) closed: Option<SessionId>,
+    pub(super) registered: Option<(dfs_common::ids::ServerId, ServerRecord)>,
+}
+
+/// A mutation under way. Of the tables it may take numbers and note placements; the rest changes by [`Effects`].
+#[derive(Debug)]
+pub(crate) struct Change<'a> {
+    pub(crate) view: Overlay<'a>,
+    pub(crate) tables: &'a mut Tables,
+    pub(crate) policy: &'a Policy,
+    pub(crate) now: Moment,
+    pub(crate) effects: Effects,
+}
+
+/// The inode, orphans included.
+pub(super) fn load(view: &dyn View, ino: InodeId) -> Result<Inode> {
+    match view.get(&keys::inode(ino))? {
+        Some(value) => Inode::decode(&value),
+        None => Err(Error::new(ErrorKind::NotFound, format!("inode {ino} does not exist"))),
+    }
+}
+
+/// A directory that has not been removed.
+pub(super) fn load_directory(view: &dyn View, ino: InodeId) -> Result<Inode> {
+    let inode = load(view, ino)?;
+    if !inode.is_directory() {
+        return Err(Error::new(ErrorKind::NotDirectory, format!("inode {ino} is no directory")));
+    }
+    if inode.nlink == 0 {
+        return Err(Error::new(ErrorKind::NotFound, format!("directory {ino} was removed")));
+    }
+    Ok(inode)
+}
+
+/// Where `name` in `parent` leads.
+pub(super) fn find(view: &dyn View, parent: InodeId, name: &[u8]) -> Result<Option<InodeId>> {
+    view.get(&keys::dentry(parent, name))?.map(|value| Dentry::decode(&value).map(|d| d.ino)).transpose()
+}
+
+impl<'a> Change<'a> {
+    /// No change yet above `below`.
+    pub(crate) fn new(below: &'a dyn View, tables: &'a mut Tables, policy: &'a Policy, now: Moment) -> Self {
+        Self { view: Overlay::new(below), tables, policy, now, effects: Effects::default() }
+    }
+
+    pub(super) fn load(&self, ino: InodeId) -> Result<Inode> {
+        load(&self.view, ino)
+    }
+
+    pub(super) fn put_inode(&mut self, ino: InodeId, inode: &Inode) {
+        self.view.put(keys::inode(ino), inode.encode());
+    }
+
+    /// Loads, changes and stores an inode; returns it as stored.
+    pub(super) fn edit(&mut self, ino: InodeId, edit: impl FnOnce(&mut Inode)) -> Result<Inode> {
+        let mut inode = self.load(ino)?;
+        edit(&mut inode);
+        self.put_inode(ino, &inode);
+        Ok(inode)
+    }
+
+    /// Notes that the entries of `parent` changed, and its count of subdirectories by `subdirectories`.
+    pub(super) fn touch_directory(&mut self, parent: InodeId, subdirectories: i32) -> Result<()> {
+        let now = self.now.wall;
+        let parent = self.edit(parent, |directory| {
+            directory.nlink = directory.nlink.saturating_add_signed(subdirectories);
+            (directory.mtime, directory.ctime) = (now, now);
+        })?;
+        assert!(parent.is_directory() && parent.nlink >= 2, "entries change only in directories that have names");
+        Ok(())
+    }
+
+    pub(super) fn put_dentry(&mut self, parent: InodeId, name: &[u8], ino: InodeId) {
+        self.view.put(keys::dentry(parent, name), Dentry { ino }.encode());
+    }
+
+    /// Takes one name from an inode that is no directory, or the only one from a directory.
+    /// At none it becomes an orphan of all live sessions, or goes at once where there are none.
+    pub(super) fn drop_name(&mut self, ino: InodeId) -> Result<Inode> {
+        let now = self.now.wall;
+        let inode = self.edit(ino, |inode| {
+            inode.nlink = if inode.is_directory() { 0 } else { inode.nlink.saturating_sub(1) };
+            inode.ctime = now;
+        })?;
+        if inode.nlink > 0 {
+            return Ok(inode);
+        }
+        self.effects.orphans += 1;
+        let sessions: Vec<SessionId> = self.tables.sessions.keys().copied().collect();
+        if sessions.is_empty() {
+            self.free(ino)?;
+        } else {
+            self.view.put(keys::orphan(ino), Orphan { sessions: sessions.clone() }.encode());
+            self.effects.orphaned.push((ino, sessions));
+        }
+        Ok(inode)
+    }
+
+    /// Deletes an orphan that nobody has open any more; its versions go to their holders as orders to drop.
+    pub(super) fn free(&mut self, ino: InodeId) -> Result<()> {
+        let inode = self.load(ino)?;
+        assert_eq!(inode.nlink, 0, "inode {ino} has names");
+        if inode.xattrs > 0 {
+            let (from, to) = keys::xattrs(ino);
+            for (key, _) in self.view.scan(&from, &to, usize::MAX)? {
+                self.view.delete(key);
+            }
+        }
+        if inode.version.0 > 0 {
+            let (from, to) = keys::versions(ino);
+            for (key, value) in self.view.scan(&from, &to, usize::MAX)? {
+                self.drop_version(key, &VersionRecord::decode(&value)?);
+            }
+            self.set_missing(ino, None)?;
+        }
+        self.view.delete(keys::inode(ino));
+        self.view.delete(keys::orphan(ino));
+        self.effects.inodes -= 1;
+        self.effects.orphans -= 1;
+        Ok(())
+    }
+
+    /// Deletes a version's row and orders its holders to drop it.
+    pub(super) fn drop_version(&mut self, key: crate::store::Key, record: &VersionRecord) {
+        let what = keys::version_of(&key);
+        for &holder in &record.holders {
+            self.view.put(keys::drop_order(holder, what), Vec::new());
+        }
+        self.view.delete(key);
+    }
+
+    /// Notes which servers lack the current version of `ino`; `None`: it has all its copies.
+    pub(super) fn set_missing(&mut self, ino: InodeId, missing: Option<UnderReplicated>) -> Result<()> {
+        let key = keys::under_replicated(ino);
+        match missing {
+            Some(record) => {
+                self.view.put(key, record.encode());
+                self.effects.under.push((ino, true));
+            }
+            None if self.view.get(&key)?.is_some() => {
+                self.view.delete(key);
+                self.effects.under.push((ino, false));
+            }
+            None => {}
+        }
+        Ok(())
+    }
+}

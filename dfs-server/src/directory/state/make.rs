@@ -1,0 +1,105 @@
+//! Creating entries of every type.
+
+use dfs_common::api::directory::Make;
+use dfs_common::attributes::{Entry, FileKind, Timestamp};
+use dfs_common::ids::{InodeId, ROOT, Token, Version};
+use dfs_common::{Error, ErrorKind, Result};
+
+use super::change::{Change, find, load_directory};
+use super::placement::place_new;
+use super::records::Inode;
+
+const SGID: u32 = 0o2000;
+/// What `stat` says of every directory.
+const DIRECTORY_SIZE: u64 = 4096;
+/// The longest target of a symlink, in bytes (PATH_MAX without its NUL).
+const TARGET_MAX: usize = 4095;
+
+pub(crate) fn make(change: &mut Change<'_>, request: &Make) -> Result<Entry> {
+    let parent = load_directory(&change.view, request.parent)?;
+    let name = request.name.as_bytes();
+    if find(&change.view, request.parent, name)?.is_some() {
+        return Err(Error::new(ErrorKind::Exists, format!("'{}' exists in directory {}", request.name, request.parent)));
+    }
+    let target = target(request)?;
+    let directory = request.kind == FileKind::Directory;
+    let inherit = parent.mode & SGID != 0;
+    let mut inode = blank(request.kind, change.now.wall);
+    inode.mode = request.mode & 0o7777;
+    if inherit && directory {
+        inode.mode |= SGID;
+    }
+    inode.uid = request.uid;
+    inode.gid = if inherit { parent.gid } else { request.gid };
+    if matches!(request.kind, FileKind::CharDevice | FileKind::BlockDevice) {
+        inode.rdev = request.rdev;
+    }
+    if directory {
+        inode.parent = request.parent;
+    }
+    if request.kind == FileKind::Symlink {
+        inode.mode = 0o777;
+        inode.size = target.len() as u64;
+        inode.target = target;
+    }
+    if request.kind == FileKind::File {
+        (inode.placement, inode.pin) = place_new(change, request.parent)?;
+    }
+    let ino = InodeId(change.tables.inode_ids.take());
+    change.put_inode(ino, &inode);
+    change.put_dentry(request.parent, name, ino);
+    change.touch_directory(request.parent, i32::from(directory))?;
+    change.effects.inodes += 1;
+    Ok(inode.entry(ino))
+}
+
+/// The root of a new cluster.
+pub(crate) fn make_root(now: Timestamp) -> Inode {
+    let mut root = blank(FileKind::Directory, now);
+    root.mode = 0o755;
+    root.parent = ROOT;
+    root
+}
+
+fn blank(kind: FileKind, now: Timestamp) -> Inode {
+    let directory = kind == FileKind::Directory;
+    Inode {
+        kind,
+        mode: 0,
+        uid: 0,
+        gid: 0,
+        nlink: if directory { 2 } else { 1 },
+        rdev: 0,
+        size: if directory { DIRECTORY_SIZE } else { 0 },
+        stored: 0,
+        atime: now,
+        mtime: now,
+        ctime: now,
+        crtime: now,
+        version: Version(0),
+        xattrs: 0,
+        xattr_bytes: 0,
+        parent: InodeId(0),
+        target: Vec::new(),
+        placement: Vec::new(),
+        pin: Vec::new(),
+        holders: Vec::new(),
+        manifest: None,
+        fence: Token(0),
+    }
+}
+
+fn target(request: &Make) -> Result<Vec<u8>> {
+    let invalid = |why: &str| Err(Error::new(ErrorKind::Invalid, why));
+    match (&request.target, request.kind) {
+        (None, FileKind::Symlink) => invalid("a symlink needs a target"),
+        (None, _) => Ok(Vec::new()),
+        (Some(text), FileKind::Symlink) if text.0.is_empty() => Err(Error::new(ErrorKind::NotFound, "a symlink's target is empty")),
+        (Some(text), FileKind::Symlink) if text.0.len() > TARGET_MAX => {
+            Err(Error::new(ErrorKind::NameTooLong, format!("a symlink's target has at most {TARGET_MAX} bytes, this one {}", text.0.len())))
+        }
+        (Some(text), FileKind::Symlink) if text.0.contains(&0) => invalid("a symlink's target holds no NUL"),
+        (Some(text), FileKind::Symlink) => Ok(text.0.clone()),
+        (Some(_), _) => invalid("only a symlink has a target"),
+    }
+}

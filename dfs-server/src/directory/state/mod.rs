@@ -1,0 +1,43 @@
+//! The directory's state, pure: what each operation reads, checks and changes.
+//!
+//! A read is a function of a view; a mutation is a function of a [`Change`] (a view with
+//! pending changes, the tables in memory, and the time), which collects rows to write
+//! and [`Effects`] on the tables. Nothing here knows HTTP, engines, clocks or
+//! randomness. Invariant: the tables hold nothing that cannot be read from the store
+//! again, except when something was last heard of.
+
+mod attributes;
+mod change;
+mod copies;
+pub(crate) mod keys;
+mod make;
+mod placement;
+mod read;
+pub(crate) mod records;
+mod remove;
+mod rename;
+mod resolve;
+mod servers;
+mod sessions;
+mod tables;
+mod versions;
+mod xattr;
+
+pub(super) use attributes::set_attributes;
+pub(super) use change::{Change, Effects};
+pub(super) use copies::{orders, report_copy, settle, sweep};
+pub(super) use make::{make, make_root};
+pub(super) use placement::place;
+pub(super) use read::{get_attributes, list, lookup, read_link};
+pub(super) use remove::{link, remove};
+pub(super) use rename::rename;
+pub(super) use resolve::resolve;
+pub(super) use servers::{confirm_dropped, heard, register, rows, statfs};
+pub(super) use sessions::{close_session, open_session, release};
+pub use tables::Pin;
+pub(super) use tables::{Moment, Policy, Tables};
+pub(super) use versions::{held_versions, publish, versions};
+pub(super) use xattr::{get_xattr, list_xattrs, remove_xattr, set_xattr};
+
+/// The most names of one inode (LINK_MAX).
+pub(super) const LINK_MAX: u32 = 65_000;

@@ -1,0 +1,196 @@
+//! File servers: registration, heartbeats, how well each is, space.
+//!
+//! A server's name and address are stored; its space and when it was last heard of live
+//! in memory, because the next heartbeat brings them again.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use dfs_common::api::directory::{FsStatus, Heartbeat, Liveness, RegisterServer, ServerRow, VersionOf};
+use dfs_common::ids::{InodeId, ServerId};
+use dfs_common::{Error, ErrorKind, Result};
+
+use super::change::Change;
+use super::keys;
+use super::records::{Record, ServerRecord};
+use super::tables::Tables;
+use crate::store::View;
+
+/// Heartbeats that may be missing before nothing new is placed on a server …
+const SUSPECT_AFTER: u32 = 3;
+/// … and before its copies do not count any more.
+const DEAD_AFTER: u32 = 10;
+/// The most bytes of a server's name or address.
+const TEXT_MAX: usize = 255;
+
+/// One registered server.
+#[derive(Debug)]
+pub(crate) struct Server {
+    pub(crate) record: ServerRecord,
+    pub(crate) heard: Duration,
+    /// Files placed here lately, which its reported use does not show yet.
+    pub(crate) recent: u64,
+    /// Where the next search for missing copies starts.
+    pub(crate) cursor: InodeId,
+    /// Whether the last look found it dead.
+    pub(crate) was_dead: bool,
+}
+
+/// Every registered server.
+#[derive(Debug)]
+pub(crate) struct Servers {
+    rows: BTreeMap<ServerId, Server>,
+    heartbeat: Duration,
+}
+
+impl Servers {
+    pub(crate) fn new(heartbeat: Duration) -> Self {
+        Self { rows: BTreeMap::new(), heartbeat }
+    }
+
+    pub(crate) fn insert(&mut self, id: ServerId, record: ServerRecord, now: Duration) {
+        let (recent, cursor) = self.rows.get(&id).map_or((0, InodeId(0)), |old| (old.recent, old.cursor));
+        self.rows.insert(id, Server { record, heard: now, recent, cursor, was_dead: false });
+    }
+
+    pub(crate) fn get(&self, id: ServerId) -> Option<&Server> {
+        self.rows.get(&id)
+    }
+
+    pub(crate) fn get_mut(&mut self, id: ServerId) -> Option<&mut Server> {
+        self.rows.get_mut(&id)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (ServerId, &Server)> {
+        self.rows.iter().map(|(id, server)| (*id, server))
+    }
+
+    pub(crate) fn state(&self, id: ServerId, now: Duration) -> Liveness {
+        let Some(server) = self.rows.get(&id) else { return Liveness::Dead };
+        let idle = now.saturating_sub(server.heard);
+        if idle < self.heartbeat * SUSPECT_AFTER {
+            Liveness::Alive
+        } else if idle < self.heartbeat * DEAD_AFTER {
+            Liveness::Suspect
+        } else {
+            Liveness::Dead
+        }
+    }
+
+    pub(crate) fn is_alive(&self, id: ServerId, now: Duration) -> bool {
+        self.state(id, now) == Liveness::Alive
+    }
+
+    /// Those of `servers` whose copies count.
+    pub(crate) fn living(&self, servers: &[ServerId], now: Duration) -> Vec<ServerId> {
+        servers.iter().copied().filter(|&s| self.state(s, now) != Liveness::Dead).collect()
+    }
+
+    /// Every server was heard of `gap` later than noted.
+    pub(crate) fn forgive(&mut self, gap: Duration) {
+        self.rows.values_mut().for_each(|server| server.heard += gap);
+    }
+
+    /// Servers that became dead since the last call, or were heard of again: (id, is dead).
+    pub(crate) fn transitions(&mut self, now: Duration) -> Vec<(ServerId, bool)> {
+        let states: Vec<_> = self.rows.keys().map(|&id| (id, self.state(id, now) == Liveness::Dead)).collect();
+        let changed = states.into_iter().filter(|&(id, dead)| self.rows.get(&id).is_some_and(|s| s.was_dead != dead)).collect::<Vec<_>>();
+        for &(id, dead) in &changed {
+            if let Some(server) = self.rows.get_mut(&id) {
+                server.was_dead = dead;
+            }
+        }
+        changed
+    }
+}
+
+/// Registers a server, or its new address. Returns its id.
+pub(crate) fn register(change: &mut Change<'_>, request: &RegisterServer) -> Result<ServerId> {
+    let RegisterServer { name, store, url, capacity, used } = request;
+    check(request)?;
+    let (from, to) = keys::table(b'n');
+    let mut known = None;
+    let mut last = ServerId(0);
+    for (key, value) in change.view.scan(&from, &to, usize::MAX)? {
+        let (id, record) = (keys::server_of(&key), ServerRecord::decode(&value)?);
+        last = id;
+        if record.store == *store {
+            known = Some(id);
+        } else if record.name == *name {
+            return Err(Error::new(ErrorKind::Exists, format!("another data directory is registered as '{name}'")));
+        }
+    }
+    let id = known.unwrap_or(ServerId(last.0 + 1));
+    let record = ServerRecord { name: name.clone(), store: store.clone(), url: url.clone(), capacity: *capacity, used: *used };
+    change.view.put(keys::server(id), record.encode());
+    change.effects.registered = Some((id, record));
+    Ok(id)
+}
+
+fn check(request: &RegisterServer) -> Result<()> {
+    let RegisterServer { name, store, url, .. } = request;
+    let invalid = |why: String| Err(Error::new(ErrorKind::Invalid, why));
+    if name.is_empty() || name.len() > TEXT_MAX || name.chars().any(char::is_control) {
+        return invalid(format!("a server's name has 1 to {TEXT_MAX} printable bytes"));
+    }
+    if store.len() != 32 || !store.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return invalid("a store's name is 32 hex digits".to_owned());
+    }
+    if url.len() > TEXT_MAX || !(url.starts_with("http://") || url.starts_with("https://")) {
+        return invalid(format!("a server's address is a http:// URL of at most {TEXT_MAX} bytes"));
+    }
+    Ok(())
+}
+
+/// Takes note of a heartbeat; `NotFound` for a server that is not registered.
+pub(crate) fn heard(tables: &mut Tables, request: &Heartbeat, now: Duration) -> Result<()> {
+    let server = tables
+        .servers
+        .get_mut(request.server)
+        .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("file server {} is not registered", request.server)))?;
+    server.heard = now;
+    (server.record.capacity, server.record.used) = (request.capacity, request.used);
+    server.recent /= 2;
+    Ok(())
+}
+
+/// Forgets orders to drop that were carried out.
+pub(crate) fn confirm_dropped(change: &mut Change<'_>, server: ServerId, dropped: &[VersionOf]) -> Result<()> {
+    for &what in dropped {
+        let key = keys::drop_order(server, what);
+        if change.view.get(&key)?.is_some() {
+            change.view.delete(key);
+        }
+    }
+    Ok(())
+}
+
+/// All servers as the wire shows them.
+pub(crate) fn rows(tables: &Tables, now: Duration) -> Vec<ServerRow> {
+    let row = |(id, server): (ServerId, &Server)| ServerRow {
+        server: id,
+        name: server.record.name.clone(),
+        url: server.record.url.clone(),
+        state: tables.servers.state(id, now),
+        capacity: server.record.capacity,
+        used: server.record.used,
+        idle_ms: now.saturating_sub(server.heard).as_millis() as u64,
+    };
+    tables.servers.iter().map(row).collect()
+}
+
+/// Space for users, so divided by the number of copies.
+pub(crate) fn statfs(tables: &Tables, copies: u32, now: Duration) -> FsStatus {
+    let mut status = FsStatus { inodes: tables.inodes, ..FsStatus::default() };
+    for (id, server) in tables.servers.iter() {
+        if tables.servers.state(id, now) != Liveness::Dead {
+            let ServerRecord { capacity, used, .. } = server.record;
+            status.capacity = status.capacity.saturating_add(capacity);
+            status.available = status.available.saturating_add(capacity.saturating_sub(used));
+        }
+    }
+    let copies = u64::from(copies.max(1));
+    status.capacity /= copies;
+    status.available /= copies;
+    status
+}

@@ -1,0 +1,62 @@
+//! Sessions and the removed inodes that they still have open.
+
+use dfs_common::api::directory::OpenSession;
+use dfs_common::ids::{InodeId, SessionId};
+use dfs_common::{Error, ErrorKind, Result};
+
+use super::change::Change;
+use super::keys;
+use super::records::{Orphan, Record, SessionRecord};
+use crate::store::View;
+
+/// Live sessions at one directory service.
+const SESSIONS_MAX: usize = 10_000;
+/// The most bytes of each text that a client says of itself.
+const TEXT_MAX: usize = 4096;
+
+pub(crate) fn open_session(change: &mut Change<'_>, client: &OpenSession) -> Result<SessionId> {
+    let texts = [("host", &client.host), ("program", &client.program), ("mountpoint", &client.mountpoint)];
+    if let Some((field, _)) = texts.iter().find(|(_, text)| text.len() > TEXT_MAX) {
+        return Err(Error::new(ErrorKind::Invalid, format!("{field} is over {TEXT_MAX} bytes")));
+    }
+    if change.tables.sessions.len() >= SESSIONS_MAX {
+        return Err(Error::new(ErrorKind::TooMany, format!("{SESSIONS_MAX} sessions are open, the most there may be")));
+    }
+    let session = SessionId(change.tables.session_ids.take());
+    let record = SessionRecord { client: client.clone(), opened: change.now.wall };
+    change.view.put(keys::session(session), record.encode());
+    change.effects.opened = Some((session, record));
+    Ok(session)
+}
+
+/// Ends a session and releases `orphans`, those of its orphans that fit into one commit.
+pub(crate) fn close_session(change: &mut Change<'_>, session: SessionId, orphans: &[InodeId]) -> Result<()> {
+    let key = keys::session(session);
+    if change.view.get(&key)?.is_none() {
+        return Err(Error::new(ErrorKind::SessionExpired, format!("session {session} is not known here or has expired")));
+    }
+    change.view.delete(key);
+    let (from, to) = keys::replies(session);
+    for (key, _) in change.view.scan(&from, &to, usize::MAX)? {
+        change.view.delete(key);
+    }
+    change.effects.closed = Some(session);
+    release(change, session, orphans)
+}
+
+/// Takes `session` from each of `orphans`; the ones that nobody else has open go. Repeating it changes nothing.
+pub(crate) fn release(change: &mut Change<'_>, session: SessionId, orphans: &[InodeId]) -> Result<()> {
+    for &ino in orphans {
+        change.effects.released.push((ino, session));
+        let key = keys::orphan(ino);
+        let Some(value) = change.view.get(&key)? else { continue };
+        let mut orphan = Orphan::decode(&value)?;
+        orphan.sessions.retain(|s| *s != session);
+        if orphan.sessions.is_empty() {
+            change.free(ino)?;
+        } else {
+            change.view.put(key, orphan.encode());
+        }
+    }
+    Ok(())
+}

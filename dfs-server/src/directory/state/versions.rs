@@ -1,0 +1,176 @@
+//! Versions: publishing one, listing those kept, and what each server should hold.
+//!
+//! Publishing swaps the inode's current version in one step. Invariant: versions of a
+//! file rise by one, and a token below one that published is refused for ever.
+
+use dfs_common::api::directory::{HeldPage, HeldVersions, Publish, VersionOf, VersionRow, Versions};
+use dfs_common::attributes::{Entry, FileKind};
+use dfs_common::block::{BlockHash, MAX_FILE_SIZE};
+use dfs_common::ids::{InodeId, ServerId, Version};
+use dfs_common::{Error, ErrorKind, Result};
+
+use super::change::{Change, load};
+use super::keys;
+use super::records::{Inode, Record, UnderReplicated, VersionRecord};
+use crate::store::View;
+
+/// Versions in one page of [`HeldVersions`].
+const HELD_PAGE: usize = 1000;
+/// Rows that one request looks at: other servers' versions lie between.
+const HELD_SCAN: usize = 4096;
+/// The most servers that one version may name.
+const HOLDERS_MAX: usize = 32;
+
+pub(crate) fn publish(change: &mut Change<'_>, request: &Publish) -> Result<Entry> {
+    let ino = request.ino;
+    let mut inode = load_file(&change.view, ino)?;
+    let next = request.base.0.checked_add(1).map(Version).ok_or_else(|| Error::new(ErrorKind::Invalid, "no version comes after the base"))?;
+    if inode.version == next && is_repeated(change, &inode, request)? {
+        if request.durable {
+            // Something must be written for the commit to reach the disk, with all that lies before it.
+            change.put_inode(ino, &inode);
+        }
+        return Ok(inode.entry(ino));
+    }
+    check(change, request)?;
+    if request.token < inode.fence {
+        return Err(Error::new(
+            ErrorKind::Fenced,
+            format!("token {} of inode {ino} is older than {}: the write lock behind it was lost", request.token, inode.fence),
+        ));
+    }
+    if request.base != inode.version {
+        return Err(Error::new(
+            ErrorKind::Conflict,
+            format!("version {} of inode {ino} is current, not {}: somebody else published", inode.version, request.base),
+        ));
+    }
+    let by = author(change, request)?;
+    let (now, holders) = (change.now.wall, unique(&request.holders));
+    let record = VersionRecord {
+        manifest: request.manifest.0,
+        size: request.size,
+        mtime: request.mtime,
+        published: now,
+        by,
+        session: request.session,
+        token: request.token,
+        holders: holders.clone(),
+    };
+    change.view.put(keys::version(VersionOf { ino, version: next }), record.encode());
+    (inode.version, inode.manifest, inode.fence) = (next, Some(request.manifest.0), request.token);
+    (inode.size, inode.stored, inode.mtime, inode.ctime) = (request.size, request.stored, request.mtime, now);
+    let missing: Vec<ServerId> = unique(&request.missing).into_iter().filter(|s| !holders.contains(s)).collect();
+    if inode.placement.first() != holders.first() {
+        inode.placement = holders.iter().chain(&missing).copied().take(change.policy.copies.max(1) as usize).collect();
+    }
+    let lacks = holders.len() < inode.wanted_copies(change.policy.copies) || !missing.is_empty();
+    inode.holders = holders;
+    change.put_inode(ino, &inode);
+    change.set_missing(ino, lacks.then_some(UnderReplicated { missing }))?;
+    prune(change, ino, next)?;
+    Ok(inode.entry(ino))
+}
+
+/// True where the current version is what `request` published before its answer was lost.
+fn is_repeated(change: &Change<'_>, inode: &Inode, request: &Publish) -> Result<bool> {
+    if inode.manifest != Some(request.manifest.0) {
+        return Ok(false);
+    }
+    let what = VersionOf { ino: request.ino, version: inode.version };
+    let record = change.view.get(&keys::version(what))?.map(|v| VersionRecord::decode(&v)).transpose()?;
+    Ok(record.is_some_and(|r| r.session == request.session && r.token == request.token))
+}
+
+fn check(change: &Change<'_>, request: &Publish) -> Result<()> {
+    let invalid = |why: String| Err(Error::new(ErrorKind::Invalid, why));
+    if request.holders.is_empty() || request.holders.len() + request.missing.len() > HOLDERS_MAX {
+        return invalid(format!("a version has 1 to {HOLDERS_MAX} servers"));
+    }
+    if let Some(unknown) = request.holders.iter().chain(&request.missing).find(|s| change.tables.servers.get(**s).is_none()) {
+        return invalid(format!("file server {unknown} is not registered"));
+    }
+    if request.size > MAX_FILE_SIZE {
+        return Err(Error::new(ErrorKind::FileTooLarge, format!("a file has at most {MAX_FILE_SIZE} bytes, this one {}", request.size)));
+    }
+    if request.stored > request.size {
+        return invalid(format!("{} bytes stored of a file of {}", request.stored, request.size));
+    }
+    Ok(())
+}
+
+fn author(change: &Change<'_>, request: &Publish) -> Result<String> {
+    match change.tables.sessions.get(&request.session) {
+        Some(live) => {
+            let client = &live.record.client;
+            Ok(format!("{} {}[{}]", client.host, client.program, client.pid))
+        }
+        None => Err(Error::new(ErrorKind::SessionExpired, format!("session {} is not known here or has expired", request.session))),
+    }
+}
+
+/// Drops versions beyond those that are kept.
+fn prune(change: &mut Change<'_>, ino: InodeId, current: Version) -> Result<()> {
+    let keep = u64::from(change.policy.keep_versions.max(1));
+    let Some(oldest) = current.0.checked_sub(keep).map(|v| Version(v + 1)).filter(|v| v.0 > 1) else { return Ok(()) };
+    let (from, _) = keys::versions(ino);
+    let to = keys::version(VersionOf { ino, version: oldest });
+    for (key, value) in change.view.scan(&from, &to, HELD_PAGE)? {
+        change.drop_version(key, &VersionRecord::decode(&value)?);
+    }
+    Ok(())
+}
+
+fn unique(servers: &[ServerId]) -> Vec<ServerId> {
+    let mut out = Vec::with_capacity(servers.len());
+    for server in servers {
+        if !out.contains(server) {
+            out.push(*server);
+        }
+    }
+    out
+}
+
+fn load_file(view: &dyn View, ino: InodeId) -> Result<Inode> {
+    let inode = load(view, ino)?;
+    match inode.kind {
+        FileKind::File => Ok(inode),
+        FileKind::Directory => Err(Error::new(ErrorKind::IsDirectory, format!("inode {ino} is a directory"))),
+        _ => Err(Error::new(ErrorKind::Invalid, format!("inode {ino} is no file"))),
+    }
+}
+
+pub(crate) fn versions(view: &dyn View, request: &Versions) -> Result<Vec<VersionRow>> {
+    load_file(view, request.ino)?;
+    let (from, to) = keys::versions(request.ino);
+    let row = |(key, value): &(Vec<u8>, Vec<u8>)| {
+        let VersionRecord { manifest, size, mtime, published, by, holders, .. } = VersionRecord::decode(value)?;
+        Ok(VersionRow { version: keys::version_of(key).version, manifest: BlockHash(manifest), size, mtime, published, by, holders })
+    };
+    view.scan(&from, &to, usize::MAX)?.iter().map(row).collect()
+}
+
+/// One page. The rows of all servers lie in one table, so a page may be short although more follows.
+pub(crate) fn held_versions(view: &dyn View, request: &HeldVersions) -> Result<HeldPage> {
+    let (mut from, to) = request.ino.map_or_else(|| keys::table(b'v'), keys::versions);
+    if let Some(after) = request.after {
+        let mut behind = keys::version(after);
+        behind.push(0);
+        from = from.max(behind);
+    }
+    let rows = view.scan(&from, &to, HELD_SCAN)?;
+    let mut page = HeldPage::default();
+    let full = rows.len() == HELD_SCAN;
+    for (key, value) in &rows {
+        let (what, record) = (keys::version_of(key), VersionRecord::decode(value)?);
+        if record.holders.contains(&request.server) {
+            page.versions.push((what, BlockHash(record.manifest)));
+            if page.versions.len() == HELD_PAGE {
+                page.next = Some(what);
+                return Ok(page);
+            }
+        }
+    }
+    page.next = rows.last().filter(|_| full).map(|(key, _)| keys::version_of(key));
+    Ok(page)
+}
