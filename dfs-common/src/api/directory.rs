@@ -30,6 +30,7 @@ operations! {
     SetXattr => "/v1/directory/set-xattr", true, Done;
     RemoveXattr => "/v1/directory/remove-xattr", true, Done;
     StatFs => "/v1/directory/statfs", false, FsStatus;
+    Sync => "/v1/directory/sync", false, Done;
     Place => "/v1/directory/place", true, Entry;
     Publish => "/v1/directory/publish", true, Entry;
     Versions => "/v1/directory/versions", false, Vec<VersionRow>;
@@ -407,6 +408,11 @@ pub struct FsStatus {
     /// Inodes in use.
     pub inodes: u64,
 }
+
+/// Waits until everything that was answered before is on the directory's disk (fsync of a directory).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sync {}
 
 /// Names the servers for a file's next commit again, because one of them did not answer the client.
 /// A file with content keeps a holder of its current version as its primary.

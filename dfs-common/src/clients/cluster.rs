@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use parking_lot::RwLock;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{Caller, Connect, Peers};
@@ -26,8 +27,8 @@ pub struct Cluster {
     pub lock: Caller,
     /// The file servers.
     pub peers: Peers,
-    session: Session,
-    host: String,
+    session: RwLock<Session>,
+    client: OpenSession,
     next_request: AtomicU64,
 }
 
@@ -53,17 +54,34 @@ impl Cluster {
         let peers = Peers::new(connect);
         peers.refresh(&directory).await?;
         // Requests of different runs of one client must differ; the session is new in each.
-        Ok(Self { directory, lock, peers, session, host: client.host, next_request: AtomicU64::new(1) })
+        Ok(Self { directory, lock, peers, session: RwLock::new(session), client, next_request: AtomicU64::new(1) })
     }
 
     /// What the directory said when the session was opened.
-    pub fn session(&self) -> &Session {
-        &self.session
+    pub fn session(&self) -> Session {
+        self.session.read().clone()
     }
 
     /// The session's id.
     pub fn id(&self) -> SessionId {
-        self.session.session
+        self.session.read().session
+    }
+
+    /// log2 of the block size of new files.
+    pub fn block_bits(&self) -> u8 {
+        self.session.read().block_bits
+    }
+
+    /// Opens another session after this one has expired. Locks of the old one are lost; a commit under them is
+    /// refused where somebody else has published since. `Stale` where the URL now leads to another cluster.
+    pub async fn reopen(&self) -> Result<()> {
+        let session = self.directory.call(&self.client).await?;
+        if session.cluster != self.session.read().cluster {
+            return Err(Error::new(ErrorKind::Stale, format!("{} is another cluster now", self.directory.peer())));
+        }
+        self.directory.set_session(session.session);
+        *self.session.write() = session;
+        Ok(())
     }
 
     /// Renews the session at both services; `released` are orphans that this client has let go.
@@ -104,7 +122,7 @@ impl Cluster {
         let mut failing_since = None;
         loop {
             let left = wait.map_or(u64::MAX, |w| w.saturating_sub(start.elapsed()).as_millis() as u64);
-            let owner = Owner { host: self.host.clone(), pid, program: program.to_owned() };
+            let owner = Owner { host: self.client.host.clone(), pid, program: program.to_owned() };
             let acquire = Acquire { session: self.id(), ino, request, owner, wait_ms: left.min(Acquire::MAX_WAIT_MS) };
             let call = Request::new(Method::Post, <Acquire as crate::api::Operation>::PATH).json(&acquire).session(Some(self.id()));
             // The answer may take as long as the wait; that the service is there at all shows in the renewals.

@@ -13,7 +13,7 @@ use crate::{Error, ErrorKind, Result};
 impl Cluster {
     /// The manifest of the version that `entry` describes. Version 0 is the empty file.
     pub async fn manifest(&self, entry: &Entry) -> Result<Manifest> {
-        let Some(hash) = entry.layout.manifest else { return Ok(Manifest::empty(self.session().block_bits)) };
+        let Some(hash) = entry.layout.manifest else { return Ok(Manifest::empty(self.block_bits())) };
         let request = self.version_request(entry, "manifest");
         let bytes = self
             .read_any(entry, &request, |bytes| match BlockHash::of(bytes) == hash {
@@ -27,9 +27,9 @@ impl Cluster {
     /// Manifest and content of a small version (at most one block) in one round trip; `None` where it is larger.
     pub async fn small(&self, entry: &Entry) -> Result<Option<(Manifest, Bytes)>> {
         let (Some(hash), size) = (entry.layout.manifest, entry.attributes.size) else {
-            return Ok(Some((Manifest::empty(self.session().block_bits), Bytes::new())));
+            return Ok(Some((Manifest::empty(self.block_bits()), Bytes::new())));
         };
-        let bits = self.session().block_bits;
+        let bits = self.block_bits();
         if size == 0 || size > 1 << bits || entry.attributes.stored != size {
             return Ok(None);
         }

@@ -1,0 +1,398 @@
+//! Which blocks of a cached file are here, which have changed, and what a version made
+//! of them would look like. Pure: no files, no sockets.
+//!
+//! Every block of data is in exactly one of three states: *clean* (its hash is known
+//! and its bytes are here), *missing* (its hash is known, its bytes are not here), or
+//! *dirty* (its bytes are here and no server has them). Everything else is a hole.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dfs_common::Result;
+use dfs_common::block::{BlockHash, Manifest};
+
+/// The state of one cached file's blocks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockMap {
+    bits: u8,
+    size: u64,
+    /// Clean and missing blocks.
+    hashes: BTreeMap<u32, BlockHash>,
+    missing: BTreeSet<u32>,
+    dirty: BTreeSet<u32>,
+    /// Something differs from the version that this map was made from.
+    changed: bool,
+}
+
+impl BlockMap {
+    /// The blocks of `manifest`; `present` where all of them are here.
+    pub fn new(manifest: &Manifest, present: bool) -> Self {
+        let hashes: BTreeMap<u32, BlockHash> = manifest.blocks().iter().copied().collect();
+        let missing = if present { BTreeSet::new() } else { hashes.keys().copied().collect() };
+        Self { bits: manifest.block_bits(), size: manifest.size(), hashes, missing, dirty: BTreeSet::new(), changed: false }
+    }
+
+    /// The file's length in bytes, changes included.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// log2 of the block size.
+    pub fn bits(&self) -> u8 {
+        self.bits
+    }
+
+    /// True where a commit would publish something.
+    pub fn is_changed(&self) -> bool {
+        self.changed
+    }
+
+    /// True where no block is missing.
+    pub fn is_complete(&self) -> bool {
+        self.missing.is_empty()
+    }
+
+    /// True where the servers have this block and the cache does not.
+    pub fn is_missing(&self, block: u32) -> bool {
+        self.missing.contains(&block)
+    }
+
+    /// Blocks that have to be fetched for the whole file.
+    pub fn missing(&self) -> impl Iterator<Item = u32> + '_ {
+        self.missing.iter().copied()
+    }
+
+    /// Bytes that holes do not take up, to the block.
+    pub fn stored(&self) -> u64 {
+        let blocks = self.hashes.len() as u64 + self.dirty.iter().filter(|i| !self.hashes.contains_key(i)).count() as u64;
+        (blocks << self.bits).min(self.size)
+    }
+
+    fn block_of(&self, offset: u64) -> u32 {
+        // Files end below 2^44 bytes and blocks have at least 2^16.
+        (offset >> self.bits) as u32
+    }
+
+    /// The block in which the file ends, if it ends inside one.
+    fn ragged_end(&self) -> Option<u32> {
+        (self.size & ((1 << self.bits) - 1) != 0).then(|| self.block_of(self.size))
+    }
+
+    fn holds_data(&self, block: u32) -> bool {
+        self.hashes.contains_key(&block) || self.dirty.contains(&block)
+    }
+
+    /// Missing blocks among the bytes `offset..offset + len`.
+    pub fn needed_to_read(&self, offset: u64, len: u64) -> Vec<u32> {
+        let end = offset.saturating_add(len).min(self.size);
+        if offset >= end || self.missing.is_empty() {
+            return Vec::new();
+        }
+        self.missing.range(self.block_of(offset)..=self.block_of(end - 1)).copied().collect()
+    }
+
+    /// Missing blocks that a write of these bytes changes in part.
+    pub fn needed_to_write(&self, offset: u64, len: u64) -> Vec<u32> {
+        if len == 0 || self.missing.is_empty() {
+            return Vec::new();
+        }
+        let (end, size) = (offset + len, 1u64 << self.bits);
+        let mut needed = BTreeSet::new();
+        let (first, last) = (self.block_of(offset), self.block_of(end - 1));
+        if !offset.is_multiple_of(size) {
+            needed.insert(first);
+        }
+        // The last block is whole where the write reaches its end, or the end of the file.
+        if end % size != 0 && end < self.size {
+            needed.insert(last);
+        }
+        if end > self.size {
+            needed.extend(self.ragged_end().filter(|&block| block < first));
+        }
+        needed.intersection(&self.missing).copied().collect()
+    }
+
+    /// The missing block that a new length cuts, or makes longer.
+    pub fn needed_to_truncate(&self, size: u64) -> Vec<u32> {
+        let cut = if size < self.size { (size & ((1 << self.bits) - 1) != 0).then(|| self.block_of(size)) } else { self.ragged_end() };
+        cut.filter(|_| size != self.size).into_iter().filter(|b| self.missing.contains(b)).collect()
+    }
+
+    /// Bytes were written here. What [`Self::needed_to_write`] named has been fetched.
+    pub fn wrote(&mut self, offset: u64, len: u64) {
+        if len == 0 {
+            return;
+        }
+        let end = offset + len;
+        if end > self.size {
+            self.lengthen_last();
+            self.size = end;
+        }
+        for block in self.block_of(offset)..=self.block_of(end - 1) {
+            self.mark_dirty(block);
+        }
+        self.changed = true;
+    }
+
+    /// The length was set. What [`Self::needed_to_truncate`] named has been fetched.
+    pub fn truncate(&mut self, size: u64) {
+        if size == self.size {
+            return;
+        }
+        if size > self.size {
+            self.lengthen_last();
+            self.size = size;
+        } else {
+            self.size = size;
+            let first_gone = size.div_ceil(1 << self.bits) as u32;
+            self.forget_from(first_gone);
+            if let Some(block) = self.ragged_end().filter(|&b| self.holds_data(b)) {
+                self.mark_dirty(block);
+            }
+        }
+        self.changed = true;
+    }
+
+    /// Whole blocks `first..last` became holes.
+    pub fn punch(&mut self, first: u32, last: u32) {
+        for block in first..last {
+            self.hashes.remove(&block);
+            self.missing.remove(&block);
+            self.dirty.remove(&block);
+        }
+        self.changed = true;
+    }
+
+    /// A block that ended with the file gets longer, so its hash changes.
+    fn lengthen_last(&mut self) {
+        if let Some(block) = self.ragged_end().filter(|&b| self.holds_data(b)) {
+            self.mark_dirty(block);
+        }
+    }
+
+    fn mark_dirty(&mut self, block: u32) {
+        self.hashes.remove(&block);
+        self.missing.remove(&block);
+        self.dirty.insert(block);
+    }
+
+    fn forget_from(&mut self, block: u32) {
+        self.hashes.split_off(&block);
+        self.missing.split_off(&block);
+        self.dirty.split_off(&block);
+    }
+
+    /// The bytes of a missing block have arrived. False where it is not missing any more: they must not be written.
+    pub fn fetched(&mut self, block: u32) -> bool {
+        self.missing.remove(&block)
+    }
+
+    /// Blocks whose hash a commit needs.
+    pub fn dirty(&self) -> impl Iterator<Item = u32> + '_ {
+        self.dirty.iter().copied()
+    }
+
+    /// The bytes of `block` within the file, at most one block.
+    pub fn span(&self, block: u32) -> (u64, usize) {
+        let start = u64::from(block) << self.bits;
+        (start, self.size.saturating_sub(start).min(1 << self.bits) as usize)
+    }
+
+    /// The version that a commit publishes, given the hashes of [`Self::dirty`] in the same order.
+    pub fn manifest(&self, dirty: &[BlockHash]) -> Result<Manifest> {
+        let mut blocks = self.hashes.clone();
+        blocks.extend(self.dirty.iter().copied().zip(dirty.iter().copied()));
+        Manifest::new(self.bits, self.size, blocks.into_iter().collect())
+    }
+
+    /// The version as it was committed or fetched; only without changes.
+    pub fn clean_manifest(&self) -> Result<Manifest> {
+        assert!(!self.changed && self.dirty.is_empty(), "a changed map is no version");
+        self.manifest(&[])
+    }
+
+    /// `manifest` was published from exactly this state.
+    pub fn committed(&mut self, manifest: &Manifest) {
+        assert_eq!(manifest.size(), self.size, "nothing changes while a commit is under way");
+        self.hashes = manifest.blocks().iter().copied().collect();
+        self.dirty.clear();
+        self.changed = false;
+    }
+
+    /// Becomes the map of another version, keeping what both have in the same place. The caller cuts the file to the new length.
+    pub fn adopt(&mut self, manifest: &Manifest) {
+        assert!(!self.changed, "changes are committed or set aside first");
+        if manifest.block_bits() != self.bits {
+            *self = Self::new(manifest, false);
+            return;
+        }
+        let hashes: BTreeMap<u32, BlockHash> = manifest.blocks().iter().copied().collect();
+        let here = |block: &u32, hash: &BlockHash| self.hashes.get(block) == Some(hash) && !self.missing.contains(block);
+        let missing = hashes.iter().filter(|(block, hash)| !here(block, hash)).map(|(block, _)| *block).collect();
+        self.missing = missing;
+        self.hashes = hashes;
+        self.size = manifest.size();
+    }
+
+    /// The next byte at or after `offset` that is data (`true`) or hole (`false`); the end of the file counts as a hole.
+    pub fn seek(&self, offset: u64, data: bool) -> Option<u64> {
+        if offset >= self.size {
+            return None;
+        }
+        let last = self.block_of(self.size - 1);
+        let found = (self.block_of(offset)..=last).find(|&block| self.holds_data(block) == data);
+        match found {
+            Some(block) => Some((u64::from(block) << self.bits).max(offset)),
+            None if data => None,
+            None => Some(self.size),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const BITS: u8 = 16;
+    const BLOCK: u64 = 1 << BITS;
+
+    /// A file whose bytes are all the same within a block-sized unit is enough to see which version a block came from.
+    #[derive(Clone, Debug)]
+    enum Step {
+        Write(u64, u64),
+        Truncate(u64),
+        Commit,
+    }
+
+    fn any_step() -> impl Strategy<Value = Step> {
+        let offset = 0..5 * BLOCK;
+        prop_oneof![(offset.clone(), 1..2 * BLOCK).prop_map(|(o, l)| Step::Write(o, l)), offset.prop_map(Step::Truncate), Just(Step::Commit),]
+    }
+
+    /// The cached file as its bytes, and the map: what is not missing must equal the truth.
+    struct Model {
+        map: BlockMap,
+        local: Vec<u8>,
+        truth: Vec<u8>,
+        remote: Vec<u8>,
+    }
+
+    impl Model {
+        fn new(content: Vec<u8>) -> Self {
+            let map = BlockMap::new(&manifest_of(&content), false);
+            Self { map, local: vec![0; content.len()], truth: content.clone(), remote: content }
+        }
+
+        fn fetch(&mut self, blocks: Vec<u32>) {
+            for block in blocks {
+                let start = u64::from(block) as usize * BLOCK as usize;
+                let end = (start + BLOCK as usize).min(self.remote.len());
+                assert!(self.map.fetched(block));
+                let end = end.min(self.local.len());
+                self.local[start..end].copy_from_slice(&self.remote[start..end]);
+            }
+        }
+
+        fn apply(&mut self, step: &Step, fill: u8) {
+            match *step {
+                Step::Write(offset, len) => {
+                    self.fetch(self.map.needed_to_write(offset, len));
+                    let end = (offset + len) as usize;
+                    for bytes in [&mut self.local, &mut self.truth] {
+                        if bytes.len() < end {
+                            bytes.resize(end, 0);
+                        }
+                        bytes[offset as usize..end].fill(fill);
+                    }
+                    self.map.wrote(offset, len);
+                }
+                Step::Truncate(size) => {
+                    self.fetch(self.map.needed_to_truncate(size));
+                    self.local.resize(size as usize, 0);
+                    self.truth.resize(size as usize, 0);
+                    self.map.truncate(size);
+                }
+                Step::Commit => {
+                    let dirty: Vec<_> = self.map.dirty().collect();
+                    let hashes: Vec<_> = dirty.iter().map(|&b| BlockHash::of(piece(&self.local, b))).collect();
+                    let manifest = self.map.manifest(&hashes).unwrap();
+                    assert_matches_truth(&manifest, &self.truth);
+                    self.map.committed(&manifest);
+                    self.remote = self.truth.clone();
+                }
+            }
+        }
+    }
+
+    fn piece(bytes: &[u8], block: u32) -> &[u8] {
+        let start = block as usize * BLOCK as usize;
+        &bytes[start..(start + BLOCK as usize).min(bytes.len())]
+    }
+
+    fn manifest_of(content: &[u8]) -> Manifest {
+        let blocks = content.chunks(BLOCK as usize).enumerate().map(|(i, b)| (i as u32, BlockHash::of(b))).collect();
+        Manifest::new(BITS, content.len() as u64, blocks).unwrap()
+    }
+
+    fn assert_matches_truth(manifest: &Manifest, truth: &[u8]) {
+        assert_eq!(manifest.size(), truth.len() as u64);
+        for (index, bytes) in truth.chunks(BLOCK as usize).enumerate() {
+            match manifest.get(index as u32) {
+                Some(hash) => assert_eq!(hash, BlockHash::of(bytes), "block {index}"),
+                None => assert!(bytes.iter().all(|&b| b == 0), "block {index} is data, the manifest says hole"),
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_commit_is_always_the_truth(start in 0..4 * BLOCK, steps in proptest::collection::vec(any_step(), 1..12)) {
+            let mut model = Model::new((0..start).map(|i| (i % 251) as u8 + 1).collect());
+            for (n, step) in steps.iter().enumerate() {
+                model.apply(step, n as u8 + 1);
+            }
+            model.apply(&Step::Commit, 0);
+            // What is still missing is what the servers have.
+            let missing: Vec<_> = model.map.missing().collect();
+            model.fetch(missing);
+            prop_assert_eq!(model.local, model.truth);
+        }
+
+        #[test]
+        fn adopting_keeps_only_what_is_equal(a in proptest::collection::vec(0u8..3, 0..6), b in proptest::collection::vec(0u8..3, 0..6)) {
+            let content = |v: &[u8]| v.iter().flat_map(|&x| vec![x; BLOCK as usize]).collect::<Vec<u8>>();
+            let mut map = BlockMap::new(&manifest_of(&content(&a)), true);
+            map.adopt(&manifest_of(&content(&b)));
+            let missing: Vec<u32> = map.missing().collect();
+            let expected: Vec<u32> = (0..b.len()).filter(|&i| a.get(i) != Some(&b[i])).map(|i| i as u32).collect();
+            prop_assert_eq!(missing, expected);
+        }
+    }
+
+    #[test]
+    fn a_truncating_open_fetches_nothing() {
+        let map = BlockMap::new(&manifest_of(&vec![1; 3 * BLOCK as usize + 5]), false);
+        assert!(map.needed_to_truncate(0).is_empty());
+        assert_eq!(map.needed_to_truncate(BLOCK + 1), [1]);
+        assert_eq!(map.needed_to_truncate(9 * BLOCK), [3]);
+    }
+
+    #[test]
+    fn an_append_fetches_the_last_block_only() {
+        let map = BlockMap::new(&manifest_of(&vec![1; 3 * BLOCK as usize + 5]), false);
+        assert_eq!(map.needed_to_write(3 * BLOCK + 5, 10), [3]);
+        assert_eq!(map.needed_to_write(8 * BLOCK, 10), [3]);
+        assert_eq!(map.needed_to_write(BLOCK, BLOCK), Vec::<u32>::new());
+        assert_eq!(map.needed_to_write(BLOCK + 1, BLOCK), [1, 2]);
+    }
+
+    #[test]
+    fn seeking() {
+        let mut map = BlockMap::new(&Manifest::empty(BITS), true);
+        map.truncate(4 * BLOCK);
+        map.wrote(BLOCK, 10);
+        assert_eq!((map.seek(0, true), map.seek(0, false)), (Some(BLOCK), Some(0)));
+        assert_eq!((map.seek(BLOCK, false), map.seek(2 * BLOCK, true), map.seek(4 * BLOCK, false)), (Some(2 * BLOCK), None, None));
+    }
+}

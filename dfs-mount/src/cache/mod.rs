@@ -1,0 +1,16 @@
+//! The local cache: one sparse file on disk for each version that is or was open.
+//!
+//! Decisions about blocks are pure ([`map`]); [`content`] applies them to a file on
+//! disk; [`shelf`] keeps closed files for the next open and throws out the least
+//! recently used. Knows nothing of FUSE and never talks to a server.
+//!
+//! Files that may hold what no server has live in `writing/`. Whatever is found there at
+//! start was left by a crash and moves to `recovered/`, which nothing deletes.
+
+pub mod content;
+pub mod map;
+pub mod shelf;
+
+pub use content::Content;
+pub use map::BlockMap;
+pub use shelf::Shelf;

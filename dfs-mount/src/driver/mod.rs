@@ -1,0 +1,238 @@
+//! `dfs-mount`: from a command line, as mount(8) or a person types it, to a mount that
+//! serves until it is unmounted.
+//!
+//! The process forks before it has threads; the parent returns when the mount works, or
+//! says why it does not and exits with 32, as mount helpers do.
+
+mod options;
+
+use std::fs::File;
+use std::io::{PipeReader, PipeWriter, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::{CommandFactory, Parser};
+use dfs_common::api::directory::OpenSession;
+use dfs_common::clients::{Cluster, cluster};
+use dfs_common::credentials::ClusterToken;
+
+use crate::cache::Shelf;
+use crate::fuse::{self, Mounted, Unmounter};
+use crate::system::{self, Forked};
+use crate::vfs::{Settings, Vfs};
+use options::Options;
+
+/// What mount(8) calls a failed mount.
+const MOUNT_FAILURE: u8 = 32;
+/// How long the end of a mount may take to publish what is dirty.
+const END_LIMIT: Duration = Duration::from_secs(60);
+/// How long a mount that is still in use may go on after SIGTERM, detached.
+const BUSY_LIMIT: Duration = Duration::from_secs(5);
+/// What the child tells its parent when the mount works.
+const READY: &str = "ready";
+
+/// Mounts a cluster of the distributed file system.
+#[derive(Debug, Parser)]
+#[command(name = "dfs-mount", version, after_long_help = options::HELP, after_help = options::HELP)]
+struct Arguments {
+    /// The directory service: http://HOST:PORT, HOST:PORT, or HOST (port 7400)
+    source: String,
+    /// An existing directory
+    mountpoint: PathBuf,
+    /// Mount options, separated by commas; may be repeated
+    #[arg(short = 'o', value_name = "OPTIONS")]
+    options: Vec<String>,
+    /// Stay in the foreground and log to standard error
+    #[arg(short, long)]
+    foreground: bool,
+    /// Log more (as log_level=debug)
+    #[arg(short, long)]
+    verbose: bool,
+    /// Accepted from mount(8); there is no mtab to leave alone
+    #[arg(short = 'n', hide = true)]
+    no_mtab: bool,
+    /// Ignore unknown mount options instead of failing
+    #[arg(short = 's')]
+    sloppy: bool,
+}
+
+/// The command line, for man pages and completions.
+pub fn command() -> clap::Command {
+    Arguments::command()
+}
+
+/// Runs the driver with this process's arguments.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let (source, mountpoint) = (arguments.source.clone(), arguments.mountpoint.clone());
+    match start(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("dfs-mount: {source} on {}: {e:#}", mountpoint.display());
+            ExitCode::from(MOUNT_FAILURE)
+        }
+    }
+}
+
+fn start(arguments: Arguments) -> Result<()> {
+    let mut options = Options::parse(&arguments.options, arguments.sloppy)?;
+    options.source = options::source_url(&arguments.source)?;
+    // The daemon's directory is the root, so paths must not depend on this one's.
+    options.mountpoint = std::fs::canonicalize(&arguments.mountpoint).context("mountpoint")?;
+    if arguments.verbose {
+        options.log_level = log::LevelFilter::Debug;
+    }
+    if !std::fs::metadata(&options.mountpoint).context("mountpoint")?.is_dir() {
+        bail!("the mountpoint is not a directory");
+    }
+    let mounted = mounted_source(&options.mountpoint)?;
+    if options.remount {
+        return remount(&options, mounted.as_deref());
+    }
+    if mounted.as_deref() == Some(options.source.as_str()) {
+        bail!("it is already mounted there");
+    }
+    options.make_absolute()?;
+    if arguments.foreground {
+        return run(&options, None);
+    }
+    let (reader, writer) = std::io::pipe().context("pipe")?;
+    match system::fork_daemon().context("fork")? {
+        Forked::Parent => {
+            drop(writer);
+            wait_for_child(reader)
+        }
+        Forked::Child => {
+            drop(reader);
+            let mut report = writer.try_clone().context("pipe")?;
+            if let Err(e) = run(&options, Some(writer)) {
+                log::error!("{e:#}");
+                // The parent is gone where the mount worked before.
+                let _ = write!(report, "{e:#}");
+                drop(report);
+                std::process::exit(i32::from(MOUNT_FAILURE));
+            }
+            std::process::exit(0);
+        }
+    }
+}
+
+fn wait_for_child(mut reader: PipeReader) -> Result<()> {
+    let mut said = String::new();
+    reader.read_to_string(&mut said).context("reading from the daemon")?;
+    match said.as_str() {
+        READY => Ok(()),
+        "" => bail!("the daemon ended without a word"),
+        problem => bail!("{problem}"),
+    }
+}
+
+/// Mounts and serves; `parent` is told when it works.
+fn run(options: &Options, parent: Option<PipeWriter>) -> Result<()> {
+    start_log(options, parent.is_none())?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().thread_name("dfs-mount").build().context("runtime")?;
+    let vfs = Arc::new(runtime.block_on(connect(options))?);
+    let mut mounted =
+        fuse::mount(vfs.clone(), runtime.handle().clone(), &options.mountpoint, &options.source, options.access, &options.kernel).context("mount")?;
+    runtime.spawn(vfs.clone().keep_session());
+    runtime.spawn(end_on_signal(vfs.clone(), mounted.unmounter(), options.mountpoint.clone()));
+    log::info!("{} is mounted on {}", options.source, options.mountpoint.display());
+    announce(parent)?;
+    let served = serve(mounted);
+    runtime.block_on(vfs.end(END_LIMIT));
+    log::info!("{} is unmounted", options.mountpoint.display());
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    served
+}
+
+fn serve(mounted: Mounted) -> Result<()> {
+    mounted.serve().context("serving the mount")
+}
+
+async fn connect(options: &Options) -> Result<Vfs> {
+    let token = ClusterToken::read(&options.token_file)?;
+    let client = OpenSession {
+        host: system::host_name(),
+        pid: std::process::id(),
+        program: concat!("dfs-mount ", env!("CARGO_PKG_VERSION")).to_owned(),
+        mountpoint: options.mountpoint.display().to_string(),
+    };
+    let cluster = Cluster::open(&options.source, cluster::connect_http1(&token), client, options.timeout).await?;
+    let shelf = Shelf::open(&options.cache_dir, &cluster.session().cluster, options.cache_size)?;
+    let settings = Settings { lock_wait: options.lock_wait, entry_ttl: options.entry_timeout, attr_ttl: options.attr_timeout };
+    Ok(Vfs::new(Arc::new(cluster), shelf, settings))
+}
+
+/// Tells whoever waits that the mount works: the parent, or systemd.
+fn announce(parent: Option<PipeWriter>) -> Result<()> {
+    match parent {
+        Some(mut parent) => {
+            let null = File::options().read(true).write(true).open("/dev/null").context("/dev/null")?;
+            std::env::set_current_dir("/").context("/")?;
+            system::redirect_standard_streams(&null, false).context("standard streams")?;
+            parent.write_all(READY.as_bytes()).context("telling the parent")
+        }
+        None => sd_notify::notify(&[sd_notify::NotifyState::Ready]).context("telling systemd"),
+    }
+}
+
+fn start_log(options: &Options, foreground: bool) -> Result<()> {
+    let mut builder = env_logger::Builder::new();
+    builder.filter_level(log::LevelFilter::Warn);
+    for module in ["dfs_mount", "dfs_common"] {
+        builder.filter_module(module, options.log_level);
+    }
+    if let Ok(filters) = std::env::var("DFS_LOG") {
+        builder.parse_filters(&filters);
+    }
+    if !foreground || options.log_file.is_some() {
+        let path = options.log_file.clone().unwrap_or_else(|| options.cache_dir.join("dfs-mount.log"));
+        if let Some(directory) = path.parent() {
+            std::fs::create_dir_all(directory).with_context(|| format!("log file {}", path.display()))?;
+        }
+        let file = File::options().create(true).append(true).open(&path).with_context(|| format!("log file {}", path.display()))?;
+        builder.target(env_logger::Target::Pipe(Box::new(file)));
+    }
+    builder.init();
+    Ok(())
+}
+
+/// SIGTERM and SIGINT: publish what is dirty, then unmount, by detaching where somebody still uses it.
+async fn end_on_signal(vfs: Arc<Vfs>, mut unmounter: Unmounter, mountpoint: PathBuf) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        return log::error!("no signal handlers: a signal ends the mount without publishing");
+    };
+    tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} }
+    log::info!("asked to end; publishing what is dirty");
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    vfs.publish_all(END_LIMIT).await;
+    if let Err(e) = unmounter.unmount() {
+        log::warn!("{} is in use ({e}); detaching it", mountpoint.display());
+    }
+    if mounted_source(&mountpoint).is_ok_and(|m| m.is_some())
+        && let Err(e) = system::detach(&mountpoint)
+    {
+        log::error!("{} cannot be unmounted: {e}", mountpoint.display());
+    }
+    // The main thread goes on once the kernel has let go; whoever still has files open does not hold it up for ever.
+    tokio::time::sleep(BUSY_LIMIT).await;
+    vfs.end(END_LIMIT).await;
+    std::process::exit(0);
+}
+
+/// What is mounted at `mountpoint` by this driver, topmost first.
+fn mounted_source(mountpoint: &Path) -> Result<Option<String>> {
+    let text = std::fs::read_to_string("/proc/self/mountinfo").context("/proc/self/mountinfo")?;
+    Ok(options::mounted_source(&text, mountpoint))
+}
+
+fn remount(options: &Options, mounted: Option<&str>) -> Result<()> {
+    if mounted.is_none() {
+        bail!("nothing of ours is mounted there to remount");
+    }
+    system::remount(&options.mountpoint, options.remount_flags()).context("remount")
+}

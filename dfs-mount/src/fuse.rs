@@ -1,0 +1,608 @@
+//! The only file that names the FUSE library. Every callback calls one method of the
+//! file system, replies, and sends its errors through one place.
+//!
+//! No callback waits: what is in the cache is answered from the calling thread, all
+//! else runs as a task on the mount's runtime and replies from there.
+
+use std::ffi::OsStr;
+use std::future::Future;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use dfs_common::api::directory::XattrMode;
+use dfs_common::attributes::{Attributes, FileKind, Timestamp};
+use dfs_common::{Error, ErrorKind};
+use fuser::{
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags,
+    KernelConfig, LockOwner, MountOption, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, SessionACL, TimeOrNow, WriteFlags,
+};
+use tokio::runtime::Handle;
+
+use crate::vfs::attributes::Change;
+use crate::vfs::names::{NewEntry, rename_mode};
+use crate::vfs::open::{Intent, Opened};
+use crate::vfs::{Caller, Vfs, now};
+
+/// What statfs calls a block, and stat an I/O size.
+const BLOCK: u32 = 4096;
+/// The size of the dentries' inodes is the unit of st_blocks.
+const STAT_BLOCK: u64 = 512;
+
+/// Whom the mount serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Who mounted it.
+    Owner,
+    /// Also root.
+    Root,
+    /// Everybody.
+    All,
+}
+
+/// A kernel mount in front of a [`Vfs`].
+pub struct Mounted {
+    session: fuser::Session<Adapter>,
+}
+
+impl std::fmt::Debug for Mounted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Mounted").finish_non_exhaustive()
+    }
+}
+
+/// Takes the mount out of the tree, from any thread.
+#[derive(Debug)]
+pub struct Unmounter(fuser::SessionUnmounter);
+
+impl Unmounter {
+    /// As umount(8): an error where it is busy.
+    pub fn unmount(&mut self) -> io::Result<()> {
+        self.0.unmount()
+    }
+}
+
+/// Mounts `vfs` at `mountpoint`. When this returns the kernel has finished its handshake and the mount works
+/// as soon as [`Mounted::serve`] runs. `options` are those of mount(8) that the kernel understands.
+pub fn mount(vfs: Arc<Vfs>, runtime: Handle, mountpoint: &Path, source: &str, access: Access, options: &[String]) -> io::Result<Mounted> {
+    let mut config = fuser::Config::default();
+    config.mount_options =
+        vec![MountOption::FSName(source.to_owned()), MountOption::Subtype("dfs-mount".to_owned()), MountOption::DefaultPermissions];
+    config.mount_options.extend(options.iter().map(|o| kernel_option(o)));
+    config.acl = match access {
+        Access::Owner => SessionACL::Owner,
+        Access::Root => SessionACL::RootAndOwner,
+        Access::All => SessionACL::All,
+    };
+    config.n_threads = Some(2);
+    config.clone_fd = true;
+    Ok(Mounted { session: fuser::Session::new(Adapter { vfs, runtime }, mountpoint, &config)? })
+}
+
+fn kernel_option(option: &str) -> MountOption {
+    match option {
+        "ro" => MountOption::RO,
+        "rw" => MountOption::RW,
+        "dev" => MountOption::Dev,
+        "nodev" => MountOption::NoDev,
+        "suid" => MountOption::Suid,
+        "nosuid" => MountOption::NoSuid,
+        "exec" => MountOption::Exec,
+        "noexec" => MountOption::NoExec,
+        "atime" => MountOption::Atime,
+        "noatime" => MountOption::NoAtime,
+        "sync" => MountOption::Sync,
+        "async" => MountOption::Async,
+        "dirsync" => MountOption::DirSync,
+        other => MountOption::CUSTOM(other.to_owned()),
+    }
+}
+
+impl Mounted {
+    /// For whoever ends the mount.
+    pub fn unmounter(&mut self) -> Unmounter {
+        Unmounter(self.session.unmount_callable())
+    }
+
+    /// Serves requests until the mount is gone.
+    pub fn serve(self) -> io::Result<()> {
+        self.session.run()
+    }
+}
+
+/// Between the library's callbacks and the file system.
+struct Adapter {
+    vfs: Arc<Vfs>,
+    runtime: Handle,
+}
+
+impl Adapter {
+    /// Runs `operation` on the mount's runtime; `answer` gets its result.
+    fn run<T, F>(&self, operation: F, answer: impl FnOnce(Result<T, Errno>) + Send + 'static)
+    where
+        F: Future<Output = Result<T, Error>> + Send + 'static,
+    {
+        self.runtime.spawn(async move { answer(operation.await.map_err(|e| errno(&e))) });
+    }
+
+    fn entry(&self, reply: ReplyEntry, operation: impl Future<Output = Result<Attributes, Error>> + Send + 'static) {
+        let (attr_ttl, entry_ttl) = self.vfs.ttls();
+        self.run(operation, move |result| match result {
+            Ok(attributes) => reply.entry_with_ttls(&attr_ttl, &entry_ttl, &file_attr(&attributes), Generation(0)),
+            Err(e) => reply.error(e),
+        });
+    }
+
+    fn empty(&self, reply: ReplyEmpty, operation: impl Future<Output = Result<(), Error>> + Send + 'static) {
+        self.run(operation, move |result| match result {
+            Ok(()) => reply.ok(),
+            Err(e) => reply.error(e),
+        });
+    }
+}
+
+/// The one place where errors become numbers, and where the ones that a person should hear of are logged.
+fn errno(error: &Error) -> Errno {
+    match error.kind() {
+        ErrorKind::Unavailable
+        | ErrorKind::TimedOut
+        | ErrorKind::Corrupt
+        | ErrorKind::Internal
+        | ErrorKind::Unauthenticated
+        | ErrorKind::SessionExpired => {
+            log::error!("{error}");
+        }
+        kind => log::debug!("{}: {error}", kind.code()),
+    }
+    Errno::from_i32(error.kind().errno())
+}
+
+fn caller(request: &Request) -> Caller {
+    Caller { uid: request.uid(), gid: request.gid(), pid: request.pid() }
+}
+
+fn file_type(kind: FileKind) -> FileType {
+    match kind {
+        FileKind::File => FileType::RegularFile,
+        FileKind::Directory => FileType::Directory,
+        FileKind::Symlink => FileType::Symlink,
+        FileKind::Fifo => FileType::NamedPipe,
+        FileKind::Socket => FileType::Socket,
+        FileKind::CharDevice => FileType::CharDevice,
+        FileKind::BlockDevice => FileType::BlockDevice,
+    }
+}
+
+fn file_attr(a: &Attributes) -> FileAttr {
+    FileAttr {
+        ino: INodeNo(a.ino.0),
+        size: a.size,
+        blocks: a.stored.div_ceil(STAT_BLOCK),
+        atime: a.atime.to_system_time(),
+        mtime: a.mtime.to_system_time(),
+        ctime: a.ctime.to_system_time(),
+        crtime: a.crtime.to_system_time(),
+        kind: file_type(a.kind),
+        perm: a.mode as u16,
+        nlink: a.nlink,
+        uid: a.uid,
+        gid: a.gid,
+        rdev: a.rdev,
+        blksize: BLOCK,
+        flags: 0,
+    }
+}
+
+/// The type in a mode of mknod(2).
+fn kind_of_mode(mode: u32) -> Option<FileKind> {
+    match mode & libc::S_IFMT {
+        0 | libc::S_IFREG => Some(FileKind::File),
+        libc::S_IFIFO => Some(FileKind::Fifo),
+        libc::S_IFSOCK => Some(FileKind::Socket),
+        libc::S_IFCHR => Some(FileKind::CharDevice),
+        libc::S_IFBLK => Some(FileKind::BlockDevice),
+        _ => None,
+    }
+}
+
+fn timestamp(time: TimeOrNow) -> Timestamp {
+    match time {
+        TimeOrNow::SpecificTime(time) => Timestamp::from_system_time(time),
+        TimeOrNow::Now => now(),
+    }
+}
+
+fn open_flags(opened: Opened) -> FopenFlags {
+    if opened.keep_cache { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() }
+}
+
+fn xattr_reply(reply: ReplyXattr, size: u32, result: Result<Vec<u8>, Errno>) {
+    match result {
+        Ok(value) if size == 0 => reply.size(value.len() as u32),
+        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
+        Ok(value) => reply.data(&value),
+        Err(e) => reply.error(e),
+    }
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // Each is optional: an older kernel costs round trips, not function.
+        for flag in [
+            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_READDIRPLUS_AUTO,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            InitFlags::FUSE_MAX_PAGES,
+        ] {
+            if config.add_capabilities(flag).is_err() {
+                log::debug!("this kernel lacks {flag:?}");
+            }
+        }
+        Ok(())
+    }
+
+    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let (vfs, name) = (self.vfs.clone(), name.to_owned());
+        self.entry(reply, async move { vfs.lookup(parent.0, name.as_bytes()).await });
+    }
+
+    fn forget(&self, _request: &Request, ino: INodeNo, count: u64) {
+        self.vfs.forget(ino.0, count);
+    }
+
+    fn getattr(&self, _request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+        let vfs = self.vfs.clone();
+        let (ttl, _) = vfs.ttls();
+        self.run(async move { vfs.get_attributes(ino.0).await }, move |result| match result {
+            Ok(attributes) => reply.attr(&ttl, &file_attr(&attributes)),
+            Err(e) => reply.error(e),
+        });
+    }
+
+    fn setattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _handle: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let change = Change { mode: mode.map(|m| m & 0o7777), uid, gid, size, atime: atime.map(timestamp), mtime: mtime.map(timestamp) };
+        let (vfs, caller) = (self.vfs.clone(), caller(request));
+        let (ttl, _) = vfs.ttls();
+        self.run(async move { vfs.set_attributes(ino.0, change, caller).await }, move |result| match result {
+            Ok(attributes) => reply.attr(&ttl, &file_attr(&attributes)),
+            Err(e) => reply.error(e),
+        });
+    }
+
+    fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
+        let vfs = self.vfs.clone();
+        self.run(async move { vfs.read_link(ino.0).await }, move |result| match result {
+            Ok(target) => reply.data(&target),
+            Err(e) => reply.error(e),
+        });
+    }
+
+    fn mknod(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, rdev: u32, reply: ReplyEntry) {
+        let Some(kind) = kind_of_mode(mode) else { return reply.error(Errno::EINVAL) };
+        let new = NewEntry { kind, mode, rdev, target: None };
+        let (vfs, name, caller) = (self.vfs.clone(), name.to_owned(), caller(request));
+        self.entry(reply, async move { vfs.make(parent.0, name.as_bytes(), new, caller).await });
+    }
+
+    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
+        let new = NewEntry { kind: FileKind::Directory, mode, rdev: 0, target: None };
+        let (vfs, name, caller) = (self.vfs.clone(), name.to_owned(), caller(request));
+        self.entry(reply, async move { vfs.make(parent.0, name.as_bytes(), new, caller).await });
+    }
+
+    fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let target = Some(target.as_os_str().as_bytes().to_vec());
+        let new = NewEntry { kind: FileKind::Symlink, mode: 0o777, rdev: 0, target };
+        let (vfs, name, caller) = (self.vfs.clone(), name.to_owned(), caller(request));
+        self.entry(reply, async move { vfs.make(parent.0, name.as_bytes(), new, caller).await });
+    }
+
+    fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (vfs, name) = (self.vfs.clone(), name.to_owned());
+        self.empty(reply, async move { vfs.remove(parent.0, name.as_bytes(), false).await });
+    }
+
+    fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (vfs, name) = (self.vfs.clone(), name.to_owned());
+        self.empty(reply, async move { vfs.remove(parent.0, name.as_bytes(), true).await });
+    }
+
+    fn rename(
+        &self,
+        _request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let (no_replace, exchange) = (flags.contains(RenameFlags::RENAME_NOREPLACE), flags.contains(RenameFlags::RENAME_EXCHANGE));
+        let others = !flags.difference(RenameFlags::RENAME_NOREPLACE | RenameFlags::RENAME_EXCHANGE).is_empty();
+        let (vfs, name, new_name) = (self.vfs.clone(), name.to_owned(), new_name.to_owned());
+        self.empty(reply, async move {
+            let mode = rename_mode(no_replace, exchange, others)?;
+            vfs.rename(parent.0, name.as_bytes(), new_parent.0, new_name.as_bytes(), mode).await
+        });
+    }
+
+    fn link(&self, _request: &Request, ino: INodeNo, new_parent: INodeNo, new_name: &OsStr, reply: ReplyEntry) {
+        let (vfs, name) = (self.vfs.clone(), new_name.to_owned());
+        self.entry(reply, async move { vfs.link(ino.0, new_parent.0, name.as_bytes()).await });
+    }
+
+    fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let (vfs, caller, intent) = (self.vfs.clone(), caller(request), Intent::from_flags(flags.0));
+        self.run(async move { vfs.open(ino.0, intent, caller).await }, move |result| match result {
+            Ok(opened) => reply.opened(FileHandle(opened.handle), open_flags(opened)),
+            Err(e) => reply.error(e),
+        });
+    }
+
+    fn create(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, flags: i32, reply: ReplyCreate) {
+        let (vfs, name, caller, intent) = (self.vfs.clone(), name.to_owned(), caller(request), Intent::from_flags(flags));
+        let (ttl, _) = vfs.ttls();
+        self.run(async move { vfs.create(parent.0, name.as_bytes(), mode, intent, caller).await }, move |result| match result {
+            Ok((attributes, opened)) => reply.created(&ttl, &file_attr(&attributes), Generation(0), FileHandle(opened.handle), open_flags(opened)),
+            Err(e) => reply.error(e),
+        });
+    }
+
+    fn read(&self, _: &Request, _: INodeNo, handle: FileHandle, offset: u64, size: u32, _: OpenFlags, _: Option<LockOwner>, reply: ReplyData) {
+        match self.vfs.read_now(handle.0, offset, size) {
+            Ok(Some(bytes)) => return reply.data(&bytes),
+            Ok(None) => {}
+            Err(e) => return reply.error(errno(&e)),
+        }
+        let vfs = self.vfs.clone();
+        self.run(async move { vfs.read(handle.0, offset, size).await }, move |result| match result {
+            Ok(bytes) => reply.data(&bytes),
+            Err(e) => reply.error(e),
+        });
+    }
+
+    fn write(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let len = data.len() as u32;
+        let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) && self.vfs.has_privileges(handle.0);
+        if !kill {
+            match self.vfs.write_now(handle.0, offset, data) {
+                Ok(true) => return reply.written(len),
+                Ok(false) => {}
+                Err(e) => return reply.error(errno(&e)),
+            }
+        }
+        let (vfs, data) = (self.vfs.clone(), data.to_vec());
+        let operation = async move {
+            if kill {
+                vfs.written_by_user(handle.0).await?;
+            }
+            vfs.write(handle.0, offset, &data).await
+        };
+        self.run(operation, move |result| match result {
+            Ok(()) => reply.written(len),
+            Err(e) => reply.error(e),
+        });
+    }
+
+    fn flush(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
+        if self.vfs.is_flushed(handle.0) {
+            return reply.ok();
+        }
+        let vfs = self.vfs.clone();
+        self.empty(reply, async move { vfs.flush(handle.0).await });
+    }
+
+    fn release(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, _: Option<LockOwner>, _flush: bool, reply: ReplyEmpty) {
+        let vfs = self.vfs.clone();
+        self.empty(reply, async move { vfs.release(handle.0).await });
+    }
+
+    fn fsync(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        let vfs = self.vfs.clone();
+        self.empty(reply, async move { vfs.fsync(handle.0).await });
+    }
+
+    fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let vfs = self.vfs.clone();
+        self.run(async move { vfs.open_directory(ino.0).await }, move |result| match result {
+            Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
+            Err(e) => reply.error(e),
+        });
+    }
+
+    fn readdir(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let vfs = self.vfs.clone();
+        self.run(async move { vfs.list(handle.0, offset).await }, move |result| match result {
+            Ok(entries) => {
+                for e in entries {
+                    if reply.add(INodeNo(e.ino.0), e.next, file_type(e.kind), OsStr::from_bytes(&e.name)) {
+                        break;
+                    }
+                }
+                reply.ok();
+            }
+            Err(e) => reply.error(e),
+        });
+    }
+
+    fn readdirplus(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        let vfs = self.vfs.clone();
+        let listing = vfs.clone();
+        self.run(async move { listing.list(handle.0, offset).await }, move |result| match result {
+            Ok(entries) => {
+                let (ttl, _) = vfs.ttls();
+                for e in entries {
+                    if add_plus(&vfs, &mut reply, e, &ttl) {
+                        break;
+                    }
+                }
+                reply.ok();
+            }
+            Err(e) => reply.error(e),
+        });
+    }
+
+    fn releasedir(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+        self.vfs.close_directory(handle.0);
+        reply.ok();
+    }
+
+    fn fsyncdir(&self, _request: &Request, _ino: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        let vfs = self.vfs.clone();
+        self.empty(reply, async move { vfs.sync_names().await });
+    }
+
+    fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        let vfs = self.vfs.clone();
+        self.run(async move { vfs.stat_fs().await }, move |result| match result {
+            Ok(fs) => {
+                let blocks = |bytes: u64| bytes / u64::from(BLOCK);
+                let free_inodes = u64::from(u32::MAX);
+                reply.statfs(
+                    blocks(fs.capacity),
+                    blocks(fs.available),
+                    blocks(fs.available),
+                    fs.inodes + free_inodes,
+                    free_inodes,
+                    BLOCK,
+                    255,
+                    BLOCK,
+                );
+            }
+            Err(e) => reply.error(e),
+        });
+    }
+
+    fn setxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, value: &[u8], flags: i32, _position: u32, reply: ReplyEmpty) {
+        let mode = match flags {
+            libc::XATTR_CREATE => XattrMode::Create,
+            libc::XATTR_REPLACE => XattrMode::Replace,
+            _ => XattrMode::Set,
+        };
+        let (vfs, name, value) = (self.vfs.clone(), name.to_owned(), value.to_vec());
+        self.empty(reply, async move { vfs.set_xattr(ino.0, name.as_bytes(), &value, mode).await });
+    }
+
+    fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let (vfs, name) = (self.vfs.clone(), name.to_owned());
+        self.run(async move { vfs.get_xattr(ino.0, name.as_bytes()).await }, move |result| xattr_reply(reply, size, result));
+    }
+
+    fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let vfs = self.vfs.clone();
+        self.run(async move { vfs.list_xattrs(ino.0).await }, move |result| xattr_reply(reply, size, result));
+    }
+
+    fn removexattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (vfs, name) = (self.vfs.clone(), name.to_owned());
+        self.empty(reply, async move { vfs.remove_xattr(ino.0, name.as_bytes()).await });
+    }
+
+    fn fallocate(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, offset: u64, length: u64, mode: i32, reply: ReplyEmpty) {
+        let vfs = self.vfs.clone();
+        self.empty(reply, async move { vfs.allocate(handle.0, offset, length, mode).await });
+    }
+
+    fn lseek(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        let data = match whence {
+            libc::SEEK_DATA => true,
+            libc::SEEK_HOLE => false,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        match u64::try_from(offset).map_err(|_| Error::from(ErrorKind::Invalid)).and_then(|offset| self.vfs.seek(handle.0, offset, data)) {
+            Ok(Some(found)) => reply.offset(found as i64),
+            Ok(None) => reply.error(Errno::ENXIO),
+            Err(e) => reply.error(errno(&e)),
+        }
+    }
+
+    fn ioctl(&self, _: &Request, _: INodeNo, _: FileHandle, _: IoctlFlags, _cmd: u32, _in_data: &[u8], _out_size: u32, reply: ReplyIoctl) {
+        reply.error(Errno::ENOTTY);
+    }
+
+    fn copy_file_range(
+        &self,
+        _request: &Request,
+        _ino_in: INodeNo,
+        _handle_in: FileHandle,
+        _offset_in: u64,
+        _ino_out: INodeNo,
+        _handle_out: FileHandle,
+        _offset_out: u64,
+        _len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        // The kernel remembers this and copies through reads and writes.
+        reply.error(Errno::ENOSYS);
+    }
+}
+
+/// Adds one entry with its attributes; true where it did not fit. Only an entry that fits is referred to by the kernel.
+fn add_plus(vfs: &Vfs, reply: &mut ReplyDirectoryPlus, listed: crate::vfs::directories::Listed, ttl: &Duration) -> bool {
+    let (ino, kind, next, name) = (listed.ino, listed.kind, listed.next, listed.name.clone());
+    match vfs.introduce_listed(listed) {
+        Some(attributes) => {
+            let full = reply.add(INodeNo(attributes.ino.0), next, OsStr::from_bytes(&name), ttl, &file_attr(&attributes), Generation(0));
+            if full {
+                vfs.forget(attributes.ino.0, 1);
+            }
+            full
+        }
+        None => {
+            // The kernel takes only number and type of these two and refers to nothing.
+            let zero = Timestamp(0).to_system_time();
+            let attr = FileAttr {
+                ino: INodeNo(ino.0),
+                size: 0,
+                blocks: 0,
+                atime: zero,
+                mtime: zero,
+                ctime: zero,
+                crtime: zero,
+                kind: file_type(kind),
+                perm: 0o755,
+                nlink: 2,
+                uid: 0,
+                gid: 0,
+                rdev: 0,
+                blksize: BLOCK,
+                flags: 0,
+            };
+            reply.add(INodeNo(ino.0), next, OsStr::from_bytes(&name), &Duration::ZERO, &attr, Generation(0))
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! The system calls that have no safe form in the standard library. The only module
+//! of this crate with unsafe code; each block says why it is sound.
+#![expect(unsafe_code, reason = "calls into libc, each with its reason")]
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
+}
+
+/// Frees the blocks of a range, which then reads as zeros; the length stays.
+pub(crate) fn punch_hole(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    // SAFETY: plain integers and a descriptor that `file` keeps open.
+    check(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset as libc::off_t, len as libc::off_t) }).map(|_| ())
+}
+
+/// Takes an exclusive lock on an open file, or says that another process has it.
+pub(crate) fn try_lock(file: &File) -> io::Result<()> {
+    // SAFETY: a descriptor that `file` keeps open.
+    check(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }).map(|_| ())
+}
+
+/// (free bytes for this user, all bytes) of the file system that holds `path`.
+pub(crate) fn space(path: &Path) -> io::Result<(u64, u64)> {
+    let path = c_path(path)?;
+    // SAFETY: statvfs is plain data, for which zeros are valid.
+    let mut stat: libc::statvfs = unsafe { std::mem::zeroed() };
+    // SAFETY: a NUL-terminated path and a buffer of the right type, both alive during the call.
+    check(unsafe { libc::statvfs(path.as_ptr(), &mut stat) })?;
+    Ok((stat.f_bavail * stat.f_frsize, stat.f_blocks * stat.f_frsize))
+}
+
+/// Which side of a fork this is.
+pub(crate) enum Forked {
+    /// The parent.
+    Parent,
+    /// The child, in a session of its own.
+    Child,
+}
+
+/// Splits the process. Must be called before any thread exists.
+pub(crate) fn fork_daemon() -> io::Result<Forked> {
+    // SAFETY: the process has one thread, so the child inherits no lock that nobody holds.
+    match check(unsafe { libc::fork() })? {
+        0 => {
+            // SAFETY: no arguments; a fresh child is no group leader, so it cannot fail.
+            check(unsafe { libc::setsid() })?;
+            Ok(Forked::Child)
+        }
+        _ => Ok(Forked::Parent),
+    }
+}
+
+/// Makes standard input, output and (unless `keep_stderr`) error those of `file`.
+pub(crate) fn redirect_standard_streams(file: &File, keep_stderr: bool) -> io::Result<()> {
+    let streams = [libc::STDIN_FILENO, libc::STDOUT_FILENO, libc::STDERR_FILENO];
+    for &stream in if keep_stderr { &streams[..2] } else { &streams[..] } {
+        // SAFETY: two descriptors; the standard ones are never owned by a Rust object here.
+        check(unsafe { libc::dup2(file.as_raw_fd(), stream) })?;
+    }
+    Ok(())
+}
+
+/// Changes the flags of an existing mount (`mount -o remount`).
+pub(crate) fn remount(mountpoint: &Path, flags: libc::c_ulong) -> io::Result<()> {
+    let target = c_path(mountpoint)?;
+    // SAFETY: a NUL-terminated path; source, type and data may be null for a remount.
+    check(unsafe { libc::mount(std::ptr::null(), target.as_ptr(), std::ptr::null(), libc::MS_REMOUNT | flags, std::ptr::null()) }).map(|_| ())
+}
+
+/// Takes a mount out of the tree at once; it ends when nobody uses it any more.
+pub(crate) fn detach(mountpoint: &Path) -> io::Result<()> {
+    let target = c_path(mountpoint)?;
+    // SAFETY: a NUL-terminated path.
+    check(unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) }).map(|_| ())
+}
+
+/// The name of this host.
+pub(crate) fn host_name() -> String {
+    let mut buffer = [0u8; 256];
+    // SAFETY: a buffer and its length; the result is NUL-terminated as one byte is kept back.
+    let result = unsafe { libc::gethostname(buffer.as_mut_ptr().cast(), buffer.len() - 1) };
+    let end = buffer.iter().position(|&b| b == 0).unwrap_or(0);
+    if result == 0 && end > 0 { String::from_utf8_lossy(&buffer[..end]).into_owned() } else { "localhost".to_owned() }
+}
+
+/// The effective user and group.
+pub(crate) fn user() -> (u32, u32) {
+    // SAFETY: no arguments, cannot fail.
+    unsafe { (libc::geteuid(), libc::getegid()) }
+}

@@ -1,0 +1,76 @@
+//! Publishing changes: at flush, fsync, and once more at release.
+
+use std::sync::Arc;
+
+use dfs_common::attributes::Entry;
+use dfs_common::clients::commit::NewVersion;
+use dfs_common::{Error, ErrorKind, Result};
+
+use super::locks::Wait;
+use super::node::Node;
+use super::{Caller, Vfs, now};
+use crate::cache::Content;
+use crate::cache::content::Plan;
+
+/// Hashing up to this many bytes of changes is done at once, more on another thread.
+const HASH_INLINE: u64 = 1 << 20;
+
+impl Vfs {
+    /// Publishes what has changed in `content`; with `durable` the disks of all copies have it when this returns.
+    pub(crate) async fn commit(&self, node: &Arc<Node>, content: &Arc<Content>, durable: bool) -> Result<()> {
+        if !content.needs_commit(durable) {
+            return Ok(());
+        }
+        let _one_at_a_time = content.commit.lock().await;
+        let plan = if content.size() <= HASH_INLINE {
+            content.begin_commit(now(), durable)?
+        } else {
+            let content = content.clone();
+            let begun = tokio::task::spawn_blocking(move || content.begin_commit(now(), durable)).await;
+            begun.map_err(|e| Error::new(ErrorKind::Internal, format!("hashing: {e}")))??
+        };
+        let Some(plan) = plan else { return Ok(()) };
+        // Whatever happens below, writers must be let on again.
+        let mut guard = EndCommit { content, published: None };
+        let entry = self.publish(node, content, &plan, durable).await?;
+        guard.published = Some((entry.attributes.version, plan, durable));
+        drop(guard);
+        let mut state = node.state.lock();
+        let version = entry.attributes.version;
+        state.hear(entry);
+        state.told = version;
+        state.pages = Some(version);
+        Ok(())
+    }
+
+    async fn publish(&self, node: &Arc<Node>, content: &Arc<Content>, plan: &Plan, durable: bool) -> Result<Entry> {
+        // Shares the lock that the writing handle holds; the service is not asked.
+        let token = self.lock(node.ino, Caller::default(), Wait::Until(Some(self.cluster.directory.timeout()))).await?;
+        let placement = node.state.lock().entry.layout.placement.clone();
+        let new = NewVersion {
+            ino: node.ino,
+            token,
+            base: plan.base,
+            base_manifest: Some(&plan.base_manifest),
+            manifest: &plan.manifest,
+            mtime: plan.mtime,
+            durable,
+        };
+        let result = self.cluster.commit(&new, &placement, content.as_ref()).await;
+        self.unlock(node.ino).await;
+        result
+    }
+}
+
+/// Ends a commit on every way out.
+struct EndCommit<'a> {
+    content: &'a Content,
+    published: Option<(dfs_common::ids::Version, Plan, bool)>,
+}
+
+impl Drop for EndCommit<'_> {
+    fn drop(&mut self) {
+        let published = self.published.as_ref();
+        self.content.end_commit(published.map(|(version, plan, durable)| (*version, &plan.manifest, *durable)));
+    }
+}

@@ -1,0 +1,72 @@
+//! Open handles of files and directories, by the number that the kernel gives back.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use dfs_common::{Error, ErrorKind, Result};
+use parking_lot::RwLock;
+
+use super::directories::Stream;
+use super::node::Node;
+use crate::cache::Content;
+
+/// An open file.
+#[derive(Debug)]
+pub(crate) struct FileHandle {
+    pub(crate) node: Arc<Node>,
+    pub(crate) content: Arc<Content>,
+    pub(crate) writer: bool,
+    pub(crate) append: bool,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Handles {
+    next: AtomicU64,
+    files: RwLock<HashMap<u64, Arc<FileHandle>>>,
+    directories: RwLock<HashMap<u64, Arc<Stream>>>,
+}
+
+fn unknown() -> Error {
+    // Handles come from the kernel: an unknown one means that this process was replaced under a live mount.
+    Error::new(ErrorKind::Stale, "the handle is unknown")
+}
+
+impl Handles {
+    fn number(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    pub(crate) fn add_file(&self, handle: FileHandle) -> u64 {
+        let number = self.number();
+        self.files.write().insert(number, Arc::new(handle));
+        number
+    }
+
+    pub(crate) fn file(&self, number: u64) -> Result<Arc<FileHandle>> {
+        self.files.read().get(&number).cloned().ok_or_else(unknown)
+    }
+
+    pub(crate) fn remove_file(&self, number: u64) -> Result<Arc<FileHandle>> {
+        self.files.write().remove(&number).ok_or_else(unknown)
+    }
+
+    pub(crate) fn add_directory(&self, stream: Stream) -> u64 {
+        let number = self.number();
+        self.directories.write().insert(number, Arc::new(stream));
+        number
+    }
+
+    pub(crate) fn directory(&self, number: u64) -> Result<Arc<Stream>> {
+        self.directories.read().get(&number).cloned().ok_or_else(unknown)
+    }
+
+    pub(crate) fn remove_directory(&self, number: u64) {
+        self.directories.write().remove(&number);
+    }
+
+    /// True where a directory stream of this inode is open.
+    pub(crate) fn has_directory(&self, ino: dfs_common::ids::InodeId) -> bool {
+        self.directories.read().values().any(|s| s.ino() == ino)
+    }
+}

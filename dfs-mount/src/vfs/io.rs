@@ -1,0 +1,191 @@
+//! Reading and writing open files.
+//!
+//! What is in the cache file is served by a plain system call; only what is missing, or
+//! a commit under way, makes a request wait.
+
+use std::sync::Arc;
+
+use dfs_common::attributes::Entry;
+use dfs_common::{Error, ErrorKind, Result};
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+
+use super::handles::FileHandle;
+use super::node::Node;
+use super::{Vfs, now};
+use crate::cache::Content;
+use crate::cache::content::NotYet;
+
+/// Bytes of one fetch.
+const FETCH: u64 = 4 << 20;
+/// Fetches under way for one file.
+const PARALLEL_FETCHES: usize = 3;
+
+impl Vfs {
+    /// The bytes, if all of them are here.
+    pub fn read_now(&self, handle: u64, offset: u64, len: u32) -> Result<Option<Vec<u8>>> {
+        match self.handles.file(handle)?.content.read(offset, u64::from(len)) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(NotYet::Missing(_) | NotYet::Committing) => Ok(None),
+            Err(NotYet::Failed(e)) => Err(e),
+        }
+    }
+
+    /// Reads, fetching what is missing.
+    pub async fn read(&self, handle: u64, offset: u64, len: u32) -> Result<Vec<u8>> {
+        let handle = self.handles.file(handle)?;
+        loop {
+            match handle.content.read(offset, u64::from(len)) {
+                Ok(bytes) => return Ok(bytes),
+                Err(problem) => self.overcome(&handle.node, &handle.content, problem).await?,
+            }
+        }
+    }
+
+    /// Writes, if nothing stands in the way: true when done.
+    pub fn write_now(&self, handle: u64, offset: u64, data: &[u8]) -> Result<bool> {
+        let handle = self.handles.file(handle)?;
+        check_writer(&handle)?;
+        match handle.content.write(offset, data, handle.append, now()) {
+            Ok(()) => Ok(true),
+            Err(NotYet::Missing(_) | NotYet::Committing) => Ok(false),
+            Err(NotYet::Failed(e)) => Err(e),
+        }
+    }
+
+    /// Writes, fetching blocks that it changes in part.
+    pub async fn write(&self, handle: u64, offset: u64, data: &[u8]) -> Result<()> {
+        let handle = self.handles.file(handle)?;
+        check_writer(&handle)?;
+        let content = &handle.content;
+        self.change(&handle.node, content, || content.write(offset, data, handle.append, now())).await
+    }
+
+    /// A write by somebody who is not root ends suid and sgid.
+    pub async fn written_by_user(&self, handle: u64) -> Result<()> {
+        let handle = self.handles.file(handle)?;
+        self.kill_privileges(&handle.node).await
+    }
+
+    /// True where a write by somebody who is not root has something to end.
+    pub fn has_privileges(&self, handle: u64) -> bool {
+        self.handles.file(handle).is_ok_and(|h| h.node.state.lock().entry.attributes.mode & 0o6000 != 0)
+    }
+
+    /// close(2): publishes what has changed. Its error is the caller's.
+    pub async fn flush(&self, handle: u64) -> Result<()> {
+        let handle = self.handles.file(handle)?;
+        if handle.writer { self.commit(&handle.node, &handle.content, false).await } else { Ok(()) }
+    }
+
+    /// True where a flush has nothing to do.
+    pub fn is_flushed(&self, handle: u64) -> bool {
+        self.handles.file(handle).is_ok_and(|h| !h.writer || !h.content.needs_commit(false))
+    }
+
+    /// fsync(2): publishes, and waits for the disks of all copies.
+    pub async fn fsync(&self, handle: u64) -> Result<()> {
+        let handle = self.handles.file(handle)?;
+        if handle.writer { self.commit(&handle.node, &handle.content, true).await } else { Ok(()) }
+    }
+
+    /// fallocate(2): makes the file longer, or turns a range into zeros. Space is never reserved.
+    pub async fn allocate(&self, handle: u64, offset: u64, len: u64, mode: i32) -> Result<()> {
+        let handle = self.handles.file(handle)?;
+        check_writer(&handle)?;
+        let (node, content) = (&handle.node, &handle.content);
+        let keep_size = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
+        let end = offset.checked_add(len).filter(|_| len > 0).ok_or_else(|| Error::from(ErrorKind::Invalid))?;
+        match mode & !libc::FALLOC_FL_KEEP_SIZE {
+            0 => {}
+            libc::FALLOC_FL_PUNCH_HOLE if keep_size => self.change(node, content, || content.zero(offset, len, now())).await?,
+            libc::FALLOC_FL_ZERO_RANGE => self.change(node, content, || content.zero(offset, len, now())).await?,
+            _ => return Err(ErrorKind::NotSupported.into()),
+        }
+        if !keep_size && end > content.size() {
+            self.change(node, content, || content.truncate(end.max(content.size()), now())).await?;
+        }
+        Ok(())
+    }
+
+    /// lseek(2) with SEEK_DATA (`data`) or SEEK_HOLE; `None` behind the end.
+    pub fn seek(&self, handle: u64, offset: u64, data: bool) -> Result<Option<u64>> {
+        Ok(self.handles.file(handle)?.content.seek(offset, data))
+    }
+
+    /// Carries out a change, as soon as nothing stands in its way.
+    pub(crate) async fn change(&self, node: &Arc<Node>, content: &Arc<Content>, attempt: impl Fn() -> Result<(), NotYet>) -> Result<()> {
+        loop {
+            match attempt() {
+                Ok(()) => return Ok(()),
+                Err(problem) => self.overcome(node, content, problem).await?,
+            }
+        }
+    }
+
+    async fn overcome(&self, node: &Arc<Node>, content: &Arc<Content>, problem: NotYet) -> Result<()> {
+        match problem {
+            NotYet::Failed(e) => Err(e),
+            NotYet::Committing => {
+                content.commit_done().await;
+                Ok(())
+            }
+            NotYet::Missing(blocks) => {
+                let entry = node.state.lock().entry.clone();
+                self.fill(&entry, content, blocks).await
+            }
+        }
+    }
+
+    /// Fetches everything that is missing.
+    pub(crate) async fn fill_all(&self, entry: &Entry, content: &Arc<Content>) -> Result<()> {
+        let missing = content.missing();
+        if missing.is_empty() { Ok(()) } else { self.fill(entry, content, missing).await }
+    }
+
+    /// Fetches `blocks`, unless they have arrived meanwhile.
+    async fn fill(&self, entry: &Entry, content: &Arc<Content>, blocks: Vec<u32>) -> Result<()> {
+        let _one_at_a_time = content.fill.lock().await;
+        let (manifest, missing) = content.base(&blocks);
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let mut entry = entry.clone();
+        // Servers keep earlier versions for a while, so one that was open before is still read as it was.
+        entry.attributes.version = content.version();
+        let fetches = runs(&missing, (FETCH >> manifest.block_bits()) as u32).into_iter().map(|(first, last)| {
+            let (entry, manifest) = (&entry, &manifest);
+            async move {
+                let bytes = self.cluster.blocks(entry, manifest, first, last).await?;
+                content.fetched(first, &bytes)
+            }
+        });
+        stream::iter(fetches).buffer_unordered(PARALLEL_FETCHES).try_collect().await
+    }
+}
+
+fn check_writer(handle: &FileHandle) -> Result<()> {
+    if handle.writer { Ok(()) } else { Err(Error::new(ErrorKind::Invalid, "the file is not open for writing")) }
+}
+
+/// Rising block numbers as runs (first, last) of at most `longest` blocks.
+fn runs(blocks: &[u32], longest: u32) -> Vec<(u32, u32)> {
+    let mut runs: Vec<(u32, u32)> = Vec::new();
+    for &block in blocks {
+        match runs.last_mut() {
+            Some((first, last)) if *last + 1 == block && block - *first < longest => *last = block,
+            _ => runs.push((block, block)),
+        }
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_are_whole_and_bounded() {
+        assert_eq!(runs(&[0, 1, 2, 4, 5, 9], 2), [(0, 1), (2, 2), (4, 5), (9, 9)]);
+        assert_eq!(runs(&[], 4), []);
+    }
+}

@@ -1,0 +1,184 @@
+//! This mount's write locks: one a file, shared by all its processes.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dfs_common::clients::Cluster;
+use dfs_common::ids::{InodeId, Token};
+use dfs_common::{Error, ErrorKind, Result};
+use parking_lot::Mutex;
+use tokio::sync::OwnedMutexGuard;
+
+use super::interrupt::interruptible;
+use super::{Caller, Vfs};
+
+/// How long a lock stays with a mount whose open was sent back to look the name up again.
+const GRACE: Duration = Duration::from_secs(2);
+
+#[derive(Debug, Default)]
+struct Slot {
+    token: Option<Token>,
+    /// Handles open for writing, and commits under way.
+    users: u32,
+    /// An open that was sent back has until then to return.
+    reserved: u64,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Locks {
+    slots: Mutex<HashMap<InodeId, Arc<tokio::sync::Mutex<Slot>>>>,
+}
+
+/// How an open wants its lock.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Wait {
+    /// Not at all: `WouldBlock`.
+    Never,
+    /// So long, then `Busy`; `None`: as long as it takes.
+    Until(Option<Duration>),
+}
+
+impl Locks {
+    fn slot(&self, ino: InodeId) -> Arc<tokio::sync::Mutex<Slot>> {
+        self.slots.lock().entry(ino).or_default().clone()
+    }
+
+    /// Drops slots that nobody uses.
+    fn tidy(&self, ino: InodeId) {
+        let mut slots = self.slots.lock();
+        // Two: the table's reference and the caller's.
+        if slots.get(&ino).is_some_and(|s| Arc::strong_count(s) <= 2 && s.try_lock().is_ok_and(|s| s.token.is_none() && s.users == 0)) {
+            slots.remove(&ino);
+        }
+    }
+}
+
+impl Vfs {
+    /// Takes this mount's write lock of `ino` for one more user, waiting its turn; gives it back with [`Vfs::unlock`].
+    pub(crate) async fn lock(&self, ino: InodeId, caller: Caller, wait: Wait) -> Result<Token> {
+        let slot = self.locks.slot(ino);
+        let result = self.lock_slot(&slot, ino, caller, wait).await;
+        if result.is_err() {
+            self.locks.tidy(ino);
+        }
+        result
+    }
+
+    async fn lock_slot(&self, slot: &Arc<tokio::sync::Mutex<Slot>>, ino: InodeId, caller: Caller, wait: Wait) -> Result<Token> {
+        let start = std::time::Instant::now();
+        let mut held: OwnedMutexGuard<Slot> = match wait {
+            Wait::Never => slot.clone().try_lock_owned().map_err(|_| Error::from(ErrorKind::WouldBlock))?,
+            // Another process of this mount waits for the lock: it is first, and shares what it gets.
+            Wait::Until(limit) => {
+                interruptible(caller, async {
+                    match limit {
+                        None => Ok(slot.clone().lock_owned().await),
+                        Some(limit) => tokio::time::timeout(limit, slot.clone().lock_owned()).await.map_err(|_| busy(ino)),
+                    }
+                })
+                .await??
+            }
+        };
+        if let Some(token) = held.token {
+            held.users += 1;
+            return Ok(token);
+        }
+        let limit = match wait {
+            Wait::Never => Some(Duration::ZERO),
+            Wait::Until(limit) => limit.map(|l| l.saturating_sub(start.elapsed())),
+        };
+        let token = self.acquire(ino, caller, limit).await.map_err(|e| match (e.kind(), wait) {
+            // The wait was used up behind another process of this mount.
+            (ErrorKind::WouldBlock, Wait::Until(_)) => busy(ino),
+            _ => e,
+        })?;
+        held.token = Some(token);
+        held.users = 1;
+        Ok(token)
+    }
+
+    async fn acquire(&self, ino: InodeId, caller: Caller, limit: Option<Duration>) -> Result<Token> {
+        let request = self.cluster.next_lock_request();
+        let program = program_name(caller.pid);
+        let mut abandoned = CancelOnDrop { cluster: Some(self.cluster.clone()), ino, request };
+        let result = match interruptible(caller, self.cluster.acquire_lock(ino, request, caller.pid, &program, limit)).await {
+            Ok(result) => result,
+            Err(interrupted) => {
+                // The grant may be on its way: giving up the place gives it back too.
+                abandoned.cluster = None;
+                self.cluster.cancel_lock(ino, request).await?;
+                return Err(interrupted);
+            }
+        };
+        abandoned.cluster = None;
+        result
+    }
+
+    /// Ends one use of the lock; the last one gives it back to the service.
+    pub(crate) async fn unlock(&self, ino: InodeId) {
+        let slot = self.locks.slot(ino);
+        {
+            let mut held = slot.lock().await;
+            held.users -= 1;
+            if held.users == 0 {
+                self.give_back(ino, &mut held).await;
+            }
+        }
+        self.locks.tidy(ino);
+    }
+
+    /// As [`Vfs::unlock`], but the lock stays a little: the caller was told to look the name up again and to come back.
+    pub(crate) async fn unlock_later(self: &Arc<Self>, ino: InodeId) {
+        let slot = self.locks.slot(ino);
+        let mut held = slot.lock().await;
+        held.users -= 1;
+        held.reserved += 1;
+        let reservation = held.reserved;
+        drop(held);
+        let vfs = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(GRACE).await;
+            {
+                let mut held = slot.lock().await;
+                if held.users == 0 && held.reserved == reservation {
+                    vfs.give_back(ino, &mut held).await;
+                }
+            }
+            vfs.locks.tidy(ino);
+        });
+    }
+
+    async fn give_back(&self, ino: InodeId, held: &mut Slot) {
+        let Some(token) = held.token.take() else { return };
+        if let Err(e) = self.cluster.release_lock(ino, token).await {
+            log::warn!("the write lock of inode {ino} was not given back and ends with its lease: {e}");
+        }
+    }
+}
+
+/// Gives up a place in the queue whose open was dropped half way.
+struct CancelOnDrop {
+    cluster: Option<Arc<Cluster>>,
+    ino: InodeId,
+    request: u64,
+}
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        if let Some(cluster) = self.cluster.take() {
+            let (ino, request) = (self.ino, self.request);
+            tokio::spawn(async move { cluster.cancel_lock(ino, request).await });
+        }
+    }
+}
+
+fn busy(ino: InodeId) -> Error {
+    Error::new(ErrorKind::Busy, format!("inode {ino} is still locked by another writer"))
+}
+
+/// The program behind a thread, for whoever asks who holds a lock.
+fn program_name(pid: u32) -> String {
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    name.trim().chars().take(64).collect()
+}

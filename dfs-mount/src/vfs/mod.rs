@@ -1,0 +1,112 @@
+//! The file system as the kernel asks for it, one file a family of operations: [`names`],
+//! [`attributes`], [`open`], [`io`], [`directories`], and what goes on between requests
+//! ([`session`]).
+//!
+//! It owns the nodes that the kernel knows, open handles, and this mount's write locks.
+//! It knows nothing of FUSE: `fuse.rs` translates, so that everything here runs without
+//! a mount. What the kernel is told of a file is what the directory service said last,
+//! with this mount's own unpublished changes over it.
+
+pub mod attributes;
+pub mod commit;
+pub mod directories;
+pub mod handles;
+pub mod interrupt;
+pub mod io;
+pub mod locks;
+pub mod names;
+pub mod node;
+pub mod open;
+pub mod session;
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use dfs_common::attributes::{Attributes, Entry, Timestamp};
+use dfs_common::clients::Cluster;
+use dfs_common::ids::InodeId;
+use dfs_common::{Error, ErrorKind, Result};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::cache::Shelf;
+use handles::Handles;
+use locks::Locks;
+use node::{Node, Nodes};
+
+/// What a mount may be told to do differently.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How long an open for writing waits for its turn; `None`: until it comes or the caller is interrupted.
+    pub lock_wait: Option<Duration>,
+    /// How long the kernel may believe a name.
+    pub entry_ttl: Duration,
+    /// How long the kernel may believe attributes.
+    pub attr_ttl: Duration,
+}
+
+/// Who makes a request.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Caller {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Thread, in this process's pid namespace; 0 where it has none here.
+    pub pid: u32,
+}
+
+/// A mounted file system.
+#[derive(Debug)]
+pub struct Vfs {
+    cluster: Arc<Cluster>,
+    shelf: Shelf,
+    settings: Settings,
+    nodes: Nodes,
+    handles: Handles,
+    locks: Locks,
+    /// Removed inodes that this mount has let go and the directory has not been told of.
+    released: Mutex<Vec<InodeId>>,
+    release_soon: Notify,
+}
+
+impl Vfs {
+    /// The file system of `cluster`, cached in `shelf`.
+    pub fn new(cluster: Arc<Cluster>, shelf: Shelf, settings: Settings) -> Self {
+        Self {
+            cluster,
+            shelf,
+            settings,
+            nodes: Nodes::default(),
+            handles: Handles::default(),
+            locks: Locks::default(),
+            released: Mutex::default(),
+            release_soon: Notify::new(),
+        }
+    }
+
+    /// Times for which the kernel may believe attributes and names.
+    pub fn ttls(&self) -> (Duration, Duration) {
+        (self.settings.attr_ttl, self.settings.entry_ttl)
+    }
+
+    /// The node behind a kernel's node id.
+    fn node(&self, id: u64) -> Result<Arc<Node>> {
+        self.nodes.get(id).ok_or_else(|| Error::new(ErrorKind::Stale, format!("node {id} is unknown")))
+    }
+
+    /// The inode behind a kernel's node id.
+    fn ino(&self, id: u64) -> Result<InodeId> {
+        if id == node::ROOT_ID { Ok(dfs_common::ids::ROOT) } else { self.node(id).map(|n| n.ino) }
+    }
+
+    /// Registers an entry that the kernel is about to be told of, once more.
+    fn introduce(&self, entry: Entry) -> Attributes {
+        self.nodes.introduce(entry)
+    }
+}
+
+/// The client's clock.
+pub(crate) fn now() -> Timestamp {
+    Timestamp::from_system_time(SystemTime::now())
+}

@@ -1,0 +1,286 @@
+//! The nodes that the kernel holds references to.
+//!
+//! A node id is the inode's number, except where a newer version arrives from elsewhere
+//! while an older one is open here: the old node keeps the old version to the end, and
+//! the name leads to a new node with an id of its own. To the holder of the old one it
+//! looks as if the file had been replaced by a rename.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use dfs_common::attributes::{Attributes, Entry, FileKind};
+use dfs_common::ids::{InodeId, Version};
+use parking_lot::Mutex;
+
+use crate::cache::Content;
+
+/// The kernel's id of the root.
+pub(crate) const ROOT_ID: u64 = 1;
+/// Ids of nodes that had to differ from their inode's number have this bit.
+const ALIAS_BIT: u64 = 1 << 62;
+
+/// One inode, or one old version of it, as the kernel knows it.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) id: u64,
+    pub(crate) ino: InodeId,
+    pub(crate) state: Mutex<State>,
+    /// Held while an open prepares the content, so that it is fetched once.
+    pub(crate) opening: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug)]
+pub(crate) struct State {
+    /// What the directory said last.
+    pub(crate) entry: Entry,
+    /// When that was.
+    pub(crate) heard: Instant,
+    /// The version whose size the kernel believes.
+    pub(crate) told: Version,
+    /// The version that the kernel's page cache holds pages of.
+    pub(crate) pages: Option<Version>,
+    /// OPEN was answered with ESTALE; the kernel looks the name up again and comes back.
+    pub(crate) sent_back: bool,
+    /// References that the kernel holds.
+    lookups: u64,
+    /// Open handles.
+    pub(crate) opens: u32,
+    /// Of these, for writing, and commits under way.
+    pub(crate) writers: u32,
+    /// Present while anything is open.
+    pub(crate) content: Option<Arc<Content>>,
+    /// A newer version has a node of its own.
+    pub(crate) superseded: bool,
+    /// No name leads here any more.
+    pub(crate) removed: bool,
+}
+
+impl State {
+    /// True where `entry` is a version that others published while this one is open here.
+    pub(crate) fn is_overtaken_by(&self, entry: &Entry) -> bool {
+        self.writers == 0 && self.content.as_ref().is_some_and(|c| c.version() < entry.attributes.version)
+    }
+
+    /// Takes over what the directory says now. Answers may overtake one another: an older version is not believed.
+    pub(crate) fn hear(&mut self, entry: Entry) {
+        if entry.attributes.version < self.entry.attributes.version {
+            return;
+        }
+        self.removed |= entry.attributes.nlink == 0;
+        self.entry = entry;
+        self.heard = Instant::now();
+    }
+
+    /// What `stat` shows: the directory's word, with unpublished changes over it.
+    pub(crate) fn attributes(&self, id: u64) -> Attributes {
+        let mut attributes = self.entry.attributes.clone();
+        attributes.ino = InodeId(id);
+        if let Some((size, stored, mtime)) = self.content.as_ref().and_then(|c| c.changes()) {
+            attributes.size = size;
+            attributes.stored = stored;
+            attributes.mtime = mtime.unwrap_or(attributes.mtime);
+            attributes.ctime = attributes.ctime.max(attributes.mtime);
+        }
+        if self.removed {
+            attributes.nlink = 0;
+        }
+        attributes
+    }
+}
+
+impl Node {
+    fn new(id: u64, entry: Entry) -> Self {
+        let state = State {
+            told: entry.attributes.version,
+            heard: Instant::now(),
+            pages: None,
+            sent_back: false,
+            lookups: 0,
+            opens: 0,
+            writers: 0,
+            content: None,
+            superseded: false,
+            removed: entry.attributes.nlink == 0,
+            entry,
+        };
+        Self { id, ino: state.entry.attributes.ino, state: Mutex::new(state), opening: tokio::sync::Mutex::default() }
+    }
+
+    /// What `stat` shows.
+    pub(crate) fn attributes(&self) -> Attributes {
+        self.state.lock().attributes(self.id)
+    }
+
+    pub(crate) fn kind(&self) -> FileKind {
+        self.state.lock().entry.attributes.kind
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Nodes {
+    tables: Mutex<Tables>,
+}
+
+#[derive(Debug, Default)]
+struct Tables {
+    by_id: HashMap<u64, Arc<Node>>,
+    /// The node that names lead to.
+    current: HashMap<InodeId, u64>,
+    /// Nodes of old versions.
+    superseded: HashMap<InodeId, Vec<u64>>,
+    next_alias: u64,
+}
+
+impl Nodes {
+    pub(crate) fn get(&self, id: u64) -> Option<Arc<Node>> {
+        self.tables.lock().by_id.get(&id).cloned()
+    }
+
+    /// The node that names of `ino` lead to, if the kernel knows one.
+    pub(crate) fn current(&self, ino: InodeId) -> Option<Arc<Node>> {
+        let tables = self.tables.lock();
+        tables.current.get(&ino).and_then(|id| tables.by_id.get(id)).cloned()
+    }
+
+    pub(crate) fn all(&self) -> Vec<Arc<Node>> {
+        self.tables.lock().by_id.values().cloned().collect()
+    }
+
+    /// Every node of `ino`: the current one, and old versions that are still in use.
+    pub(crate) fn all_of(&self, ino: InodeId) -> Vec<Arc<Node>> {
+        let tables = self.tables.lock();
+        let current = tables.current.get(&ino).and_then(|id| tables.by_id.get(id));
+        let old = tables.superseded.get(&ino).into_iter().flatten().filter_map(|id| tables.by_id.get(id));
+        current.into_iter().chain(old).cloned().collect()
+    }
+
+    /// Counts one more reference by the kernel to the node of `entry` and returns what to tell it.
+    pub(crate) fn introduce(&self, entry: Entry) -> Attributes {
+        let mut tables = self.tables.lock();
+        let ino = entry.attributes.ino;
+        if let Some(node) = tables.current.get(&ino).and_then(|id| tables.by_id.get(id)).cloned() {
+            let mut state = node.state.lock();
+            if !state.is_overtaken_by(&entry) {
+                state.hear(entry);
+                state.told = state.entry.attributes.version;
+                state.lookups += 1;
+                return state.attributes(node.id);
+            }
+            state.superseded = true;
+            tables.superseded.entry(ino).or_default().push(node.id);
+        }
+        let id = if tables.by_id.contains_key(&ino.0) {
+            tables.next_alias += 1;
+            ALIAS_BIT | tables.next_alias
+        } else {
+            ino.0
+        };
+        let node = Arc::new(Node::new(id, entry));
+        node.state.lock().lookups = 1;
+        let attributes = node.attributes();
+        tables.by_id.insert(id, node);
+        tables.current.insert(ino, id);
+        attributes
+    }
+
+    /// The kernel dropped `count` references.
+    pub(crate) fn forget(&self, id: u64, count: u64) {
+        let mut tables = self.tables.lock();
+        let Some(node) = tables.by_id.get(&id).cloned() else { return };
+        {
+            let mut state = node.state.lock();
+            state.lookups = state.lookups.saturating_sub(count);
+        }
+        tables.drop_if_unused(&node);
+    }
+
+    /// A handle was closed: the node goes if the kernel has forgotten it before.
+    pub(crate) fn closed(&self, node: &Arc<Node>) {
+        self.tables.lock().drop_if_unused(node);
+    }
+}
+
+impl Tables {
+    fn drop_if_unused(&mut self, node: &Arc<Node>) {
+        let state = node.state.lock();
+        if state.lookups > 0 || state.opens > 0 || state.writers > 0 {
+            return;
+        }
+        self.by_id.remove(&node.id);
+        if self.current.get(&node.ino) == Some(&node.id) {
+            self.current.remove(&node.ino);
+        }
+        if let Some(old) = self.superseded.get_mut(&node.ino) {
+            old.retain(|id| *id != node.id);
+            if old.is_empty() {
+                self.superseded.remove(&node.ino);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dfs_common::attributes::{Layout, Timestamp};
+    use dfs_common::block::Manifest;
+
+    use super::*;
+    use crate::cache::{BlockMap, Shelf};
+
+    fn entry(ino: u64, version: u64) -> Entry {
+        let zero = Timestamp(0);
+        let attributes = Attributes {
+            ino: InodeId(ino),
+            kind: FileKind::File,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            nlink: 1,
+            rdev: 0,
+            size: 0,
+            stored: 0,
+            atime: zero,
+            mtime: zero,
+            ctime: zero,
+            crtime: zero,
+            version: Version(version),
+            has_xattrs: false,
+        };
+        Entry { attributes, layout: Layout::default() }
+    }
+
+    #[test]
+    fn a_newer_version_gets_its_own_node_while_the_old_one_is_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let shelf = Shelf::open(dir.path(), "c", 1 << 20).unwrap();
+        let nodes = Nodes::default();
+        assert_eq!(nodes.introduce(entry(5, 1)).ino, InodeId(5));
+        let old = nodes.get(5).unwrap();
+        let content = shelf.create(old.ino, Version(1), BlockMap::new(&Manifest::empty(16), true), false).unwrap();
+        {
+            let mut state = old.state.lock();
+            state.content = Some(Arc::new(content));
+            state.opens = 1;
+        }
+        assert_eq!(nodes.introduce(entry(5, 1)).ino, InodeId(5));
+        let alias = nodes.introduce(entry(5, 2)).ino.0;
+        assert_ne!(alias, 5);
+        assert_eq!(nodes.introduce(entry(5, 2)).ino.0, alias);
+        assert!(old.state.lock().superseded);
+        assert_eq!(old.attributes().version, Version(1));
+
+        old.state.lock().opens = 0;
+        nodes.forget(5, 2);
+        assert!(nodes.get(5).is_none());
+        nodes.forget(alias, 2);
+        assert_eq!(nodes.introduce(entry(5, 3)).ino, InodeId(5));
+    }
+
+    #[test]
+    fn an_answer_that_was_overtaken_is_not_believed() {
+        let nodes = Nodes::default();
+        nodes.introduce(entry(5, 3));
+        assert_eq!(nodes.introduce(entry(5, 2)).version, Version(3));
+    }
+}

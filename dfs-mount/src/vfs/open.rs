@@ -1,0 +1,256 @@
+//! Opening, creating and closing files: the write lock, the version, the cache file.
+
+use std::sync::Arc;
+
+use dfs_common::attributes::{Attributes, Entry, FileKind};
+use dfs_common::block::Manifest;
+use dfs_common::{Error, ErrorKind, Result};
+
+use super::handles::FileHandle;
+use super::locks::Wait;
+use super::names::NewEntry;
+use super::node::Node;
+use super::{Caller, Vfs};
+use crate::cache::{BlockMap, Content};
+
+/// What an open wants, from open(2)'s flags.
+#[derive(Clone, Copy, Debug)]
+pub struct Intent {
+    /// O_WRONLY or O_RDWR.
+    pub write: bool,
+    /// O_APPEND.
+    pub append: bool,
+    /// O_NONBLOCK.
+    pub nonblock: bool,
+    /// O_EXCL, together with O_CREAT.
+    pub exclusive: bool,
+    /// Open only to set the length: nothing is shown to the kernel, so it need not know the version.
+    truncate: bool,
+}
+
+impl Intent {
+    /// From the flags of open(2).
+    pub fn from_flags(flags: i32) -> Self {
+        Self {
+            write: flags & libc::O_ACCMODE != libc::O_RDONLY,
+            append: flags & libc::O_APPEND != 0,
+            nonblock: flags & libc::O_NONBLOCK != 0,
+            exclusive: flags & libc::O_EXCL != 0,
+            truncate: false,
+        }
+    }
+
+    pub(crate) fn truncate() -> Self {
+        Self { write: true, append: false, nonblock: false, exclusive: false, truncate: true }
+    }
+}
+
+/// An open file, for the kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct Opened {
+    /// Its handle.
+    pub handle: u64,
+    /// The pages that the kernel has are of this version.
+    pub keep_cache: bool,
+}
+
+impl Vfs {
+    /// Opens the file behind `id`. `Stale`: the kernel looks the name up again and comes back.
+    pub async fn open(self: &Arc<Self>, id: u64, intent: Intent, caller: Caller) -> Result<Opened> {
+        let node = self.node(id)?;
+        let handle = self.open_for(&node, intent, caller).await?;
+        let keep_cache = {
+            let mut state = node.state.lock();
+            let version = handle.content.version();
+            state.pages.replace(version) == Some(version)
+        };
+        Ok(Opened { handle: self.handles.add_file(handle), keep_cache })
+    }
+
+    /// Creates a file and opens it; one that exists is opened, unless `intent` is exclusive.
+    pub async fn create(self: &Arc<Self>, parent: u64, name: &[u8], mode: u32, intent: Intent, caller: Caller) -> Result<(Attributes, Opened)> {
+        let new = NewEntry { kind: FileKind::File, mode, rdev: 0, target: None };
+        let entry = match self.make_entry(parent, name, new, caller).await {
+            Ok(entry) => entry,
+            Err(e) if e.kind() == ErrorKind::Exists && !intent.exclusive => {
+                let attributes = self.lookup(parent, name).await?;
+                let opened = self.open(attributes.ino.0, intent, caller).await;
+                return opened.inspect_err(|_| self.forget(attributes.ino.0, 1)).map(|o| (attributes, o));
+            }
+            Err(e) => return Err(e),
+        };
+        let attributes = self.introduce(entry);
+        let opened = self.open(attributes.ino.0, intent, caller).await.inspect_err(|_| self.forget(attributes.ino.0, 1))?;
+        Ok((attributes, opened))
+    }
+
+    pub(crate) async fn open_for(self: &Arc<Self>, node: &Arc<Node>, intent: Intent, caller: Caller) -> Result<FileHandle> {
+        if node.kind() != FileKind::File {
+            return Err(Error::new(ErrorKind::Invalid, "only regular files are opened here"));
+        }
+        if !intent.write {
+            let content = self.prepare(node, intent).await?;
+            return Ok(FileHandle { node: node.clone(), content, writer: false, append: false });
+        }
+        let wait = if intent.nonblock { Wait::Never } else { Wait::Until(self.settings.lock_wait) };
+        self.lock(node.ino, caller, wait).await?;
+        match self.prepare(node, intent).await {
+            Ok(content) => Ok(FileHandle { node: node.clone(), content, writer: true, append: intent.append }),
+            Err(e) if e.kind() == ErrorKind::Stale => {
+                self.unlock_later(node.ino).await;
+                Err(e)
+            }
+            Err(e) => {
+                self.unlock(node.ino).await;
+                Err(e)
+            }
+        }
+    }
+
+    /// The content for one more handle, counted in the node.
+    async fn prepare(&self, node: &Arc<Node>, intent: Intent) -> Result<Arc<Content>> {
+        let _one_at_a_time = node.opening.lock().await;
+        let entry = self.current_entry(node, intent).await?;
+        let shared = node.state.lock().content.clone();
+        let content = match shared {
+            Some(content) => content,
+            None => Arc::new(self.load(&entry, intent).await?),
+        };
+        if intent.write {
+            self.shelf.mark_writing(node.ino, &content)?;
+        } else {
+            self.fill_all(&entry, &content).await?;
+        }
+        let mut state = node.state.lock();
+        state.content = Some(content.clone());
+        state.opens += 1;
+        state.writers += u32::from(intent.write);
+        Ok(content)
+    }
+
+    /// What the directory says of the file, if the kernel can go on with that.
+    async fn current_entry(&self, node: &Arc<Node>, intent: Intent) -> Result<Entry> {
+        let stale = || Error::new(ErrorKind::Stale, format!("inode {} has moved on", node.ino));
+        {
+            let state = node.state.lock();
+            if state.superseded {
+                return Err(stale());
+            }
+            // A file that this mount is writing changes only here; a fresh one was created a moment ago.
+            if state.writers > 0 {
+                return Ok(state.entry.clone());
+            }
+        }
+        let entry = match self.cluster.entry(node.ino).await {
+            Ok(entry) => entry,
+            Err(e) if e.kind() == ErrorKind::NotFound => return Err(stale()),
+            Err(e) => return Err(e),
+        };
+        let mut state = node.state.lock();
+        if state.is_overtaken_by(&entry) || (entry.attributes.nlink == 0 && state.opens == 0) {
+            return Err(stale());
+        }
+        if intent.truncate || entry.attributes.version == state.told || state.content.is_some() {
+            state.sent_back = false;
+            state.hear(entry);
+            return Ok(state.entry.clone());
+        }
+        if state.sent_back && !intent.write {
+            // It moves faster than the kernel looks it up: what the kernel was told a moment ago is a whole version, too.
+            state.sent_back = false;
+            return Ok(state.entry.clone());
+        }
+        // The kernel believes another size. It asks again, and is told this one.
+        state.sent_back = true;
+        Err(stale())
+    }
+
+    /// The cache file of the version that `entry` describes; blocks may still be missing.
+    async fn load(&self, entry: &Entry, intent: Intent) -> Result<Content> {
+        let (ino, version) = (entry.attributes.ino, entry.attributes.version);
+        let cached = self.shelf.take(ino);
+        if let Some(content) = cached {
+            if content.version() != version {
+                let manifest = self.cluster.manifest(entry).await?;
+                content.adopt(version, &manifest)?;
+            }
+            return Ok(content);
+        }
+        if let Some((manifest, bytes)) = self.cluster.small(entry).await? {
+            let content = self.shelf.create(ino, version, BlockMap::new(&manifest, false), intent.write)?;
+            if !bytes.is_empty() {
+                content.fetched(0, &bytes)?;
+            }
+            return Ok(content);
+        }
+        let manifest: Manifest = self.cluster.manifest(entry).await?;
+        self.shelf.create(ino, version, BlockMap::new(&manifest, false), intent.write)
+    }
+
+    /// The last handle to `handle` was closed: publishes what is left and lets go of lock and cache file.
+    pub async fn release(&self, handle: u64) -> Result<()> {
+        let handle = self.handles.remove_file(handle)?;
+        self.close(&handle).await;
+        Ok(())
+    }
+
+    pub(crate) async fn close(&self, handle: &FileHandle) {
+        let (node, content) = (&handle.node, &handle.content);
+        if handle.writer {
+            // A mapping can change pages after the last close; and a close that failed gets its second chance.
+            let kept = match self.commit(node, content, false).await {
+                Ok(()) => true,
+                Err(e) => self.set_aside(node, content, &e),
+            };
+            let mut state = node.state.lock();
+            state.writers -= 1;
+            if !kept {
+                state.content = None;
+            }
+        }
+        let (last, removed) = {
+            let mut state = node.state.lock();
+            state.opens -= 1;
+            let last = state.opens == 0;
+            // Where the content was set aside another open may have loaded its own.
+            let mine = state.content.as_ref().is_some_and(|c| Arc::ptr_eq(c, content));
+            if last && mine {
+                state.content = None;
+            }
+            (last && mine, state.removed && last)
+        };
+        if last && !removed {
+            if node.state.lock().superseded {
+                self.shelf.discard(content);
+            } else if let Err(e) = self.shelf.put_back(node.ino, content) {
+                log::warn!("cache of inode {}: {e}", node.ino);
+            }
+        }
+        if last && removed {
+            self.shelf.discard(content);
+        }
+        if handle.writer {
+            self.unlock(node.ino).await;
+        }
+        self.nodes.closed(node);
+        if removed {
+            self.let_go_if_closed(node.ino);
+        }
+    }
+
+    /// Keeps what could not be published. Returns false: the content is no longer the node's.
+    fn set_aside(&self, node: &Node, content: &Content, problem: &Error) -> bool {
+        if node.state.lock().removed {
+            return true;
+        }
+        match self.shelf.set_aside(node.ino, None, content, problem.message()) {
+            Ok(path) => log::error!("inode {} could not be published: {problem}. Its content is kept in {}", node.ino, path.display()),
+            Err(e) => log::error!(
+                "inode {} could not be published: {problem}. Keeping it failed too: {e}. It stays in {}",
+                node.ino,
+                content.path().display()
+            ),
+        }
+        false
+    }
+}

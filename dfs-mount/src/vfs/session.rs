@@ -1,0 +1,121 @@
+//! What goes on between requests: renewing the session, letting go of removed files,
+//! publishing everything at the end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dfs_common::ErrorKind;
+use dfs_common::ids::InodeId;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::Vfs;
+
+/// Removed files are reported together, so that `rm -r` does not cost a request a file.
+const GATHER: Duration = Duration::from_millis(50);
+
+impl Vfs {
+    /// Keeps the session alive; never returns.
+    pub async fn keep_session(self: Arc<Self>) {
+        let every = Duration::from_millis(self.cluster.session().lease_ms / 3).max(Duration::from_millis(100));
+        let mut next = Instant::now() + every;
+        loop {
+            let reported = tokio::select! {
+                () = self.release_soon.notified() => { sleep(GATHER).await; true }
+                () = tokio::time::sleep_until(next) => false,
+            };
+            if !reported {
+                next = Instant::now() + every;
+            }
+            self.renew().await;
+        }
+    }
+
+    /// One renewal, and as many more as there are orphans to answer for.
+    async fn renew(&self) {
+        loop {
+            let released = std::mem::take(&mut *self.released.lock());
+            match self.cluster.renew(released.clone()).await {
+                Ok(renewed) => {
+                    let closed: Vec<InodeId> = renewed.orphans.iter().copied().filter(|&ino| self.is_closed(ino)).collect();
+                    // Orphans that are open here come again; only an answer moves the list on.
+                    if closed.is_empty() {
+                        return;
+                    }
+                    self.released.lock().extend(closed);
+                }
+                Err(e) => {
+                    self.released.lock().extend(released);
+                    log::warn!("renewing the session: {e}");
+                    if e.kind() != ErrorKind::SessionExpired {
+                        return;
+                    }
+                    // This client was stopped or cut off for longer than its lease.
+                    match self.cluster.reopen().await {
+                        Ok(()) => log::warn!("opened session {} instead; write locks held before are lost", self.cluster.id()),
+                        Err(e) => return log::error!("opening a new session: {e}"),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether a removed inode is not open here, so that it may go for good.
+    fn is_closed(&self, ino: InodeId) -> bool {
+        let open = self.nodes.all_of(ino).iter().any(|node| {
+            let mut state = node.state.lock();
+            state.removed = true;
+            state.opens > 0 || state.writers > 0
+        });
+        let closed = !open && !self.handles.has_directory(ino);
+        if closed {
+            self.shelf.forget(ino);
+        }
+        closed
+    }
+
+    /// Tells the directory, soon, that a removed inode is not open here.
+    pub(crate) fn let_go_if_closed(&self, ino: InodeId) {
+        if self.is_closed(ino) {
+            self.released.lock().push(ino);
+            self.release_soon.notify_one();
+        }
+    }
+
+    /// Publishes what is dirty, for at most `limit`; returns how many files could not be published. They stay in the cache directory.
+    pub async fn publish_all(&self, limit: Duration) -> usize {
+        let deadline = Instant::now() + limit;
+        let mut failed = 0;
+        for node in self.nodes.all() {
+            let Some(content) = node.state.lock().content.clone().filter(|c| c.needs_commit(false)) else { continue };
+            let left = deadline.saturating_duration_since(Instant::now());
+            let problem = match timeout(left, self.commit(&node, &content, false)).await {
+                Ok(Ok(())) => continue,
+                Ok(Err(e)) => e.to_string(),
+                Err(_) => "no time left".to_owned(),
+            };
+            failed += 1;
+            log::error!("inode {} was not published: {problem}. Its content is kept in {}", node.ino, content.path().display());
+        }
+        failed
+    }
+
+    /// Ends the session in order: nothing is open any more, or the mount is being given up.
+    pub async fn end(&self, limit: Duration) {
+        let unpublished = self.publish_all(limit).await;
+        self.renew_released().await;
+        if let Err(e) = self.cluster.close().await {
+            log::warn!("ending the session: {e}");
+        }
+        if unpublished == 0
+            && let Err(e) = self.shelf.save()
+        {
+            log::warn!("{e}");
+        }
+    }
+
+    async fn renew_released(&self) {
+        if !self.released.lock().is_empty() {
+            self.renew().await;
+        }
+    }
+}
