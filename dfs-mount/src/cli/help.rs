@@ -33,10 +33,14 @@ The directory service is named by --server or DFS_SERVER, the file with the clus
 token by --token-file or DFS_TOKEN_FILE. Every command has --help and --json.
 ";
 
-/// Writes `dfs.1` and a page for each command.
+/// Writes `dfs.1`, a page for each command, and `dfs-mount.8`.
 pub(crate) fn man(directory: &Path) -> Outcome {
     std::fs::create_dir_all(directory).at(directory)?;
-    clap_mangen::generate_to(Arguments::command(), directory).at(directory)
+    clap_mangen::generate_to(Arguments::command(), directory).at(directory)?;
+    let page = directory.join("dfs-mount.8");
+    let mut text = Vec::new();
+    clap_mangen::Man::new(crate::driver::command()).section("8").render(&mut text)?;
+    std::fs::write(&page, text).at(&page)
 }
 
 /// Prints a completion script.
@@ -52,8 +56,10 @@ mod tests {
     fn every_command_has_a_page() {
         let directory = tempfile::tempdir().unwrap();
         super::man(directory.path()).unwrap();
-        for page in ["dfs.1", "dfs-write.1", "dfs-history.1"] {
+        for page in ["dfs.1", "dfs-write.1", "dfs-history.1", "dfs-mount.8"] {
             assert!(directory.path().join(page).exists(), "{page}");
         }
+        let mount = std::fs::read_to_string(directory.path().join("dfs-mount.8")).unwrap();
+        assert!(mount.contains("lock_wait"), "the mount options are in the page");
     }
 }
