@@ -1,0 +1,255 @@
+//! Block files: `blocks/ab/HASH`, written under a temporary name and renamed.
+//!
+//! It owns the files and which of them the disk may not have yet; it knows no versions
+//! and never decides that a block is no longer needed. Every call is synchronous.
+//! Invariant: a file under its final name was written completely by a process that did
+//! not crash in between; what a crash or a bad disk makes of it shows when it is read.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{ErrorKind as IoKind, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use dfs_common::block::{BlockHash, MAX_BLOCK_SIZE};
+use dfs_common::{Error, ErrorKind, Result};
+use parking_lot::Mutex;
+
+/// Up to this many blocks are flushed one by one, more by flushing the whole file system.
+const FLUSH_SINGLY: usize = 64;
+
+/// What was found in a block's place.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    /// Bytes with the right hash.
+    Block(Bytes),
+    /// Nothing.
+    Missing,
+    /// Other bytes.
+    Corrupt,
+}
+
+/// What a call added or, negative, took away.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Change {
+    pub(super) blocks: i64,
+    pub(super) bytes: i64,
+}
+
+/// The block files of one data directory.
+#[derive(Debug)]
+pub(super) struct BlockFiles {
+    root: PathBuf,
+    temporary: PathBuf,
+    next_name: AtomicU64,
+    /// Blocks written and not yet flushed, with the number of the write.
+    unflushed: Mutex<HashMap<BlockHash, u64>>,
+    /// Files that are older than this were there when the process started.
+    start: SystemTime,
+}
+
+impl BlockFiles {
+    /// Opens or makes the directories below `data` and removes what an earlier process left half written.
+    pub(super) fn open(data: &Path) -> Result<Self> {
+        let (root, temporary) = (data.join("blocks"), data.join("tmp"));
+        let context = |e: std::io::Error| Error::from_io(&e, data.display());
+        if temporary.exists() {
+            std::fs::remove_dir_all(&temporary).map_err(context)?;
+        }
+        std::fs::create_dir_all(&temporary).map_err(context)?;
+        for first in 0..=255u8 {
+            std::fs::create_dir_all(root.join(format!("{first:02x}"))).map_err(context)?;
+        }
+        let mark = temporary.join("start");
+        let start = File::create(&mark).and_then(|f| f.metadata()).and_then(|m| m.modified()).map_err(context)?;
+        let files = Self { root, temporary, next_name: AtomicU64::new(0), unflushed: Mutex::default(), start };
+        // What an earlier process wrote may still be on its way to the disk.
+        files.flush_all()?;
+        Ok(files)
+    }
+
+    /// Where `hash` is stored.
+    pub(super) fn path(&self, hash: BlockHash) -> PathBuf {
+        let name = hash.to_string();
+        self.root.join(&name[..2]).join(name)
+    }
+
+    /// Stores a block whose hash was checked; one that is there already is checked, too.
+    pub(super) fn write(&self, hash: BlockHash, content: &[u8]) -> Result<Change> {
+        let path = self.path(hash);
+        let removed = match self.read(hash)? {
+            Found::Block(_) => return Ok(Change::default()),
+            Found::Corrupt => self.remove(hash)?,
+            Found::Missing => Change::default(),
+        };
+        let number = self.next_name.fetch_add(1, Ordering::Relaxed);
+        let temporary = self.temporary.join(number.to_string());
+        let written = File::create_new(&temporary).and_then(|mut file| file.write_all(content)).and_then(|()| {
+            self.unflushed.lock().insert(hash, number);
+            std::fs::rename(&temporary, &path)
+        });
+        if let Err(e) = written {
+            self.unflushed.lock().remove(&hash);
+            // The error that matters is the first one.
+            let _ = std::fs::remove_file(&temporary);
+            return Err(Error::from_io(&e, format!("block {hash}")));
+        }
+        Ok(Change { blocks: removed.blocks + 1, bytes: removed.bytes + content.len() as i64 })
+    }
+
+    /// Reads and verifies a block.
+    pub(super) fn read(&self, hash: BlockHash) -> Result<Found> {
+        match std::fs::read(self.path(hash)) {
+            Ok(bytes) if BlockHash::of(&bytes) == hash => Ok(Found::Block(bytes.into())),
+            Ok(_) => Ok(Found::Corrupt),
+            Err(e) if e.kind() == IoKind::NotFound => Ok(Found::Missing),
+            // EIO of a bad sector: to everybody else the block is as good as changed.
+            Err(e) if e.raw_os_error() == Some(libc::EIO) => Ok(Found::Corrupt),
+            Err(e) => Err(Error::from_io(&e, format!("block {hash}"))),
+        }
+    }
+
+    /// The length of a stored block; `None` where there is none.
+    pub(super) fn len(&self, hash: BlockHash) -> Option<u64> {
+        std::fs::metadata(self.path(hash)).ok().map(|m| m.len())
+    }
+
+    /// Removes a block, if it is there.
+    pub(super) fn remove(&self, hash: BlockHash) -> Result<Change> {
+        let Some(len) = self.len(hash) else { return Ok(Change::default()) };
+        self.unflushed.lock().remove(&hash);
+        match std::fs::remove_file(self.path(hash)) {
+            Ok(()) => Ok(Change { blocks: -1, bytes: -(len as i64) }),
+            Err(e) if e.kind() == IoKind::NotFound => Ok(Change::default()),
+            Err(e) => Err(Error::from_io(&e, format!("removing block {hash}"))),
+        }
+    }
+
+    /// Returns when the disk has all of `hashes` that are stored.
+    pub(super) fn flush(&self, hashes: impl Iterator<Item = BlockHash>) -> Result<()> {
+        let wanted: Vec<(BlockHash, u64)> = {
+            let unflushed = self.unflushed.lock();
+            hashes.filter_map(|hash| unflushed.get(&hash).map(|&n| (hash, n))).collect()
+        };
+        if wanted.len() > FLUSH_SINGLY {
+            return self.flush_all();
+        }
+        for &(hash, _) in &wanted {
+            let context = |e: std::io::Error| Error::from_io(&e, format!("flushing block {hash}"));
+            let path = self.path(hash);
+            File::open(&path).and_then(|f| f.sync_all()).map_err(context)?;
+            let folder = path.parent().expect("blocks lie in folders");
+            File::open(folder).and_then(|f| f.sync_all()).map_err(context)?;
+        }
+        self.settle(&wanted);
+        Ok(())
+    }
+
+    /// Returns when the disk has every block.
+    pub(super) fn flush_all(&self) -> Result<()> {
+        let written: Vec<(BlockHash, u64)> = self.unflushed.lock().iter().map(|(&h, &n)| (h, n)).collect();
+        let root = File::open(&self.root).map_err(|e| Error::from_io(&e, self.root.display()))?;
+        rustix::fs::syncfs(&root).map_err(|e| Error::from_io(&e.into(), "flushing blocks"))?;
+        self.settle(&written);
+        Ok(())
+    }
+
+    /// True where [`BlockFiles::flush_all`] has something to do.
+    pub(super) fn has_unflushed(&self) -> bool {
+        !self.unflushed.lock().is_empty()
+    }
+
+    fn settle(&self, flushed: &[(BlockHash, u64)]) {
+        let mut unflushed = self.unflushed.lock();
+        for (hash, number) in flushed {
+            // A block that was written again meanwhile stays.
+            if unflushed.get(hash) == Some(number) {
+                unflushed.remove(hash);
+            }
+        }
+    }
+
+    /// Calls `each` with every block that was there when the process started, and its length.
+    pub(super) fn list(&self, mut each: impl FnMut(BlockHash, u64)) -> Result<()> {
+        let context = |e: std::io::Error| Error::from_io(&e, self.root.display());
+        for folder in std::fs::read_dir(&self.root).map_err(context)? {
+            for file in std::fs::read_dir(folder.map_err(context)?.path()).map_err(context)? {
+                let file = file.map_err(context)?;
+                let Some(hash) = file.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+                // A file that vanishes meanwhile was collected.
+                let Ok(metadata) = file.metadata() else { continue };
+                if metadata.modified().map_err(context)? <= self.start {
+                    each(hash, metadata.len());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes that the file system below can still take.
+    pub(super) fn available(&self) -> Result<u64> {
+        let stat = rustix::fs::statvfs(&self.root).map_err(|e| Error::from_io(&e.into(), self.root.display()))?;
+        Ok(stat.f_bavail * stat.f_frsize)
+    }
+}
+
+/// Checks a block that came from outside against its name.
+pub(super) fn verify(hash: BlockHash, content: &[u8]) -> Result<()> {
+    if content.is_empty() || content.len() > MAX_BLOCK_SIZE {
+        return Err(Error::new(ErrorKind::Invalid, format!("a block has 1 to {MAX_BLOCK_SIZE} bytes, not {}", content.len())));
+    }
+    if BlockHash::of(content) != hash {
+        return Err(Error::new(ErrorKind::Invalid, format!("the content does not have the hash {hash}")));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_survive_and_damage_shows() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = BlockFiles::open(dir.path()).unwrap();
+        let hash = BlockHash::of(b"content");
+        assert_eq!(files.read(hash).unwrap(), Found::Missing);
+        assert_eq!(files.write(hash, b"content").unwrap(), Change { blocks: 1, bytes: 7 });
+        assert_eq!(files.write(hash, b"content").unwrap(), Change::default(), "stored once");
+        assert!(files.has_unflushed());
+        files.flush([hash].into_iter()).unwrap();
+        assert!(!files.has_unflushed());
+        std::fs::write(files.path(hash), b"c0ntent").unwrap();
+        assert_eq!(files.read(hash).unwrap(), Found::Corrupt);
+        assert_eq!(files.write(hash, b"content").unwrap(), Change::default(), "one for one");
+        assert_eq!(files.read(hash).unwrap(), Found::Block(Bytes::from_static(b"content")));
+        assert_eq!(files.remove(hash).unwrap(), Change { blocks: -1, bytes: -7 });
+        assert_eq!(files.remove(hash).unwrap(), Change::default());
+    }
+
+    #[test]
+    fn a_new_process_finds_blocks_and_clears_leftovers() {
+        let dir = tempfile::tempdir().unwrap();
+        let hash = BlockHash::of(b"old");
+        BlockFiles::open(dir.path()).unwrap().write(hash, b"old").unwrap();
+        std::fs::write(dir.path().join("tmp/7"), b"half").unwrap();
+        let files = BlockFiles::open(dir.path()).unwrap();
+        assert!(!dir.path().join("tmp/7").exists());
+        let mut found = Vec::new();
+        files.list(|hash, len| found.push((hash, len))).unwrap();
+        assert_eq!(found, [(hash, 3)]);
+    }
+
+    #[test]
+    fn a_failed_write_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = BlockFiles::open(dir.path()).unwrap();
+        let hash = BlockHash::of(b"x");
+        std::fs::remove_dir(files.path(hash).parent().unwrap()).unwrap();
+        assert!(files.write(hash, b"x").is_err());
+        assert_eq!(std::fs::read_dir(dir.path().join("tmp")).unwrap().count(), 1, "only the mark of the start");
+        assert!(!files.has_unflushed());
+    }
+}

@@ -1,0 +1,241 @@
+//! The primary's part: take a version in, copy it to the replicas, publish it.
+//!
+//! Order: blocks and copies first, at the same time; then the directory, while the
+//! index row is written. A version that the directory refused leaves nothing but blocks
+//! to collect; one of which the answer was lost stays until the directory has said.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use dfs_common::api::Operation;
+use dfs_common::api::directory::{Publish, VersionOf};
+use dfs_common::api::file::{Commit, Missing, MissingBlocks};
+use dfs_common::block::{BlockHash, MAX_BLOCK_SIZE};
+use dfs_common::ids::{ServerId, SessionId, Version};
+use dfs_common::wire::{Method, Request};
+use dfs_common::{Error, ErrorKind, Result};
+use futures_util::future::{join, join_all};
+use tokio::time::Instant;
+
+use super::blocks::verify;
+use super::storage::Hold;
+use super::upload::Upload;
+use super::{DIRECTORY_TIMEOUT, FileServer, blocking};
+use crate::store::Durability;
+
+/// Replicas of one file.
+const MAX_REPLICAS: usize = 16;
+/// Up to this many bytes a block is hashed and written on the runtime's thread.
+const INLINE_BYTES: usize = 256 << 10;
+
+impl FileServer {
+    /// Stores and publishes a version; returns the directory's reply as it came.
+    pub(super) async fn commit(self: Arc<Self>, meta: Commit, body: Bytes) -> Result<Bytes> {
+        let id = self.id()?;
+        check(&meta, id)?;
+        // A task of its own: a client that hangs up must not stop it between publishing and indexing.
+        match tokio::spawn(self.commit_checked(meta, body, id)).await {
+            Ok(result) => result,
+            Err(e) => Err(Error::new(ErrorKind::Internal, format!("commit: {e}"))),
+        }
+    }
+
+    async fn commit_checked(self: Arc<Self>, meta: Commit, body: Bytes, id: ServerId) -> Result<Bytes> {
+        let durable = meta.durable || self.config.always_sync;
+        let upload = parse(&body, meta.manifest_len, &meta.inline).await?;
+        let hold = self.storage.hold(&upload);
+        self.require_blocks(&upload).await?;
+        let what = VersionOf { ino: meta.ino, version: Version(meta.base.0 + 1) };
+        let copies = join_all(meta.replicas.iter().map(|&replica| self.copy_to(replica, what, &upload, &body, &meta, durable)));
+        let store = async {
+            if !meta.replicas.is_empty() {
+                // The copies are on their way before this thread is busy with the disk.
+                tokio::task::yield_now().await;
+            }
+            self.store(&upload, durable).await
+        };
+        let (copied, stored) = join(copies, store).await;
+        stored?;
+        let (holders, missing) = self.count_copies(id, &meta, copied)?;
+        let publish = Publish {
+            ino: meta.ino,
+            session: meta.session,
+            token: meta.token,
+            base: meta.base,
+            manifest: upload.hash,
+            size: upload.manifest.size(),
+            stored: upload.manifest.stored(),
+            mtime: meta.mtime,
+            holders,
+            missing,
+            durable,
+        };
+        self.publish(what, upload, hold, &publish).await
+    }
+
+    /// The servers that hold the version now, this one first, and those that should; `Unavailable` below `min_copies`.
+    fn count_copies(&self, id: ServerId, meta: &Commit, copied: Vec<Result<()>>) -> Result<(Vec<ServerId>, Vec<ServerId>)> {
+        let (mut holders, mut missing, mut problems) = (vec![id], Vec::new(), Vec::new());
+        for (&replica, result) in meta.replicas.iter().zip(copied) {
+            match result {
+                Ok(()) => holders.push(replica),
+                Err(e) => {
+                    log::warn!("copy of inode {} to file server {replica}: {e}", meta.ino);
+                    missing.push(replica);
+                    problems.push(format!("file server {replica}: {e}"));
+                }
+            }
+        }
+        if holders.len() < self.config.min_copies as usize {
+            let message = format!("{} copies instead of {}: {}", holders.len(), self.config.min_copies, problems.join("; "));
+            return Err(Error::new(ErrorKind::Unavailable, message));
+        }
+        Ok((holders, missing))
+    }
+
+    /// Asks the directory to make `what` the current version, and indexes it meanwhile.
+    async fn publish(&self, what: VersionOf, upload: Arc<Upload>, hold: Hold, publish: &Publish) -> Result<Bytes> {
+        let (storage, hash) = (&self.storage, upload.hash);
+        let (early, journalled) = match publish.durable {
+            // The disk must have the row before anybody hears of the version.
+            true => {
+                let (storage, upload) = (storage.clone(), upload.clone());
+                (Some(blocking(move || storage.add(what, &upload, Durability::Disk)).await?), false)
+            }
+            false => (None, storage.publishing(what, &upload)?),
+        };
+        let request = Request::new(Method::Post, Publish::PATH).json(publish);
+        let publishing = self.directory.send_until(&request, Instant::now() + DIRECTORY_TIMEOUT);
+        let index = async {
+            // The request is on its way before this thread is busy with the index.
+            tokio::task::yield_now().await;
+            match early {
+                Some(new) => Ok(new),
+                None => self.index(what, &upload).await,
+            }
+        };
+        let (reply, indexed) = join(publishing, index).await;
+        if journalled {
+            storage.published();
+        }
+        let reply = match reply.and_then(dfs_common::wire::Response::into_bytes) {
+            Ok(reply) => reply,
+            Err(e) => {
+                // A row that was there before may be the live version: only a doubt can be settled by asking.
+                if e.kind().is_transient() || !matches!(indexed, Ok(true)) {
+                    self.doubtful.lock().insert(what.ino);
+                } else if let Err(e) = storage.drop_claims(&[(what, hash)]) {
+                    log::error!("undoing version {} of inode {}: {e}", what.version, what.ino);
+                }
+                return Err(e);
+            }
+        };
+        match indexed {
+            Ok(_) => hold.settle(),
+            Err(e) => {
+                log::error!("version {} of inode {} is published and not indexed: {e}", what.version, what.ino);
+                hold.keep();
+                self.doubtful.lock().insert(what.ino);
+            }
+        }
+        storage.unpin(Some(publish.session), &upload);
+        Ok(reply)
+    }
+
+    /// `NotFound` where blocks are neither here nor in the upload.
+    pub(super) async fn require_blocks(&self, upload: &Arc<Upload>) -> Result<()> {
+        let absent = self.absent(upload).await?;
+        match absent.len() {
+            0 => Ok(()),
+            n => Err(Error::new(ErrorKind::NotFound, format!("{n} of {} blocks are missing here", upload.blocks.len()))),
+        }
+    }
+
+    /// The blocks of `upload` that are neither here nor in it.
+    pub(super) async fn absent(&self, upload: &Arc<Upload>) -> Result<Vec<BlockHash>> {
+        if upload.blocks.len() == upload.inline.len() {
+            return Ok(Vec::new());
+        }
+        if !upload.is_large() {
+            return Ok(self.storage.absent(upload));
+        }
+        let (storage, upload) = (self.storage.clone(), upload.clone());
+        blocking(move || Ok(storage.absent(&upload))).await
+    }
+
+    /// Writes what came with `upload`.
+    pub(super) async fn store(&self, upload: &Arc<Upload>, durable: bool) -> Result<()> {
+        if !durable && !upload.is_large() {
+            return self.storage.put_upload(upload, false);
+        }
+        let (storage, upload) = (self.storage.clone(), upload.clone());
+        blocking(move || storage.put_upload(&upload, durable)).await
+    }
+
+    /// Adds the index row; false where it was there.
+    pub(super) async fn index(&self, what: VersionOf, upload: &Arc<Upload>) -> Result<bool> {
+        if !upload.is_large() {
+            return self.storage.add(what, upload, Durability::Process);
+        }
+        let (storage, upload) = (self.storage.clone(), upload.clone());
+        blocking(move || storage.add(what, &upload, Durability::Process)).await
+    }
+
+    /// Stores one block ahead of a commit, here and (as far as they answer) at the replicas.
+    pub(super) async fn put_block(&self, hash: BlockHash, content: Bytes, session: Option<SessionId>, replicas: &[ServerId]) -> Result<()> {
+        if content.len() > MAX_BLOCK_SIZE {
+            return Err(Error::new(ErrorKind::Invalid, format!("a block has at most {MAX_BLOCK_SIZE} bytes")));
+        }
+        let own = self.id().ok();
+        self.storage.pin(session, &[hash]);
+        let forwards = join_all(replicas.iter().filter(|r| Some(**r) != own).map(|&replica| self.forward_block(replica, hash, content.clone())));
+        let store = async {
+            if !replicas.is_empty() {
+                tokio::task::yield_now().await;
+            }
+            let small = content.len() <= INLINE_BYTES;
+            let (storage, content) = (self.storage.clone(), content.clone());
+            let put = move || verify(hash, &content).and_then(|()| storage.put(hash, &content));
+            if small { put() } else { blocking(put).await }
+        };
+        join(forwards, store).await.1
+    }
+
+    /// Which blocks the client must send; the others are pinned for it.
+    pub(super) async fn missing(&self, ask: Missing) -> Result<MissingBlocks> {
+        if ask.hashes.len() > Missing::MAX {
+            return Err(Error::new(ErrorKind::TooBig, format!("a question has at most {} hashes", Missing::MAX)));
+        }
+        // Pinned first: what is found afterwards stays.
+        self.storage.pin(Some(ask.session), &ask.hashes);
+        let storage = self.storage.clone();
+        let look = move || {
+            let absent = |hash: &BlockHash| storage.files.len(*hash).is_none_or(|len| len == 0);
+            Ok(ask.hashes.iter().enumerate().filter(|(_, hash)| absent(hash)).map(|(at, _)| at as u32).collect())
+        };
+        Ok(MissingBlocks { missing: blocking(look).await? })
+    }
+}
+
+/// Checks and takes apart a body, on a thread of its own where it is large.
+pub(super) async fn parse(body: &Bytes, manifest_len: u32, inline: &[u32]) -> Result<Arc<Upload>> {
+    if body.len() <= INLINE_BYTES {
+        return Upload::parse(body, manifest_len, inline).map(Arc::new);
+    }
+    let (body, inline) = (body.clone(), inline.to_vec());
+    blocking(move || Upload::parse(&body, manifest_len, &inline).map(Arc::new)).await
+}
+
+fn check(meta: &Commit, id: ServerId) -> Result<()> {
+    let invalid = |what: &str| Err(Error::new(ErrorKind::Invalid, what));
+    let mut replicas = meta.replicas.clone();
+    replicas.sort_unstable();
+    replicas.dedup();
+    if replicas.len() != meta.replicas.len() || replicas.contains(&id) || replicas.len() > MAX_REPLICAS {
+        return invalid("replicas are at most 16 other servers, each once");
+    }
+    if meta.ino.0 == 0 || meta.base.0 == u64::MAX {
+        return invalid("no such inode or version");
+    }
+    Ok(())
+}

@@ -1,0 +1,141 @@
+//! Which blocks must stay although no version may name them: blocks of a commit under
+//! way, and blocks that an upload sent or was told it need not send. Pure.
+//!
+//! Invariant: `counts` has a block exactly as often as there are holds and pins on it.
+
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+use dfs_common::block::BlockHash;
+use dfs_common::ids::SessionId;
+
+/// A session's pins end this long after its last request.
+pub(super) const PIN_TIME: Duration = Duration::from_secs(600);
+
+/// Who pins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Pinner {
+    /// A client.
+    Session(SessionId),
+    /// Another server, in this minute since the start: nobody renews these.
+    Minute(u64),
+}
+
+#[derive(Debug)]
+struct PinSet {
+    until: Instant,
+    blocks: HashSet<BlockHash>,
+}
+
+/// All pins and holds.
+#[derive(Debug, Default)]
+pub(super) struct Pins {
+    counts: HashMap<BlockHash, u32>,
+    sets: HashMap<Pinner, PinSet>,
+}
+
+impl Pins {
+    /// True where the block must stay.
+    pub(super) fn contains(&self, hash: BlockHash) -> bool {
+        self.counts.contains_key(&hash)
+    }
+
+    /// Keeps a block until [`Pins::let_go`].
+    pub(super) fn hold(&mut self, hash: BlockHash) {
+        *self.counts.entry(hash).or_insert(0) += 1;
+    }
+
+    /// Ends one hold; true where nothing keeps the block any more.
+    pub(super) fn let_go(&mut self, hash: BlockHash) -> bool {
+        let Some(count) = self.counts.get_mut(&hash) else { return false };
+        *count -= 1;
+        if *count == 0 {
+            self.counts.remove(&hash);
+        }
+        !self.counts.contains_key(&hash)
+    }
+
+    /// Keeps a block for `pinner`.
+    pub(super) fn pin(&mut self, now: Instant, pinner: Pinner, hash: BlockHash) {
+        let set = self.sets.entry(pinner).or_insert_with(|| PinSet { until: now + PIN_TIME, blocks: HashSet::new() });
+        if set.blocks.insert(hash) {
+            self.hold(hash);
+        }
+    }
+
+    /// A session was heard of.
+    pub(super) fn renew(&mut self, now: Instant, session: SessionId) {
+        if let Some(set) = self.sets.get_mut(&Pinner::Session(session)) {
+            set.until = now + PIN_TIME;
+        }
+    }
+
+    /// Blocks that `session` (or, for none, another server) pinned and that a version now keeps.
+    pub(super) fn unpin(&mut self, session: Option<SessionId>, hashes: impl Iterator<Item = BlockHash>) {
+        let matches = |pinner: &Pinner| match (pinner, session) {
+            (Pinner::Session(s), Some(session)) => *s == session,
+            (Pinner::Minute(_), None) => true,
+            _ => false,
+        };
+        let sets: Vec<Pinner> = self.sets.keys().filter(|p| matches(p)).copied().collect();
+        if sets.is_empty() {
+            return;
+        }
+        for hash in hashes {
+            for pinner in &sets {
+                if self.sets.get_mut(pinner).is_some_and(|set| set.blocks.remove(&hash)) {
+                    self.let_go(hash);
+                }
+            }
+        }
+        self.sets.retain(|_, set| !set.blocks.is_empty());
+    }
+
+    /// Ends what is over; returns the blocks that nothing keeps any more.
+    pub(super) fn expire(&mut self, now: Instant) -> Vec<BlockHash> {
+        let over: Vec<Pinner> = self.sets.iter().filter(|(_, set)| set.until <= now).map(|(p, _)| *p).collect();
+        let mut free = Vec::new();
+        for pinner in over {
+            for hash in self.sets.remove(&pinner).map(|set| set.blocks).unwrap_or_default() {
+                if self.let_go(hash) {
+                    free.push(hash);
+                }
+            }
+        }
+        free
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pins_end_with_their_session_and_holds_do_not() {
+        let (start, mut pins) = (Instant::now(), Pins::default());
+        let (a, b) = (BlockHash::of(b"a"), BlockHash::of(b"b"));
+        let session = SessionId(1);
+        for hash in [a, a, b] {
+            pins.pin(start, Pinner::Session(session), hash);
+        }
+        pins.hold(b);
+        pins.renew(start + PIN_TIME / 2, session);
+        assert!(pins.expire(start + PIN_TIME).is_empty());
+        assert_eq!(pins.expire(start + PIN_TIME * 2), [a]);
+        assert!(!pins.contains(a) && pins.contains(b));
+        assert!(pins.let_go(b) && pins.counts.is_empty() && pins.sets.is_empty());
+    }
+
+    #[test]
+    fn a_commit_takes_over_what_its_session_pinned() {
+        let (now, mut pins) = (Instant::now(), Pins::default());
+        let a = BlockHash::of(b"a");
+        pins.pin(now, Pinner::Session(SessionId(1)), a);
+        pins.pin(now, Pinner::Minute(3), a);
+        pins.unpin(Some(SessionId(2)), [a].into_iter());
+        pins.unpin(Some(SessionId(1)), [a].into_iter());
+        assert!(pins.contains(a));
+        pins.unpin(None, [a].into_iter());
+        assert!(!pins.contains(a) && pins.sets.is_empty());
+    }
+}

@@ -1,0 +1,197 @@
+//! Work behind the requests: agreeing with the directory about versions, making copies
+//! that it orders, flushing, collecting.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use dfs_common::api::directory::{CopyOrder, HeldVersions, ReportCopy, VersionOf};
+use dfs_common::api::file::VERSIONS;
+use dfs_common::block::BlockHash;
+use dfs_common::ids::{InodeId, ServerId, Version};
+use dfs_common::wire::{Method, Request};
+use dfs_common::{Error, ErrorKind, Result};
+
+use super::blocks::Found;
+use super::index::Claim;
+use super::storage::{Storage, seconds};
+use super::upload::Upload;
+use super::{FileServer, blocking};
+
+/// Rows younger than this many seconds may belong to a commit under way.
+const YOUNG_S: u64 = 60;
+/// Between two flushes of what no fsync asked for.
+const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
+/// Blocks deleted between two looks at other work.
+const COLLECT_BATCH: usize = 64;
+/// Between two looks at pins that may be over.
+const PIN_INTERVAL: Duration = Duration::from_secs(10);
+/// Versions dropped in one commit.
+const DROP_BATCH: usize = 32;
+
+/// Writes to the disk, once a second, what no durable commit has written.
+pub(super) async fn flush(storage: Arc<Storage>) {
+    loop {
+        tokio::time::sleep(FLUSH_INTERVAL).await;
+        if storage.files.has_unflushed() {
+            let storage = storage.clone();
+            if let Err(e) = blocking(move || storage.files.flush_all()).await {
+                log::error!("{e}");
+            }
+        }
+    }
+}
+
+/// Counts what is there, then deletes blocks that nothing needs, in small portions.
+pub(super) async fn collect(storage: Arc<Storage>) {
+    let counting = storage.clone();
+    if let Err(e) = blocking(move || counting.count_blocks()).await {
+        log::error!("counting blocks: {e}");
+        return;
+    }
+    let mut pins_checked = Instant::now();
+    loop {
+        let collecting = storage.clone();
+        let more = blocking(move || collecting.collect(COLLECT_BATCH)).await.unwrap_or_else(|e| {
+            log::error!("{e}");
+            false
+        });
+        if !more {
+            // A pause that ends early when there is something to collect.
+            let _ = tokio::time::timeout(PIN_INTERVAL, storage.collectable.notified()).await;
+        }
+        if pins_checked.elapsed() >= PIN_INTERVAL {
+            pins_checked = Instant::now();
+            storage.expire_pins();
+        }
+    }
+}
+
+impl FileServer {
+    /// Compares all rows with what the directory says: rows of versions that are gone leave, lost rows return.
+    pub(super) async fn reconcile(&self) -> Result<()> {
+        let (server, mut after) = (self.id()?, None);
+        loop {
+            let page = self.directory.call(&HeldVersions { server, after, ino: None }).await?;
+            self.compare(&page.versions, after, page.next).await?;
+            match page.next {
+                Some(next) if Some(next) > after => after = Some(next),
+                Some(_) => return Err(Error::new(ErrorKind::Corrupt, "pages of held versions go backwards")),
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// The same for one file, young rows included where another manifest was published in their place.
+    pub(super) async fn settle(&self, ino: InodeId) -> Result<()> {
+        let first = VersionOf { ino, version: Version(0) };
+        let last = VersionOf { ino, version: Version(u64::MAX) };
+        let held = self.directory.call(&HeldVersions { server: self.id()?, after: None, ino: Some(ino) }).await?;
+        self.compare(&held.versions, Some(first), Some(last)).await
+    }
+
+    /// Compares the rows behind `after` and up to `last` with `live`.
+    async fn compare(&self, live: &[Claim], after: Option<VersionOf>, last: Option<VersionOf>) -> Result<()> {
+        let mut lost: BTreeMap<VersionOf, BlockHash> = live.iter().copied().collect();
+        let wanted = lost.clone();
+        // The largest hash: behind every row of this version.
+        let mut from = after.map(|what| (what, BlockHash([0xff; 32])));
+        loop {
+            let rows = self.storage.index.page(from, last)?;
+            let mut gone = Vec::new();
+            for (claim @ (what, hash), row) in &rows {
+                match wanted.get(what) {
+                    Some(live) if live == hash => {
+                        lost.remove(what);
+                    }
+                    Some(_) => gone.push(*claim),
+                    None if row.made + YOUNG_S > seconds() => {}
+                    None => gone.push(*claim),
+                }
+            }
+            self.drop_claims(gone).await?;
+            match rows.last() {
+                Some((claim, _)) => from = Some(*claim),
+                None => break,
+            }
+        }
+        for (what, hash) in lost {
+            log::warn!("version {} of inode {} should be here and is not indexed", what.version, what.ino);
+            if let Err(e) = self.adopt(what, hash, &[]).await {
+                log::error!("version {} of inode {}: {e}", what.version, what.ino);
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops rows in small commits, so that others get their turn.
+    pub(super) async fn drop_claims(&self, claims: Vec<Claim>) -> Result<()> {
+        for batch in claims.chunks(DROP_BATCH) {
+            let (storage, batch) = (self.storage.clone(), batch.to_vec());
+            blocking(move || storage.drop_claims(&batch)).await?;
+        }
+        Ok(())
+    }
+
+    /// Drops all rows of versions that are no longer alive.
+    pub(super) async fn drop_versions(&self, versions: &[VersionOf]) -> Result<()> {
+        let mut claims = Vec::new();
+        for &what in versions {
+            claims.extend(self.storage.index.claims(what)?.into_iter().map(|(hash, _)| (what, hash)));
+        }
+        self.drop_claims(claims).await
+    }
+
+    /// Makes a version one of this server's: its manifest from here or elsewhere, then the blocks that are missing.
+    async fn adopt(&self, what: VersionOf, hash: BlockHash, from: &[ServerId]) -> Result<()> {
+        let storage = self.storage.clone();
+        let here = blocking(move || storage.files.read(hash)).await?;
+        let sources = if from.is_empty() { self.holders(what).await } else { from.to_vec() };
+        let encoded = match here {
+            Found::Block(bytes) => bytes,
+            Found::Missing | Found::Corrupt => self.fetch_manifest(what, hash, &sources).await?,
+        };
+        let upload = Arc::new(blocking(move || Upload::without_blocks(encoded)).await?);
+        self.take_copy(what, &upload, &sources, false).await
+    }
+
+    async fn fetch_manifest(&self, what: VersionOf, hash: BlockHash, sources: &[ServerId]) -> Result<Bytes> {
+        self.learn(sources).await;
+        let own = self.id()?;
+        let mut problem = Error::new(ErrorKind::NotFound, "no other server holds it");
+        for source in self.peers.order(sources).into_iter().filter(|s| *s != own) {
+            let request = Request::new(Method::Get, format!("{VERSIONS}{}/{}/manifest", what.ino, what.version));
+            match self.peers.send(source, request).await.and_then(dfs_common::wire::Response::into_bytes) {
+                Ok(bytes) if BlockHash::of(&bytes) == hash => return Ok(bytes),
+                Ok(_) => problem = Error::new(ErrorKind::Corrupt, format!("file server {source} has another manifest")),
+                Err(e) => problem = e.context(format!("file server {source}")),
+            }
+        }
+        Err(problem)
+    }
+
+    /// Makes a copy that the directory ordered, and reports it.
+    pub(super) async fn carry_out(&self, order: CopyOrder) -> Result<()> {
+        self.adopt(order.what, order.manifest, &order.from).await?;
+        match self.directory.call(&ReportCopy { server: self.id()?, what: order.what }).await {
+            Ok(_) => Ok(()),
+            Err(e) => {
+                // Gone meanwhile, or nobody answered: the next order or reconciliation decides.
+                self.doubtful.lock().insert(order.what.ino);
+                Err(e)
+            }
+        }
+    }
+
+    /// Asks the directory about files of which it is unknown whether a version was published.
+    pub(super) async fn settle_doubts(&self) {
+        let doubtful = std::mem::take(&mut *self.doubtful.lock());
+        for ino in doubtful {
+            if let Err(e) = self.settle(ino).await {
+                log::debug!("inode {ino}: {e}");
+                self.doubtful.lock().insert(ino);
+            }
+        }
+    }
+}

@@ -1,0 +1,360 @@
+//! What one server stores: block files, the index of versions, and the pins between them.
+//!
+//! It owns the rule for when a block may be deleted: no version names it, nothing pins
+//! it, and both are looked at while no pin can be added. It knows no other server.
+//! Calls are synchronous; large ones belong on a thread of their own.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use dfs_common::api::directory::VersionOf;
+use dfs_common::block::{BlockHash, Manifest};
+use dfs_common::ids::SessionId;
+use dfs_common::{Error, ErrorKind, Result};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::blocks::{BlockFiles, Change, Found};
+use super::index::{Claim, Index, is_embedded, kept_blocks};
+use super::journal::Journal;
+use super::pins::{Pinner, Pins};
+use super::upload::Upload;
+use crate::store::{Durability, Store};
+
+/// Everything below one data directory.
+#[derive(Debug)]
+pub(super) struct Storage {
+    pub(super) files: BlockFiles,
+    pub(super) index: Index,
+    journal: Journal,
+    pins: Mutex<Pins>,
+    /// Blocks that nothing seemed to need when they were put here.
+    unneeded: Mutex<HashSet<BlockHash>>,
+    /// Something was put there.
+    pub(super) collectable: Notify,
+    blocks: AtomicI64,
+    bytes: AtomicI64,
+    /// Blocks of earlier processes are counted; before that nothing is collected.
+    counted: AtomicBool,
+    limit: Option<u64>,
+    start: Instant,
+}
+
+/// Keeps blocks from being collected while it lives.
+#[derive(Debug)]
+pub(super) struct Hold {
+    storage: Arc<Storage>,
+    hashes: Vec<BlockHash>,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let mut pins = self.storage.pins.lock();
+        let mut free = std::mem::take(&mut self.hashes);
+        free.retain(|&hash| pins.let_go(hash));
+        drop(pins);
+        self.storage.unneeded(free);
+    }
+}
+
+impl Hold {
+    /// A version that was just indexed keeps the blocks from here on.
+    pub(super) fn settle(mut self) {
+        let hashes = std::mem::take(&mut self.hashes);
+        let mut pins = self.storage.pins.lock();
+        for hash in hashes {
+            pins.let_go(hash);
+        }
+    }
+
+    /// Keeps the blocks for as long as the process lives.
+    pub(super) fn keep(mut self) {
+        self.hashes.clear();
+    }
+}
+
+impl Storage {
+    /// Opens `data`, whose index is in `store`; blocks may take `limit` bytes.
+    pub(super) fn open(data: &Path, store: Arc<dyn Store>, limit: Option<u64>) -> Result<Arc<Self>> {
+        let files = BlockFiles::open(data)?;
+        let index = Index::open(store)?;
+        let (journal, unfinished) = Journal::open(&data.join("journal"))?;
+        let storage = Self {
+            files,
+            index,
+            journal,
+            pins: Mutex::default(),
+            unneeded: Mutex::default(),
+            collectable: Notify::new(),
+            blocks: AtomicI64::new(0),
+            bytes: AtomicI64::new(0),
+            counted: AtomicBool::new(false),
+            limit,
+            start: Instant::now(),
+        };
+        for (what, encoded) in unfinished {
+            let upload = Upload::without_blocks(encoded)?;
+            if storage.absent(&upload).is_empty() {
+                log::info!("version {} of inode {} was being published when the server ended", what.version, what.ino);
+                storage.add(what, &upload, Durability::Process)?;
+            }
+        }
+        storage.journal.clear()?;
+        Ok(Arc::new(storage))
+    }
+
+    /// Bytes of blocks.
+    pub(super) fn used(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed).max(0).cast_unsigned()
+    }
+
+    /// Number of blocks.
+    pub(super) fn blocks(&self) -> u64 {
+        self.blocks.load(Ordering::Relaxed).max(0).cast_unsigned()
+    }
+
+    /// Bytes that blocks may use, used ones included.
+    pub(super) fn capacity(&self) -> u64 {
+        let disk = match self.files.available() {
+            Ok(available) => self.used() + available,
+            Err(e) => {
+                log::warn!("{e}");
+                self.used()
+            }
+        };
+        self.limit.map_or(disk, |limit| limit.min(disk))
+    }
+
+    fn account(&self, change: Change) {
+        self.blocks.fetch_add(change.blocks, Ordering::Relaxed);
+        self.bytes.fetch_add(change.bytes, Ordering::Relaxed);
+    }
+
+    /// Counts the blocks of earlier processes.
+    pub(super) fn count_blocks(&self) -> Result<()> {
+        let mut change = Change::default();
+        self.files.list(|_, len| {
+            change.blocks += 1;
+            change.bytes += len as i64;
+        })?;
+        self.account(change);
+        self.counted.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Keeps every block of `upload`, and its manifest, from being collected.
+    pub(super) fn hold(self: &Arc<Self>, upload: &Upload) -> Hold {
+        let hashes: Vec<_> = kept_blocks(&upload.manifest, upload.hash).into_iter().collect();
+        let mut pins = self.pins.lock();
+        for &hash in &hashes {
+            pins.hold(hash);
+        }
+        drop(pins);
+        Hold { storage: self.clone(), hashes }
+    }
+
+    /// Keeps blocks for a client's upload, or for ten minutes where no session is named.
+    pub(super) fn pin(&self, session: Option<SessionId>, hashes: &[BlockHash]) {
+        let now = Instant::now();
+        let pinner = session.map_or_else(|| Pinner::Minute((now - self.start).as_secs() / 60), Pinner::Session);
+        let mut pins = self.pins.lock();
+        for &hash in hashes {
+            pins.pin(now, pinner, hash);
+        }
+    }
+
+    /// A session was heard of.
+    pub(super) fn renew(&self, session: SessionId) {
+        self.pins.lock().renew(Instant::now(), session);
+    }
+
+    /// A version was published: the session's pins on its blocks end.
+    pub(super) fn unpin(&self, session: Option<SessionId>, upload: &Upload) {
+        self.pins.lock().unpin(session, upload.blocks.keys().copied());
+    }
+
+    /// Ends pins whose time is over.
+    pub(super) fn expire_pins(&self) {
+        let free = self.pins.lock().expire(Instant::now());
+        self.unneeded(free);
+    }
+
+    /// Stores one block whose hash was checked.
+    pub(super) fn put(&self, hash: BlockHash, content: &[u8]) -> Result<()> {
+        if self.limit.is_some_and(|limit| self.used() + content.len() as u64 > limit) && self.files.len(hash).is_none() {
+            return Err(Error::new(ErrorKind::NoSpace, format!("the {} bytes that blocks may take are used", self.limit.unwrap_or(0))));
+        }
+        self.files.write(hash, content).map(|change| self.account(change))
+    }
+
+    /// Stores what came with `upload`, and its manifest; with `durable` all of its blocks are on disk afterwards.
+    pub(super) fn put_upload(&self, upload: &Upload, durable: bool) -> Result<()> {
+        for (&hash, content) in &upload.inline {
+            self.put(hash, content)?;
+        }
+        if !is_embedded(&upload.manifest) {
+            self.put(upload.hash, &upload.encoded)?;
+        }
+        match durable {
+            true => self.files.flush(kept_blocks(&upload.manifest, upload.hash).into_iter()),
+            false => Ok(()),
+        }
+    }
+
+    /// The blocks of `upload` that are neither here nor came with it. One of a wrong length is removed first.
+    pub(super) fn absent(&self, upload: &Upload) -> Vec<BlockHash> {
+        let is_absent = |(&hash, &len): (&BlockHash, &usize)| match self.files.len(hash) {
+            _ if upload.inline.contains_key(&hash) => false,
+            Some(found) if found == len as u64 => false,
+            Some(_) => {
+                self.discard(hash);
+                true
+            }
+            None => true,
+        };
+        upload.blocks.iter().filter(|block| is_absent(*block)).map(|block| *block.0).collect()
+    }
+
+    /// Removes a block that is no good.
+    pub(super) fn discard(&self, hash: BlockHash) {
+        match self.files.remove(hash) {
+            Ok(change) => self.account(change),
+            Err(e) => log::error!("{e}"),
+        }
+    }
+
+    /// Notes that `upload` is about to be published as `what`; true where [`Storage::published`] must follow.
+    pub(super) fn publishing(&self, what: VersionOf, upload: &Upload) -> Result<bool> {
+        if is_embedded(&upload.manifest) {
+            self.journal.append(what, &upload.encoded)?;
+        }
+        Ok(is_embedded(&upload.manifest))
+    }
+
+    /// The version is indexed, or given up.
+    pub(super) fn published(&self) {
+        self.journal.finished();
+    }
+
+    /// Indexes a version whose blocks are here; false where it was.
+    pub(super) fn add(&self, what: VersionOf, upload: &Upload, durability: Durability) -> Result<bool> {
+        self.index.add((what, upload.hash), &upload.manifest, &upload.encoded, seconds(), durability)
+    }
+
+    /// Drops versions; their blocks are collected later, where nothing else needs them.
+    pub(super) fn drop_claims(&self, claims: &[Claim]) -> Result<()> {
+        let mut versions = Vec::new();
+        for &(what, hash) in claims {
+            let Some(row) = self.index.claims(what)?.into_iter().find(|c| c.0 == hash).map(|c| c.1) else { continue };
+            let blocks = match self.manifest(hash, row.embedded.as_deref()) {
+                Ok(Some(manifest)) => kept_blocks(&manifest, hash),
+                Ok(None) | Err(_) => {
+                    log::warn!("manifest {hash} of version {} of inode {} is unreadable: its blocks stay", what.version, what.ino);
+                    HashSet::from([hash])
+                }
+            };
+            versions.push(((what, hash), blocks));
+        }
+        let free = self.index.remove(&versions)?;
+        self.unneeded(free);
+        Ok(())
+    }
+
+    /// The manifest `hash`, which lies in its row or in a block; `None` where that block is missing or damaged.
+    pub(super) fn manifest(&self, hash: BlockHash, embedded: Option<&[u8]>) -> Result<Option<Manifest>> {
+        match embedded {
+            Some(bytes) => Manifest::decode(bytes).map(Some),
+            None => match self.files.read(hash)? {
+                Found::Block(bytes) => Manifest::decode(&bytes).map(Some),
+                Found::Missing | Found::Corrupt => Ok(None),
+            },
+        }
+    }
+
+    /// Fills `content`, which starts at byte `start` of the version, from the blocks here. Returns the places of
+    /// blocks that are missing or damaged; holes are left as they are.
+    pub(super) fn read_into(&self, manifest: &Manifest, start: u64, content: &mut [u8]) -> Result<Vec<(u32, Found)>> {
+        let mut bad = Vec::new();
+        for (index, hash) in blocks_of(manifest, start, content.len()) {
+            match self.files.read(hash)? {
+                Found::Block(block) => copy_block(manifest, index, &block, start, content),
+                other => bad.push((index, other)),
+            }
+        }
+        Ok(bad)
+    }
+
+    /// Blocks that nothing seems to need.
+    pub(super) fn unneeded(&self, hashes: Vec<BlockHash>) {
+        if hashes.is_empty() {
+            return;
+        }
+        self.unneeded.lock().extend(hashes);
+        self.collectable.notify_one();
+    }
+
+    /// Blocks of earlier processes that no version names: a crash between two steps left them.
+    pub(super) fn sweep(&self) -> Result<()> {
+        let mut found = Vec::new();
+        self.files.list(|hash, _| found.push(hash))?;
+        let mut unnamed = Vec::new();
+        for hash in found {
+            if !self.index.names(hash)? {
+                unnamed.push(hash);
+            }
+        }
+        if !unnamed.is_empty() {
+            log::info!("{} blocks belong to no version", unnamed.len());
+        }
+        self.unneeded(unnamed);
+        Ok(())
+    }
+
+    /// Deletes up to `limit` blocks that nothing needs; true where there may be more.
+    pub(super) fn collect(&self, limit: usize) -> Result<bool> {
+        if !self.counted.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        let batch: Vec<BlockHash> = self.unneeded.lock().iter().take(limit).copied().collect();
+        for hash in &batch {
+            self.unneeded.lock().remove(hash);
+            // Held until the block is gone: whoever pins it later finds it missing and sends it again.
+            let pins = self.pins.lock();
+            if !pins.contains(*hash) && !self.index.names(*hash)? {
+                self.account(self.files.remove(*hash)?);
+            }
+        }
+        Ok(batch.len() == limit)
+    }
+}
+
+/// Seconds since 1970.
+pub(super) fn seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// The stored blocks that `len` bytes from `start` touch.
+pub(super) fn blocks_of(manifest: &Manifest, start: u64, len: usize) -> impl Iterator<Item = (u32, BlockHash)> + '_ {
+    let first = start >> manifest.block_bits();
+    let end = (start + len as u64).div_ceil(manifest.block_size());
+    let from = manifest.blocks().partition_point(|block| u64::from(block.0) < first);
+    manifest.blocks()[from..].iter().copied().take_while(move |block| u64::from(block.0) < end)
+}
+
+/// Copies the part of block `index` that lies in `content`, which starts at byte `start`.
+pub(super) fn copy_block(manifest: &Manifest, index: u32, block: &Bytes, start: u64, content: &mut [u8]) {
+    let at = u64::from(index) << manifest.block_bits();
+    let from = start.max(at);
+    let to = (start + content.len() as u64).min(at + block.len() as u64);
+    if from < to {
+        content[(from - start) as usize..(to - start) as usize].copy_from_slice(&block[(from - at) as usize..(to - at) as usize]);
+    }
+}
+
+#[cfg(test)]
+#[path = "storage_tests.rs"]
+mod tests;

@@ -1,0 +1,158 @@
+//! What may be deleted when, and what a restart makes of leftovers.
+
+use dfs_common::ids::{InodeId, Version};
+
+use super::*;
+use crate::store::memory::MemoryStore;
+
+struct Bench {
+    dir: tempfile::TempDir,
+    rows: Arc<MemoryStore>,
+    storage: Arc<Storage>,
+}
+
+impl Bench {
+    fn new(limit: Option<u64>) -> Self {
+        let (dir, rows) = (tempfile::tempdir().unwrap(), Arc::new(MemoryStore::default()));
+        let storage = Storage::open(dir.path(), rows.clone(), limit).unwrap();
+        storage.count_blocks().unwrap();
+        Self { dir, rows, storage }
+    }
+
+    /// As a new process finds it.
+    fn restart(&mut self) {
+        self.storage = Storage::open(self.dir.path(), self.rows.clone(), None).unwrap();
+        self.storage.count_blocks().unwrap();
+    }
+
+    fn collect(&self) -> u64 {
+        while self.storage.collect(10).unwrap() {}
+        self.storage.blocks()
+    }
+}
+
+fn what(ino: u64) -> VersionOf {
+    VersionOf { ino: InodeId(ino), version: Version(1) }
+}
+
+/// An upload of one block a letter.
+fn upload(letters: &str) -> Upload {
+    let blocks: Vec<Vec<u8>> = letters.bytes().map(|b| vec![b; 1 << 16]).collect();
+    let rows = blocks.iter().enumerate().map(|(i, b)| (i as u32, BlockHash::of(b))).collect();
+    let manifest = Manifest::new(16, (blocks.len() as u64) << 16, rows).unwrap();
+    let encoded = manifest.encode();
+    let lengths: Vec<u32> = blocks.iter().map(|b| b.len() as u32).collect();
+    let body = [encoded.clone(), blocks.concat()].concat();
+    Upload::parse(&body.into(), encoded.len() as u32, &lengths).unwrap()
+}
+
+fn commit(storage: &Arc<Storage>, what: VersionOf, upload: &Upload) {
+    let hold = storage.hold(upload);
+    storage.put_upload(upload, false).unwrap();
+    storage.add(what, upload, Durability::Process).unwrap();
+    hold.settle();
+}
+
+#[test]
+fn blocks_go_with_their_last_version() {
+    let b = Bench::new(None);
+    let (ab, bc) = (upload("ab"), upload("bc"));
+    commit(&b.storage, what(1), &ab);
+    commit(&b.storage, what(2), &bc);
+    assert_eq!((b.collect(), b.storage.used()), (3, 3 << 16));
+    b.storage.drop_claims(&[(what(1), ab.hash)]).unwrap();
+    assert_eq!(b.collect(), 2);
+    b.storage.drop_claims(&[(what(2), bc.hash), (what(1), ab.hash)]).unwrap();
+    assert_eq!((b.collect(), b.storage.used()), (0, 0));
+}
+
+#[test]
+fn a_large_manifest_goes_with_its_version() {
+    let b = Bench::new(None);
+    let many = upload("abcdef");
+    commit(&b.storage, what(1), &many);
+    assert_eq!(b.collect(), 7);
+    b.storage.drop_claims(&[(what(1), many.hash)]).unwrap();
+    assert_eq!(b.collect(), 0);
+}
+
+#[test]
+fn what_was_uploaded_and_not_committed_goes_when_nothing_holds_it() {
+    let b = Bench::new(None);
+    let ab = upload("ab");
+    let hold = b.storage.hold(&ab);
+    b.storage.put_upload(&ab, true).unwrap();
+    b.storage.unneeded(ab.blocks.keys().copied().collect());
+    assert_eq!(b.collect(), 2, "held");
+    b.storage.pin(Some(SessionId(1)), &[*ab.blocks.keys().next().unwrap()]);
+    drop(hold);
+    assert_eq!(b.collect(), 1, "pinned");
+}
+
+#[test]
+fn a_restart_finds_what_a_crash_left_and_only_that() {
+    let mut b = Bench::new(None);
+    let (ab, cd) = (upload("ab"), upload("cd"));
+    commit(&b.storage, what(1), &ab);
+    b.storage.hold(&cd).keep();
+    b.storage.put_upload(&cd, false).unwrap();
+    b.restart();
+    b.storage.sweep().unwrap();
+    assert_eq!(b.collect(), 2);
+    assert!(b.storage.absent(&Upload { inline: Default::default(), ..ab }).is_empty());
+}
+
+#[test]
+fn a_version_that_was_being_published_is_indexed_at_start() {
+    let mut b = Bench::new(None);
+    let (ab, cd) = (upload("ab"), upload("cd"));
+    b.storage.hold(&ab).keep();
+    b.storage.put_upload(&ab, false).unwrap();
+    assert!(b.storage.publishing(what(1), &ab).unwrap());
+    assert!(b.storage.publishing(what(2), &cd).unwrap(), "its blocks are missing");
+    b.restart();
+    assert_eq!(b.storage.index.claims(what(1)).unwrap()[0].0, ab.hash);
+    assert!(b.storage.index.claims(what(2)).unwrap().is_empty());
+    b.storage.sweep().unwrap();
+    assert_eq!(b.collect(), 2);
+}
+
+#[test]
+fn a_full_server_says_so_and_keeps_what_it_has() {
+    let b = Bench::new(Some(3 << 16));
+    let (ab, cd) = (upload("ab"), upload("cd"));
+    commit(&b.storage, what(1), &ab);
+    let hold = b.storage.hold(&cd);
+    assert_eq!(b.storage.put_upload(&cd, false).unwrap_err().kind(), ErrorKind::NoSpace);
+    drop(hold);
+    assert_eq!(b.collect(), 2);
+    b.storage.put_upload(&ab, true).unwrap();
+    assert_eq!(b.storage.capacity(), 3 << 16);
+}
+
+#[test]
+fn a_block_of_a_wrong_length_counts_as_missing() {
+    let b = Bench::new(None);
+    let ab = upload("ab");
+    commit(&b.storage, what(1), &ab);
+    let hash = *ab.blocks.keys().next().unwrap();
+    std::fs::write(b.storage.files.path(hash), b"short").unwrap();
+    let bare = Upload { inline: Default::default(), ..ab };
+    assert_eq!(b.storage.absent(&bare), [hash]);
+    assert_eq!(b.storage.files.len(hash), None);
+}
+
+#[test]
+fn reads_across_blocks_and_holes() {
+    let b = Bench::new(None);
+    let (block, size) = (BlockHash::of(&[7u8; 1 << 16]), (3 << 16) - 5);
+    let manifest = Manifest::new(16, size, vec![(1, block)]).unwrap();
+    b.storage.put(block, &[7; 1 << 16]).unwrap();
+    let mut content = vec![0; 1 << 17];
+    assert!(b.storage.read_into(&manifest, 1000, &mut content).unwrap().is_empty());
+    let expected: Vec<u8> = (1000..1000 + (1 << 17)).map(|at| if at >> 16 == 1 { 7 } else { 0 }).collect();
+    assert_eq!(content, expected);
+    b.storage.discard(block);
+    assert_eq!(b.storage.read_into(&manifest, 1000, &mut content).unwrap(), [(1, Found::Missing)]);
+    assert!(b.storage.read_into(&manifest, 2 << 16, &mut content[..100]).unwrap().is_empty(), "the hole behind it");
+}
