@@ -55,6 +55,7 @@ impl Directory {
             RemoveXattr::PATH => self.mutate(&request, state::remove_xattr).await,
             Place::PATH => self.mutate(&request, state::place).await,
             Publish::PATH => self.publish(&request).await,
+            Sync::PATH => self.sync(request.parse_json()?).await,
             _ => self.answer_of_cluster(&request).await,
         }
     }
@@ -106,6 +107,11 @@ impl Directory {
         self.touch(publish.session);
         let terms = Terms { durable: publish.durable, ..Terms::default() };
         self.submit_operation(terms, publish, state::publish).await.map(Response::raw_json)
+    }
+
+    /// A commit for the disk takes all earlier ones along.
+    async fn sync(&self, _: Sync) -> Result<Response> {
+        self.submit(Terms { durable: true, ..Terms::default() }, |_| Ok(json(&Done {}))).await.map(Response::raw_json)
     }
 
     fn touch(&self, session: SessionId) {

@@ -11,6 +11,9 @@ mod periodic;
 mod state;
 mod writer;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::sync::Arc;

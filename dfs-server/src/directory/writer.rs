@@ -113,7 +113,8 @@ impl Directory {
             outcomes.push(Outcome { answer, in_commit, done });
         }
         let changes = pending.into_changes();
-        let result = if changes.is_empty() { Ok(()) } else { self.write(changes, durability) };
+        let nothing = changes.is_empty() && durability == Durability::Process;
+        let result = if nothing { Ok(()) } else { self.write(changes, durability) };
         if result.is_ok() {
             tables.inode_ids.reserved(inode_mark);
             tables.session_ids.reserved(session_mark);

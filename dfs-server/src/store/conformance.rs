@@ -142,6 +142,21 @@ fn what_is_no_database_is_refused() {
 }
 
 #[test]
+fn an_empty_commit_for_the_disk_writes_to_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(&dir.path().join("kv.sqlite")).unwrap();
+    let frames = || std::fs::metadata(dir.path().join("kv.sqlite-wal")).unwrap().len();
+    store.commit(&Batch::default(), Durability::Process).unwrap();
+    for _ in 0..3 {
+        let before = frames();
+        store.commit(&Batch::default(), Durability::Process).unwrap();
+        assert_eq!(frames(), before);
+        store.commit(&Batch::default(), Durability::Disk).unwrap();
+        assert!(frames() > before, "without a frame there is no sync");
+    }
+}
+
+#[test]
 fn the_log_is_checkpointed_while_commits_go_on() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("kv.sqlite");

@@ -55,6 +55,7 @@ pub trait View {
 /// An engine.
 pub trait Store: View + Send + Sync + Debug + 'static {
     /// Applies `batch` atomically and returns the revision of this commit: higher than every one before, across
-    /// restarts. `Conflict` where an expectation does not hold; then nothing has changed.
+    /// restarts. `Conflict` where an expectation does not hold; then nothing has changed. With [`Durability::Disk`]
+    /// all earlier commits are on the disk as well, also where the batch is empty.
     fn commit(&self, batch: &Batch, durability: Durability) -> Result<u64>;
 }

@@ -19,8 +19,6 @@ use super::tables::named;
 const RECENT_FILE: u64 = 64 << 10;
 /// A disk with less than this free, or an eighth of a small one, has no room.
 const RESERVE: u64 = 64 << 20;
-/// The primary reads and sends besides storing, so it counts double.
-const PRIMARY_WEIGHT: u64 = 2;
 
 /// True where new files go elsewhere if they can.
 pub(super) fn is_full(server: &Server) -> bool {
@@ -37,13 +35,17 @@ fn choose(servers: &Servers, count: usize, now: Duration, allowed: impl Fn(Serve
     let mut candidates: Vec<_> =
         servers.iter().filter(|(id, _)| servers.is_alive(*id, now) && allowed(*id)).map(|(id, server)| (rank(server), id)).collect();
     candidates.sort_unstable();
-    candidates.into_iter().take(count).map(|c| c.1).collect()
+    let mut chosen: Vec<ServerId> = candidates.into_iter().take(count).map(|c| c.1).collect();
+    // A primary reads and sends besides storing, so that role is spread as well.
+    chosen.sort_by_key(|id| servers.get(*id).map(|server| (is_full(server), server.primaries)));
+    chosen
 }
 
 fn note(servers: &mut Servers, placement: &[ServerId]) {
     for (at, id) in placement.iter().enumerate() {
         if let Some(server) = servers.get_mut(*id) {
-            server.recent += if at == 0 { PRIMARY_WEIGHT } else { 1 };
+            server.recent += 1;
+            server.primaries += u64::from(at == 0);
         }
     }
 }

@@ -30,6 +30,8 @@ pub(crate) struct Server {
     pub(crate) heard: Duration,
     /// Files placed here lately, which its reported use does not show yet.
     pub(crate) recent: u64,
+    /// Files for which it was named first lately.
+    pub(crate) primaries: u64,
     /// Where the next search for missing copies starts.
     pub(crate) cursor: InodeId,
     /// Whether the last look found it dead.
@@ -49,8 +51,7 @@ impl Servers {
     }
 
     pub(crate) fn insert(&mut self, id: ServerId, record: ServerRecord, now: Duration) {
-        let (recent, cursor) = self.rows.get(&id).map_or((0, InodeId(0)), |old| (old.recent, old.cursor));
-        self.rows.insert(id, Server { record, heard: now, recent, cursor, was_dead: false });
+        self.rows.insert(id, Server { record, heard: now, recent: 0, primaries: 0, cursor: InodeId(0), was_dead: false });
     }
 
     pub(crate) fn get(&self, id: ServerId) -> Option<&Server> {
@@ -150,7 +151,7 @@ pub(crate) fn heard(tables: &mut Tables, request: &Heartbeat, now: Duration) -> 
         .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("file server {} is not registered", request.server)))?;
     server.heard = now;
     (server.record.capacity, server.record.used) = (request.capacity, request.used);
-    server.recent /= 2;
+    (server.recent, server.primaries) = (server.recent / 2, server.primaries / 2);
     Ok(())
 }
 

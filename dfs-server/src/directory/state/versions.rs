@@ -26,10 +26,6 @@ pub(crate) fn publish(change: &mut Change<'_>, request: &Publish) -> Result<Entr
     let mut inode = load_file(&change.view, ino)?;
     let next = request.base.0.checked_add(1).map(Version).ok_or_else(|| Error::new(ErrorKind::Invalid, "no version comes after the base"))?;
     if inode.version == next && is_repeated(change, &inode, request)? {
-        if request.durable {
-            // Something must be written for the commit to reach the disk, with all that lies before it.
-            change.put_inode(ino, &inode);
-        }
         return Ok(inode.entry(ino));
     }
     check(change, request)?;

@@ -1,0 +1,51 @@
+//! What a create costs through the service, JSON and SQLite included. Run with
+//! `cargo test --release -p dfs-server --lib directory::tests::bench -- --ignored --nocapture`.
+
+use std::time::Instant;
+
+use super::*;
+use crate::store::SqliteStore;
+
+const CREATES: usize = 20_000;
+
+#[tokio::test]
+#[ignore = "a measurement, not a check"]
+async fn creates_and_listings() {
+    for callers in [1, 8] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut client = Client::with(config(), Arc::new(SqliteStore::open(&dir.path().join("directory.sqlite")).unwrap()));
+        let session = client.open_session().await;
+        for server in ["a", "b", "c"] {
+            client.register(server).await;
+        }
+        let parent = client.dir(ROOT, "d").await;
+        let caller = |slot: u16| {
+            let mut client = client.other();
+            client.session = Some(session);
+            async move {
+                for i in 0..CREATES / callers {
+                    let name = name(&format!("file-{slot}-{i:06}.txt"));
+                    let make = Make { parent, name, kind: FileKind::File, mode: 0o644, uid: 0, gid: 0, rdev: 0, target: None };
+                    client.call_as(&make, Some(Replay { slot, sequence: i as u64 + 1 })).await.unwrap();
+                }
+            }
+        };
+        let start = Instant::now();
+        let tasks: Vec<_> = (0..callers as u16).map(|slot| tokio::spawn(caller(slot))).collect();
+        for task in tasks {
+            task.await.unwrap();
+        }
+        let each = start.elapsed() / CREATES as u32;
+        println!("{callers} callers: {each:?} a create, {:.0} creates/s", 1.0 / each.as_secs_f64());
+        let start = Instant::now();
+        for _ in 0..100 {
+            client.call(&List { ino: parent, after: None, limit: 1000 }).await.unwrap();
+        }
+        println!("a page of 1,000 entries, made and parsed: {:?}", start.elapsed() / 100);
+        let (start, found) = (Instant::now(), name("file-0-000100.txt"));
+        for _ in 0..CREATES {
+            client.call(&Lookup { parent, name: found.clone() }).await.unwrap();
+        }
+        println!("a lookup: {:?}", start.elapsed() / CREATES as u32);
+    }
+}

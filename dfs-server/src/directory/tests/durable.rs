@@ -1,0 +1,45 @@
+//! What a restart must not change, on SQLite.
+
+use super::*;
+use crate::store::SqliteStore;
+
+fn open(dir: &tempfile::TempDir) -> Client {
+    Client::with(config(), Arc::new(SqliteStore::open(&dir.path().join("directory.sqlite")).unwrap()))
+}
+
+#[tokio::test]
+async fn a_restart_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut client = open(&dir);
+    let session = client.open_session().await;
+    let server = client.register("a").await;
+    let sub = client.dir(ROOT, "d").await;
+    let ino = client.file(sub, "f").await;
+    client.call(&Publish { durable: true, ..client.version(ino, 0, &[server]) }).await.unwrap();
+    let gone = client.file(ROOT, "gone").await;
+    client.remove(ROOT, "gone", false).await.unwrap();
+    let make = Make { parent: ROOT, name: name("r"), kind: FileKind::File, mode: 0, uid: 0, gid: 0, rdev: 0, target: None };
+    let replay = Some(Replay { slot: 9, sequence: 1 });
+    let made = client.call_as(&make, replay).await.unwrap();
+    client.call(&Sync {}).await.unwrap();
+    let before = client.status().await;
+    let (root, file) = (client.attributes(ROOT).await.unwrap(), client.attributes(ino).await.unwrap());
+    drop(client);
+
+    let mut client = open(&dir);
+    client.session = Some(session);
+    let after = client.status().await;
+    assert_eq!(after.cluster, before.cluster);
+    assert!(after.revision > before.revision);
+    let numbers = |s: &DirectoryStatus| (s.inodes, s.orphans, s.sessions, s.under_replicated);
+    assert_eq!(numbers(&after), numbers(&before));
+    assert_eq!(numbers(&after), (5, 1, 1, 1));
+    assert_eq!((client.attributes(ROOT).await.unwrap(), client.attributes(ino).await.unwrap()), (root, file));
+    assert_eq!(client.call_as(&make, replay).await.unwrap(), made);
+    assert_eq!(client.call(&RenewSession { session, released: Vec::new() }).await.unwrap().orphans, [gone]);
+    assert_eq!(client.register("a").await, server);
+    let new = client.call_as(&Make { name: name("n"), ..make }, Some(Replay { slot: 9, sequence: 2 })).await.unwrap();
+    assert!(new.attributes.ino > made.attributes.ino, "numbers are never used twice");
+    let mut other = client.other();
+    assert!(other.open_session().await > session);
+}
