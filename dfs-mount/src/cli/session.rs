@@ -230,9 +230,8 @@ impl Session {
             Ok(token) => token,
             Err(e) => {
                 self.holds.lock().retain(|hold| hold.request != request);
-                let busy = matches!(e.kind(), ErrorKind::Busy | ErrorKind::WouldBlock);
-                let holder = if busy { self.holder(ino).await } else { String::new() };
-                return Err(Failure::from(e).with(&holder));
+                // The lock service's message says who has it.
+                return Err(e.into());
             }
         };
         if let Some(hold) = self.holds.lock().iter_mut().find(|hold| hold.request == request) {
