@@ -157,8 +157,8 @@ async fn take(session: &Session, parent: InodeId, name: Name, directory: bool, r
 
 pub(crate) async fn mv(session: &Session, arguments: &Mv) -> Outcome {
     let (target, sources) = arguments.paths.split_last().expect("the definition wants two paths");
-    let into = match session.resolve(target, true).await?.entry {
-        Some(entry) if entry.attributes.kind == FileKind::Directory && !arguments.exchange => Some(entry.attributes.ino),
+    let into = match session.directory_at(target).await? {
+        Some(directory) if !arguments.exchange => Some(directory),
         _ if sources.len() > 1 => return Err(Failure::new(ErrorKind::NotDirectory, "is not a directory").at(target)),
         _ => None,
     };
@@ -193,7 +193,7 @@ async fn rename(session: &Session, source: &OsStr, target: &OsStr, into: Option<
 
 pub(crate) async fn ln(session: &Session, arguments: &Ln) -> Outcome {
     let (target, mut link) = (&arguments.target, arguments.link.clone());
-    if session.resolve(&link, true).await?.entry.is_some_and(|entry| entry.attributes.kind == FileKind::Directory) {
+    if session.directory_at(&link).await?.is_some() {
         let last = target.as_bytes().rsplit(|&b| b == b'/').find(|part| !part.is_empty()).unwrap_or_default();
         link = join(&link, last);
     }

@@ -144,6 +144,15 @@ impl Session {
         self.resolve(path, follow).await?.entry.ok_or_else(|| missing().at(path))
     }
 
+    /// The directory that `path` leads to, also through symlinks; `None` where it leads to anything else or nowhere.
+    pub(crate) async fn directory_at(&self, path: &OsStr) -> Outcome<Option<InodeId>> {
+        match self.resolve(path, true).await {
+            Ok(found) => Ok(found.entry.filter(|entry| entry.attributes.kind == FileKind::Directory).map(|entry| entry.attributes.ino)),
+            Err(e) if e.is(ErrorKind::NotFound) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
     /// The directory and the name for something new at `path`; `Exists` where it is taken.
     pub(crate) async fn vacant(&self, path: &OsStr) -> Outcome<(InodeId, Name)> {
         let found = self.resolve(path, false).await?;
