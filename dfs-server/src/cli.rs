@@ -1,0 +1,485 @@
+//! Flags and configuration files of `dfs-server`: what an operator may say, and what a
+//! role makes of it. Flags win over the file, whose keys are the flags' names with `_`.
+//!
+//! It knows no socket and opens no data directory.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use dfs_common::block::{DEFAULT_BLOCK_BITS, MAX_BLOCK_BITS, MIN_BLOCK_BITS};
+use dfs_common::credentials::ClusterToken;
+use dfs_common::{Error, ErrorKind, Result, config};
+use serde::{Deserialize, Deserializer, de::DeserializeOwned};
+
+use crate::directory;
+
+/// Directory service, lock service and file servers of the distributed file system.
+#[derive(Debug, Parser)]
+#[command(name = "dfs-server", version, arg_required_else_help = true)]
+pub struct Cli {
+    /// The role.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to run.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Holds the names and says where each file lives; one in a cluster
+    Directory(Box<DirectoryArgs>),
+    /// Hands out write locks, first come first served; one in a cluster
+    Lock(LockArgs),
+    /// Holds the content of files on a local disk; as many as you like
+    File(Box<FileArgs>),
+    /// Every role in one process, for one machine
+    All(Box<AllArgs>),
+    /// Writes the man pages into a directory
+    Man {
+        /// The directory
+        directory: PathBuf,
+    },
+}
+
+/// What every role has.
+#[derive(Clone, Debug, Default, Args, Deserialize)]
+pub struct Common {
+    /// Address to listen on [default: 127.0.0.1]
+    #[arg(long, value_name = "ADDRESS")]
+    pub host: Option<String>,
+    /// Port to listen on [default: 7400 directory and all, 7401 lock, 7410 file]
+    #[arg(long)]
+    pub port: Option<u16>,
+    /// Data directory
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// File with the cluster token, which only its owner may read
+    #[arg(long, value_name = "FILE", env = "DFS_TOKEN_FILE")]
+    pub token_file: Option<PathBuf>,
+    /// Configuration file (TOML); its keys are these flags with _ for -
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+    /// off, error, warn, info, debug (with every request) or trace [default: info]
+    #[arg(long, value_name = "LEVEL")]
+    pub log_level: Option<String>,
+}
+
+/// What concerns names, versions and copies.
+#[derive(Clone, Debug, Default, Args, Deserialize)]
+pub struct Policy {
+    /// Copies of each new file, 1 to 16 [default: 2; 1 for all]
+    #[arg(long, value_name = "N")]
+    copies: Option<u32>,
+    /// Versions of each file that are kept, the current one included [default: 8]
+    #[arg(long, value_name = "N")]
+    keep_versions: Option<u32>,
+    /// A client that is silent for so long loses its session [default: 30]
+    #[arg(long, value_name = "SECONDS")]
+    lease_seconds: Option<u64>,
+    /// Time between heartbeats of file servers [default: 1000]
+    #[arg(long, value_name = "MS")]
+    heartbeat_ms: Option<u64>,
+    /// Keeps new files below PATH on these file servers; repeatable
+    #[arg(long, value_name = "PATH=NAME,NAME")]
+    pin: Option<Vec<String>>,
+    /// Block size of new files, 64K to 1M [default: 256K]
+    #[arg(long, value_name = "SIZE")]
+    block_size: Option<ByteSize>,
+}
+
+/// What concerns content.
+#[derive(Clone, Debug, Default, Args, Deserialize)]
+pub struct Keeping {
+    /// Bytes that content may take, as 100G [default: what the disk has]
+    #[arg(long, value_name = "SIZE")]
+    capacity: Option<ByteSize>,
+    /// Copies without which a close fails [default: 1]
+    #[arg(long, value_name = "N")]
+    min_copies: Option<u32>,
+    /// When content goes to the disk before the answer: at fsync only (close), or always [default: close]
+    #[arg(long, value_name = "WHEN")]
+    sync: Option<Sync>,
+}
+
+/// `dfs-server directory`.
+#[derive(Clone, Debug, Default, Args, Deserialize)]
+pub struct DirectoryArgs {
+    /// What every role has.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub common: Common,
+    #[command(flatten)]
+    #[serde(flatten)]
+    policy: Policy,
+    /// Where clients find the lock service [default: http://HOST:7401]
+    #[arg(long, value_name = "URL")]
+    lock_url: Option<String>,
+}
+
+/// `dfs-server lock`.
+#[derive(Clone, Debug, Default, Args, Deserialize)]
+pub struct LockArgs {
+    /// What every role has.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub common: Common,
+    /// A client that is silent for so long loses its locks [default: 30]
+    #[arg(long, value_name = "SECONDS")]
+    lease_seconds: Option<u64>,
+}
+
+/// `dfs-server file`.
+#[derive(Clone, Debug, Default, Args, Deserialize)]
+pub struct FileArgs {
+    /// What every role has.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub common: Common,
+    #[command(flatten)]
+    #[serde(flatten)]
+    keeping: Keeping,
+    /// The directory service
+    #[arg(long, value_name = "URL")]
+    directory: Option<String>,
+    /// A name for people and pins, unique in the cluster [default: host name and port]
+    #[arg(long)]
+    name: Option<String>,
+    /// Where clients and other file servers reach this one [default: http://HOST:PORT]
+    #[arg(long, value_name = "URL")]
+    advertise: Option<String>,
+}
+
+/// `dfs-server all`.
+#[derive(Clone, Debug, Default, Args, Deserialize)]
+pub struct AllArgs {
+    /// What every role has.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub common: Common,
+    #[command(flatten)]
+    #[serde(flatten)]
+    policy: Policy,
+    #[command(flatten)]
+    #[serde(flatten)]
+    keeping: Keeping,
+    /// File servers; more than one get ports of their own, from PORT + 10 [default: 1]
+    #[arg(long, value_name = "N")]
+    file_servers: Option<u16>,
+    /// Where clients reach this process [default: http://HOST:PORT]
+    #[arg(long, value_name = "URL")]
+    advertise: Option<String>,
+}
+
+/// When content goes to the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Sync {
+    Close,
+    Always,
+}
+
+/// Bytes, as a number or with K, M, G or T (powers of 1024).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct ByteSize(u64);
+
+impl std::str::FromStr for ByteSize {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
+            "" | "B" => 0,
+            "K" | "KB" | "KIB" => 10,
+            "M" | "MB" | "MIB" => 20,
+            "G" | "GB" | "GIB" => 30,
+            "T" | "TB" | "TIB" => 40,
+            _ => return Err(format!("'{text}' is no size; expected a number and K, M, G or T")),
+        };
+        let number: u64 = digits.parse().map_err(|_| format!("'{text}' is no size; expected a number and K, M, G or T"))?;
+        number.checked_mul(1 << shift).map(Self).ok_or_else(|| format!("'{text}' is too large"))
+    }
+}
+
+impl<'de> Deserialize<'de> for ByteSize {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Form {
+            Number(u64),
+            Text(String),
+        }
+        match Form::deserialize(deserializer)? {
+            Form::Number(number) => Ok(Self(number)),
+            Form::Text(text) => text.parse().map_err(serde::de::Error::custom),
+        }
+    }
+}
+
+/// Where to listen, with which token, and where the data is.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The address.
+    pub host: String,
+    /// The port; 0 for any.
+    pub port: u16,
+    /// The data directory.
+    pub data: PathBuf,
+    /// The cluster token.
+    pub token: ClusterToken,
+}
+
+/// Settings of `dfs-server file`, and of each file server of `all`.
+#[derive(Clone, Debug)]
+pub struct FileSettings {
+    /// A name for people; `None`: host name and port.
+    pub name: Option<String>,
+    /// Where others reach it; `None`: where it listens.
+    pub advertise: Option<String>,
+    /// Bytes that content may take.
+    pub capacity: Option<u64>,
+    /// Copies without which a commit fails.
+    pub min_copies: u32,
+    /// Makes every commit durable.
+    pub always_sync: bool,
+}
+
+fn invalid(message: impl Into<String>) -> Error {
+    Error::new(ErrorKind::Invalid, message)
+}
+
+/// Fills what the flags leave open from the file.
+macro_rules! fill {
+    ($flags:expr, $file:expr; $($($field:ident).+),* $(,)?) => {
+        $(if $flags.$($field).+.is_none() { $flags.$($field).+ = $file.$($field).+; })*
+    };
+}
+
+impl Common {
+    /// The keys of `role` in the file that the flags name, or nothing.
+    fn file<T: DeserializeOwned + Default>(&self, role: &str) -> Result<T> {
+        let Some(path) = &self.config else { return Ok(T::default()) };
+        let cli = Cli::command();
+        let command = cli.find_subcommand(role).expect("every role is a subcommand");
+        let known: Vec<String> =
+            command.get_arguments().filter_map(|a| a.get_long()).filter(|l| *l != "config").map(|l| l.replace('-', "_")).collect();
+        config::read(path, &known.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    fn fill(&mut self, file: Common) {
+        fill!(self, file; host, port, data, token_file, log_level);
+    }
+
+    /// The level of the log.
+    pub fn level(&self) -> Result<log::LevelFilter> {
+        let Some(word) = &self.log_level else { return Ok(log::LevelFilter::Info) };
+        word.parse().map_err(|_| invalid(config::unknown("log level", word, &["off", "error", "warn", "info", "debug", "trace"])))
+    }
+
+    fn place(&self, default_port: u16) -> Result<Place> {
+        Ok(Place {
+            host: self.host.clone().unwrap_or_else(|| "127.0.0.1".to_owned()),
+            port: self.port.unwrap_or(default_port),
+            token: self.token()?,
+            data: self.data.clone().ok_or_else(|| invalid("no data directory: name one with --data DIR"))?,
+        })
+    }
+
+    fn token(&self) -> Result<ClusterToken> {
+        let how = |file: &str| format!("make one with: (umask 077; head -c 32 /dev/urandom | base64 > {file})");
+        let Some(path) = &self.token_file else {
+            return Err(invalid(format!("no cluster token: name its file with --token-file or DFS_TOKEN_FILE; {}", how("token"))));
+        };
+        match path.exists() {
+            true => ClusterToken::read(path),
+            false => Err(invalid(format!("token file {} does not exist; {}", path.display(), how(&path.display().to_string())))),
+        }
+    }
+}
+
+impl Policy {
+    fn fill(&mut self, file: Policy) {
+        fill!(self, file; copies, keep_versions, lease_seconds, heartbeat_ms, pin, block_size);
+    }
+
+    fn lease(&self) -> Duration {
+        Duration::from_secs(self.lease_seconds.unwrap_or(30))
+    }
+
+    fn directory(&self, lock_url: String, default_copies: u32) -> Result<directory::Config> {
+        let pins: Result<Vec<_>> = self.pin.iter().flatten().map(|text| parse_pin(text)).collect();
+        let block_bits = match self.block_size {
+            None => DEFAULT_BLOCK_BITS,
+            Some(ByteSize(size)) => (MIN_BLOCK_BITS..=MAX_BLOCK_BITS)
+                .find(|bits| 1 << bits == size)
+                .ok_or_else(|| invalid(format!("block size {size}: 64K, 128K, 256K, 512K or 1M")))?,
+        };
+        Ok(directory::Config {
+            copies: self.copies.unwrap_or(default_copies),
+            keep_versions: self.keep_versions.unwrap_or(8),
+            lease: self.lease(),
+            heartbeat: Duration::from_millis(self.heartbeat_ms.unwrap_or(1000)),
+            lock_url,
+            pins: pins?,
+            block_bits,
+        })
+    }
+}
+
+impl Keeping {
+    fn fill(&mut self, file: Keeping) {
+        fill!(self, file; capacity, min_copies, sync);
+    }
+
+    fn settings(&self, name: Option<String>, advertise: Option<String>) -> Result<FileSettings> {
+        if self.min_copies == Some(0) {
+            return Err(invalid("min-copies: at least 1"));
+        }
+        Ok(FileSettings {
+            name,
+            advertise,
+            capacity: self.capacity.map(|size| size.0),
+            min_copies: self.min_copies.unwrap_or(1),
+            always_sync: self.sync == Some(Sync::Always),
+        })
+    }
+}
+
+fn parse_pin(text: &str) -> Result<directory::Pin> {
+    let wrong = || invalid(format!("pin '{text}': expected PATH=NAME,NAME"));
+    let (path, names) = text.rsplit_once('=').ok_or_else(wrong)?;
+    let servers: Vec<String> = names.split(',').map(str::to_owned).collect();
+    if !path.starts_with('/') || servers.iter().any(String::is_empty) {
+        return Err(wrong());
+    }
+    Ok(directory::Pin { path: path.to_owned(), servers })
+}
+
+/// `http://HOST:PORT`, with brackets around an IPv6 address.
+pub fn url(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("http://[{host}]:{port}") } else { format!("http://{host}:{port}") }
+}
+
+/// The address that others get where none was said; an error where `host` stands for all addresses.
+pub fn reachable(host: &str, port: u16, flag: &str) -> Result<String> {
+    match host {
+        "0.0.0.0" | "::" => Err(invalid(format!("with --host {host} say with {flag} where clients reach it"))),
+        _ => Ok(url(host, port)),
+    }
+}
+
+impl DirectoryArgs {
+    /// With the configuration file's keys where no flag was given.
+    pub fn with_file(mut self) -> Result<Self> {
+        let file: Self = self.common.file("directory")?;
+        self.common.fill(file.common);
+        self.policy.fill(file.policy);
+        fill!(self, file; lock_url);
+        Ok(self)
+    }
+
+    /// What the role needs.
+    pub fn settings(&self) -> Result<(Place, directory::Config)> {
+        let place = self.common.place(7400)?;
+        let lock_url = match &self.lock_url {
+            Some(url) => url.clone(),
+            None => reachable(&place.host, 7401, "--lock-url")?,
+        };
+        Ok((place, self.policy.directory(lock_url, 2)?))
+    }
+}
+
+impl LockArgs {
+    /// With the configuration file's keys where no flag was given.
+    pub fn with_file(mut self) -> Result<Self> {
+        let file: Self = self.common.file("lock")?;
+        self.common.fill(file.common);
+        fill!(self, file; lease_seconds);
+        Ok(self)
+    }
+
+    /// What the role needs.
+    pub fn settings(&self) -> Result<(Place, crate::lock::Config)> {
+        let lease = Duration::from_secs(self.lease_seconds.unwrap_or(30));
+        check_lease(lease)?;
+        Ok((self.common.place(7401)?, crate::lock::Config { lease }))
+    }
+}
+
+impl FileArgs {
+    /// With the configuration file's keys where no flag was given.
+    pub fn with_file(mut self) -> Result<Self> {
+        let file: Self = self.common.file("file")?;
+        self.common.fill(file.common);
+        self.keeping.fill(file.keeping);
+        fill!(self, file; directory, name, advertise);
+        Ok(self)
+    }
+
+    /// What the role needs, and the directory's URL.
+    pub fn settings(&self) -> Result<(Place, FileSettings, String)> {
+        let place = self.common.place(7410)?;
+        if self.advertise.is_none() {
+            reachable(&place.host, place.port, "--advertise")?;
+        }
+        let directory = self.directory.clone().ok_or_else(|| invalid("no directory service: name it with --directory http://HOST:7400"))?;
+        Ok((place, self.keeping.settings(self.name.clone(), self.advertise.clone())?, directory))
+    }
+}
+
+/// Settings of `dfs-server all`.
+#[derive(Clone, Debug)]
+pub struct AllSettings {
+    /// Where it listens.
+    pub place: Place,
+    /// The directory service; its lock URL is filled in once the port is known.
+    pub directory: directory::Config,
+    /// The lock service.
+    pub lock: crate::lock::Config,
+    /// Each file server.
+    pub file: FileSettings,
+    /// How many of them.
+    pub file_servers: u16,
+}
+
+impl AllArgs {
+    /// With the configuration file's keys where no flag was given.
+    pub fn with_file(mut self) -> Result<Self> {
+        let file: Self = self.common.file("all")?;
+        self.common.fill(file.common);
+        self.policy.fill(file.policy);
+        self.keeping.fill(file.keeping);
+        fill!(self, file; file_servers, advertise);
+        Ok(self)
+    }
+
+    /// What the roles need.
+    pub fn settings(&self) -> Result<AllSettings> {
+        let place = self.common.place(7400)?;
+        if self.advertise.is_none() {
+            reachable(&place.host, place.port, "--advertise")?;
+        }
+        let file_servers = self.file_servers.unwrap_or(1);
+        if !(1..=64).contains(&file_servers) {
+            return Err(invalid(format!("file-servers: 1 to 64, not {file_servers}")));
+        }
+        check_lease(self.policy.lease())?;
+        Ok(AllSettings {
+            place,
+            directory: self.policy.directory(String::new(), 1)?,
+            lock: crate::lock::Config { lease: self.policy.lease() },
+            file: self.keeping.settings(None, self.advertise.clone())?,
+            file_servers,
+        })
+    }
+}
+
+fn check_lease(lease: Duration) -> Result<()> {
+    match lease.is_zero() {
+        true => Err(invalid("lease-seconds: at least 1")),
+        false => Ok(()),
+    }
+}
+
+#[cfg(test)]
+#[path = "cli_tests.rs"]
+mod tests;

@@ -1,0 +1,97 @@
+//! What flags and files mean together.
+
+use std::os::unix::fs::PermissionsExt;
+
+use super::*;
+
+fn parse(args: &[&str]) -> Command {
+    Cli::try_parse_from([&["dfs-server"], args].concat()).unwrap().command
+}
+
+struct Files(tempfile::TempDir);
+
+impl Files {
+    fn new(config: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config"), config).unwrap();
+        std::fs::write(dir.path().join("token"), "0123456789abcdef").unwrap();
+        std::fs::set_permissions(dir.path().join("token"), std::fs::Permissions::from_mode(0o600)).unwrap();
+        Self(dir)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.path().join(name).display().to_string()
+    }
+}
+
+#[test]
+fn flags_are_consistent() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn flags_win_over_the_file() {
+    let files = Files::new("port = 1\ncopies = 3\nblock_size = \"64K\"\npin = [\"/a=x,y\"]\nhost = \"::1\"\nlease_seconds = 5\n");
+    let (config, token) = (files.path("config"), files.path("token"));
+    let Command::Directory(args) = parse(&["directory", "--config", &config, "--port", "2", "--data", "/d", "--token-file", &token]) else {
+        panic!()
+    };
+    let (place, directory) = args.with_file().unwrap().settings().unwrap();
+    assert_eq!((place.port, directory.copies, directory.block_bits, directory.lease.as_secs()), (2, 3, 16, 5));
+    assert_eq!((directory.lock_url.as_str(), directory.pins[0].servers.len()), ("http://[::1]:7401", 2));
+}
+
+#[test]
+fn an_unknown_key_names_its_neighbour() {
+    for (role, key, near) in [("directory", "prot", "port"), ("lock", "dta", "data"), ("file", "directori", "directory"), ("all", "copeis", "copies")]
+    {
+        let files = Files::new(&format!("{key} = 1\n"));
+        let config = files.path("config");
+        let result = match parse(&[role, "--config", &config]) {
+            Command::Directory(args) => args.with_file().map(|_| ()),
+            Command::Lock(args) => args.with_file().map(|_| ()),
+            Command::File(args) => args.with_file().map(|_| ()),
+            Command::All(args) => args.with_file().map(|_| ()),
+            Command::Man { .. } => panic!("no role"),
+        };
+        let message = result.unwrap_err().to_string();
+        assert!(message.contains(&format!("did you mean '{near}'")), "{message}");
+    }
+}
+
+#[test]
+fn sizes() {
+    for (text, bytes) in [("7", 7), ("64K", 65536), ("100G", 100 << 30), ("1TiB", 1 << 40), ("2mb", 2 << 20)] {
+        assert_eq!(text.parse::<ByteSize>().unwrap().0, bytes);
+    }
+    for bad in ["", "K", "1X", "-1", "1.5G", "99999999999T"] {
+        assert!(bad.parse::<ByteSize>().is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn what_is_missing_is_said() {
+    let files = Files::new("");
+    let token = files.path("token");
+    let cases: [(&[&str], &str); 6] = [
+        (&["file", "--data", "/d"], "umask 077"),
+        (&["file", "--data", "/d", "--token-file", "/nowhere"], "/nowhere does not exist"),
+        (&["file", "--token-file", &token], "--data"),
+        (&["file", "--data", "/d", "--token-file", &token], "--directory"),
+        (&["file", "--data", "/d", "--token-file", &token, "--host", "0.0.0.0", "--directory", "http://a:1"], "--advertise"),
+        (&["file", "--data", "/d", "--token-file", &token, "--directory", "http://a:1", "--min-copies", "0"], "min-copies"),
+    ];
+    for (args, says) in cases {
+        let Command::File(args) = parse(args) else { panic!() };
+        let message = args.settings().unwrap_err().to_string();
+        assert!(message.contains(says), "{message}");
+    }
+}
+
+#[test]
+fn pins() {
+    assert_eq!(parse_pin("/a=b=x,y").unwrap().path, "/a=b");
+    for bad in ["", "/a", "a=x", "/a=", "/a=x,"] {
+        assert!(parse_pin(bad).is_err(), "{bad}");
+    }
+}
