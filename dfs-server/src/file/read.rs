@@ -257,6 +257,13 @@ mod tests {
         }
     }
 
+    impl Manifests {
+        /// Forgets everything, as a restart does.
+        pub(crate) fn clear(&mut self) {
+            *self = Self::default();
+        }
+    }
+
     #[test]
     fn the_cache_is_bounded_by_blocks() {
         let mut cache = Manifests::default();

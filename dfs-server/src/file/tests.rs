@@ -1,1 +1,395 @@
-//! T
+//! Several file servers, a directory and a lock service over real sockets, through the
+//! clients that mounts use.
+
+use std::path::Path;
+
+use bytes::Bytes;
+use dfs_common::api::directory::{Make, OpenSession, Remove, Versions};
+use dfs_common::api::file::{BLOCKS, COMMIT, Commit, VERSIONS};
+use dfs_common::attributes::{Entry, FileKind, Timestamp};
+use dfs_common::block::{BlockHash, Manifest};
+use dfs_common::clients::Cluster;
+use dfs_common::clients::cluster::connect_http1;
+use dfs_common::clients::commit::{InMemory, NewVersion};
+use dfs_common::credentials::ClusterToken;
+use dfs_common::ids::{ROOT, Token};
+use dfs_common::name::Name;
+use dfs_common::transport::Http1;
+use dfs_common::wire::{Method, Request, Response, Service};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+
+use super::*;
+use crate::directory::{self, Directory};
+use crate::lock::LockService;
+use crate::store::memory::MemoryStore;
+use crate::store::sqlite::SqliteStore;
+
+const SECRET: &str = "0123456789abcdef";
+const BITS: u8 = 16;
+
+/// A role behind a socket.
+struct Running {
+    port: u16,
+    stop: watch::Sender<bool>,
+    tasks: JoinSet<()>,
+}
+
+impl Running {
+    async fn start(port: u16, service: Arc<dyn Service>) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let mut running = Self { port, stop: watch::Sender::new(false), tasks: JoinSet::new() };
+        running.tasks.spawn(crate::shell::run(listener, token(), service, running.stop.subscribe()));
+        running
+    }
+
+    async fn stop(mut self) {
+        self.stop.send_replace(true);
+        while self.tasks.join_next().await.is_some() {}
+    }
+}
+
+fn token() -> ClusterToken {
+    ClusterToken::new(SECRET).unwrap()
+}
+
+fn url(port: u16) -> String {
+    format!("http://127.0.0.1:{port}")
+}
+
+struct File {
+    server: Arc<FileServer>,
+    running: Option<Running>,
+    port: u16,
+}
+
+struct Bench {
+    dir: tempfile::TempDir,
+    directory: Running,
+    _lock: Running,
+    files: Vec<File>,
+    min_copies: u32,
+    client: Cluster,
+}
+
+async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !condition().await {
+        assert!(Instant::now() < deadline, "never: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+impl Bench {
+    async fn start(servers: usize, copies: u32, min_copies: u32) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = LockService::open(&crate::lock::Config::default(), Arc::new(MemoryStore::default())).unwrap();
+        let lock = Running::start(0, lock).await;
+        let config = directory::Config {
+            copies,
+            keep_versions: 2,
+            lease: Duration::from_secs(30),
+            heartbeat: Duration::from_millis(50),
+            lock_url: url(lock.port),
+            pins: Vec::new(),
+            block_bits: BITS,
+        };
+        let service = Directory::open(config, Arc::new(MemoryStore::default())).unwrap();
+        let mut directory = Running::start(0, service.clone()).await;
+        directory.tasks.spawn(service.run(directory.stop.subscribe()));
+        let mut files = Vec::new();
+        for n in 0..servers {
+            files.push(start_file(dir.path(), n, 0, directory.port, min_copies).await);
+        }
+        for file in &files {
+            until("registered", async || file.server.id().is_ok()).await;
+        }
+        let client = OpenSession { host: "h".into(), pid: 1, program: "test".into(), mountpoint: String::new() };
+        let client = Cluster::open(&url(directory.port), connect_http1(&token()), client, Duration::from_secs(10)).await.unwrap();
+        Self { dir, directory, _lock: lock, files, min_copies, client }
+    }
+
+    async fn kill(&mut self, n: usize) {
+        self.files[n].running.take().unwrap().stop().await;
+    }
+
+    async fn restart(&mut self, n: usize) {
+        if self.files[n].running.is_some() {
+            self.kill(n).await;
+        }
+        let port = self.files[n].port;
+        // The old server's index must be closed before it is opened again.
+        let old = self.files.remove(n);
+        until("the old server is gone", async || Arc::strong_count(&old.server) == 1).await;
+        drop(old);
+        let file = start_file(self.dir.path(), n, port, self.directory.port, self.min_copies).await;
+        until("registered again", async || file.server.id().is_ok()).await;
+        self.files.insert(n, file);
+    }
+
+    async fn create(&self, name: &str) -> Entry {
+        let make = Make {
+            parent: ROOT,
+            name: Name::new(name.as_bytes()).unwrap(),
+            kind: FileKind::File,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            target: None,
+        };
+        self.client.directory.call(&make).await.unwrap()
+    }
+
+    async fn write(&self, entry: &Entry, content: &[u8]) -> Result<Entry> {
+        let source = InMemory { content: Bytes::copy_from_slice(content), block_bits: BITS };
+        let manifest = source.manifest().unwrap();
+        let version = NewVersion {
+            ino: entry.attributes.ino,
+            token: Token(1),
+            base: entry.attributes.version,
+            base_manifest: None,
+            manifest: &manifest,
+            mtime: Timestamp(1),
+            durable: content.len() % 2 == 0,
+        };
+        self.client.commit(&version, &entry.layout.placement, &source).await
+    }
+
+    /// The content as one server gives it, in ranges.
+    async fn read_from(&self, server: ServerId, entry: &Entry) -> Result<Vec<u8>> {
+        let mut content = Vec::new();
+        while (content.len() as u64) < entry.attributes.size {
+            let start = content.len() as u64;
+            let path = format!("{VERSIONS}{}/{}/data", entry.attributes.ino, entry.attributes.version);
+            let request = Request::new(Method::Get, path).range(start, start + (3 << 20) - 1);
+            content.extend_from_slice(&self.client.peers.send(server, request).await?.into_bytes()?);
+        }
+        Ok(content)
+    }
+
+    fn server(&self, id: ServerId) -> usize {
+        self.files.iter().position(|f| f.server.id().is_ok_and(|own| own == id)).unwrap()
+    }
+
+    async fn send(&self, n: usize, request: Request) -> Response {
+        Http1::new(&url(self.files[n].port), &token()).unwrap().send(request).await.unwrap()
+    }
+}
+
+async fn start_file(dir: &Path, n: usize, port: u16, directory: u16, min_copies: u32) -> File {
+    let data = dir.join(format!("file-{n}"));
+    std::fs::create_dir_all(&data).unwrap();
+    let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let store = Arc::new(SqliteStore::open(&data.join("index.db")).unwrap());
+    let config = Config { name: format!("file-{n}"), url: url(port), data, capacity: None, min_copies, always_sync: false };
+    let transport = Arc::new(Http1::new(&url(directory), &token()).unwrap());
+    let server = FileServer::open(config, store, transport, connect_http1(&token())).unwrap();
+    let mut running = Running { port, stop: watch::Sender::new(false), tasks: JoinSet::new() };
+    running.tasks.spawn(crate::shell::run(listener, token(), server.clone(), running.stop.subscribe()));
+    running.tasks.spawn(server.clone().run(running.stop.subscribe()));
+    File { server, running: Some(running), port }
+}
+
+fn content(len: usize, seed: u8) -> Vec<u8> {
+    (0..len).map(|at| (at / 7 + at / 65_536) as u8 ^ seed).collect()
+}
+
+#[tokio::test]
+async fn every_holder_has_what_was_written() {
+    let bench = Bench::start(3, 2, 2).await;
+    for (n, len) in [0, 1, 4096, 65_536, 65_537, 300_001, 5_000_000].into_iter().enumerate() {
+        let file = bench.create(&format!("f{n}")).await;
+        let entry = bench.write(&file, &content(len, n as u8)).await.unwrap();
+        assert_eq!((entry.layout.holders.len(), entry.attributes.size), (2, len as u64));
+        for &holder in &entry.layout.holders {
+            assert!(bench.read_from(holder, &entry).await.unwrap() == content(len, n as u8), "{len} bytes from {holder}");
+        }
+        let manifest = bench.client.manifest(&entry).await.unwrap();
+        assert_eq!(manifest.size(), len as u64);
+    }
+}
+
+#[tokio::test]
+async fn a_replica_that_was_down_is_made_up_for() {
+    let mut bench = Bench::start(2, 2, 1).await;
+    let file = bench.create("f").await;
+    let replica = bench.server(file.layout.placement[1]);
+    bench.kill(replica).await;
+    let data = content(2_000_000, 3);
+    let entry = bench.write(&file, &data).await.unwrap();
+    assert_eq!(entry.layout.holders, [file.layout.placement[0]]);
+    bench.restart(replica).await;
+    let ino = entry.attributes.ino;
+    until("two holders", async || bench.client.entry(ino).await.unwrap().layout.holders.len() == 2).await;
+    assert!(bench.read_from(file.layout.placement[1], &entry).await.unwrap() == data);
+}
+
+#[tokio::test]
+async fn fewer_copies_than_asked_for_are_an_error() {
+    let mut bench = Bench::start(2, 2, 2).await;
+    let file = bench.create("f").await;
+    let primary = bench.server(file.layout.placement[0]);
+    bench.kill(bench.server(file.layout.placement[1])).await;
+    let manifest = Manifest::new(BITS, 1, vec![(0, BlockHash::of(b"x"))]).unwrap();
+    let body = [manifest.encode(), b"x".to_vec()].concat();
+    let commit = Commit {
+        ino: file.attributes.ino,
+        session: bench.client.id(),
+        token: Token(1),
+        base: file.attributes.version,
+        mtime: Timestamp(1),
+        manifest_len: body.len() as u32 - 1,
+        inline: vec![1],
+        replicas: vec![file.layout.placement[1]],
+        durable: false,
+    };
+    let reply = bench.send(primary, Request::new(Method::Post, COMMIT).meta(&commit).body(body)).await;
+    assert_eq!(reply.into_bytes().unwrap_err().kind(), ErrorKind::Unavailable);
+    assert_eq!(bench.client.entry(file.attributes.ino).await.unwrap().attributes.version.0, 0);
+    let storage = &bench.files[primary].server.storage;
+    until("the block is collected", async || storage.blocks() == 0).await;
+}
+
+#[tokio::test]
+async fn damage_is_repaired_from_another_holder() {
+    let bench = Bench::start(2, 2, 2).await;
+    let file = bench.create("f").await;
+    let data = content(500_000, 9);
+    let entry = bench.write(&file, &data).await.unwrap();
+    let holder = entry.layout.holders[0];
+    let storage = bench.files[bench.server(holder)].server.storage.clone();
+    let manifest = bench.client.manifest(&entry).await.unwrap();
+    let blocks = manifest.blocks();
+    std::fs::write(storage.files.path(blocks[1].1), b"rubbish").unwrap();
+    std::fs::remove_file(storage.files.path(blocks[2].1)).unwrap();
+    std::fs::write(storage.files.path(manifest.hash()), b"rubbish").unwrap();
+    bench.files[bench.server(holder)].server.manifests.lock().clear();
+    assert!(bench.read_from(holder, &entry).await.unwrap() == data);
+    for &(index, hash) in blocks {
+        assert_eq!(storage.files.len(hash), Some(manifest.block_len(index) as u64));
+    }
+    assert_eq!(bench.files[bench.server(holder)].server.status().corrupt, 1);
+}
+
+#[tokio::test]
+async fn damage_without_another_copy_is_an_error_and_never_wrong_bytes() {
+    let bench = Bench::start(1, 1, 1).await;
+    let file = bench.create("f").await;
+    let entry = bench.write(&file, &content(200_000, 9)).await.unwrap();
+    let manifest = bench.client.manifest(&entry).await.unwrap();
+    let storage = &bench.files[0].server.storage;
+    std::fs::write(storage.files.path(manifest.blocks()[1].1), content(65_536, 0)).unwrap();
+    let problem = bench.read_from(entry.layout.holders[0], &entry).await.unwrap_err();
+    assert_eq!(problem.kind(), ErrorKind::Corrupt);
+}
+
+#[tokio::test]
+async fn versions_that_are_gone_are_collected() {
+    let bench = Bench::start(2, 2, 1).await;
+    let mut entry = bench.create("f").await;
+    for n in 0..5 {
+        entry = bench.write(&entry, &content(100_000, n)).await.unwrap();
+    }
+    let kept = bench.client.directory.call(&Versions { ino: entry.attributes.ino }).await.unwrap();
+    assert_eq!(kept.len(), 2);
+    for file in &bench.files {
+        let storage = &file.server.storage;
+        until("old versions are dropped", async || (storage.index.versions(), storage.blocks()) == (2, 4)).await;
+    }
+    bench.client.directory.call(&Remove { parent: ROOT, name: Name::new(b"f").unwrap(), directory: false }).await.unwrap();
+    bench.client.renew(vec![entry.attributes.ino]).await.unwrap();
+    for file in &bench.files {
+        let storage = &file.server.storage;
+        until("everything is collected", async || (storage.index.versions(), storage.blocks(), storage.used()) == (0, 0, 0)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_restart_keeps_everything() {
+    let mut bench = Bench::start(2, 2, 1).await;
+    let mut entries = Vec::new();
+    for n in 0..20u8 {
+        let file = bench.create(&format!("f{n}")).await;
+        entries.push(bench.write(&file, &content(usize::from(n) * 30_000, n)).await.unwrap());
+    }
+    let before: Vec<_> = bench.files.iter().map(|f| (f.server.storage.index.versions(), f.server.storage.used())).collect();
+    for n in 0..2 {
+        bench.restart(n).await;
+    }
+    for (file, before) in bench.files.iter().zip(before) {
+        let storage = &file.server.storage;
+        until("counted again", async || (storage.index.versions(), storage.used()) == before).await;
+    }
+    for (n, entry) in entries.iter().enumerate() {
+        for &holder in &entry.layout.holders {
+            assert!(bench.read_from(holder, entry).await.unwrap() == content(n * 30_000, n as u8));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_commit_on_an_old_version_leaves_the_live_one_alone() {
+    let bench = Bench::start(1, 1, 1).await;
+    let file = bench.create("f").await;
+    let entry = bench.write(&file, &content(70_001, 1)).await.unwrap();
+    assert_eq!(bench.write(&file, &content(70_001, 2)).await.unwrap_err().kind(), ErrorKind::Conflict);
+    let again = bench.write(&file, &content(70_001, 1)).await.unwrap();
+    assert_eq!(again.attributes.version, entry.attributes.version, "a repeated commit is answered alike");
+    assert!(bench.read_from(entry.layout.holders[0], &entry).await.unwrap() == content(70_001, 1));
+    let storage = &bench.files[0].server.storage;
+    until("the refused blocks are collected", async || (storage.index.versions(), storage.blocks()) == (1, 2)).await;
+}
+
+#[tokio::test]
+async fn a_version_whose_row_was_lost_is_indexed_again() {
+    let bench = Bench::start(1, 1, 1).await;
+    let file = bench.create("f").await;
+    let entry = bench.write(&file, &content(400_000, 1)).await.unwrap();
+    let what = VersionOf { ino: entry.attributes.ino, version: entry.attributes.version };
+    let server = &bench.files[0].server;
+    // As after a crash between the directory's commit and this server's own.
+    let manifest = bench.client.manifest(&entry).await.unwrap();
+    server.storage.index.remove(&[((what, manifest.hash()), index::kept_blocks(&manifest, manifest.hash()))]).unwrap();
+    assert!(bench.read_from(entry.layout.holders[0], &entry).await.unwrap() == content(400_000, 1));
+    assert_eq!(server.storage.index.versions(), 1);
+}
+
+#[tokio::test]
+async fn bad_requests_change_nothing() {
+    let bench = Bench::start(1, 1, 1).await;
+    let hash = BlockHash::of(b"x");
+    let commit = Commit {
+        ino: InodeId(1),
+        session: bench.client.id(),
+        token: Token(1),
+        base: dfs_common::ids::Version(u64::MAX),
+        mtime: Timestamp(1),
+        manifest_len: u32::MAX,
+        inline: vec![u32::MAX; 3],
+        replicas: Vec::new(),
+        durable: false,
+    };
+    for (request, status) in [
+        (Request::new(Method::Put, format!("{BLOCKS}{hash}")).body("y"), 400),
+        (Request::new(Method::Put, format!("{BLOCKS}{hash}")), 400),
+        (Request::new(Method::Put, format!("{BLOCKS}{hash}?replicas=x")).body("x"), 400),
+        (Request::new(Method::Put, format!("{BLOCKS}../../etc/passwd")).body("x"), 400),
+        (Request::new(Method::Get, format!("{BLOCKS}{hash}")), 404),
+        (Request::new(Method::Delete, format!("{BLOCKS}{hash}")), 400),
+        (Request::new(Method::Get, format!("{VERSIONS}1/1/data")), 404),
+        (Request::new(Method::Get, format!("{VERSIONS}1/x/data")), 404),
+        (Request::new(Method::Get, format!("{VERSIONS}1/1/other")), 404),
+        (Request::new(Method::Post, COMMIT).meta(&commit).body("x"), 400),
+        (Request::new(Method::Post, COMMIT).meta(&Commit { base: dfs_common::ids::Version(0), ..commit.clone() }).body("x"), 400),
+        (Request::new(Method::Post, COMMIT).body("x"), 400),
+        (Request::new(Method::Get, COMMIT), 400),
+        (Request::new(Method::Get, "/v1/file/nothing"), 404),
+    ] {
+        let reply = bench.send(0, request.clone()).await;
+        assert_eq!(reply.status, status, "{request:?}: {:?}", reply.body);
+    }
+    assert_eq!(bench.files[0].server.storage.blocks(), 0);
+}
