@@ -135,7 +135,8 @@ stop_process() {
     rm -f "$data/run/$name.pid"
 }
 
-is_mounted() { awk -v at="$1" '$5 == at { found = 1 } END { exit !found }' /proc/self/mountinfo; }
+# Through the environment, because awk -v would read the escapes of the name.
+is_mounted() { at=$1 awk '$5 == ENVIRON["at"] { found = 1 } END { exit !found }' /proc/self/mountinfo; }
 
 # mountinfo writes blanks and backslashes of a path in octal.
 mountinfo_name() { printf '%s' "$1" | sed 's/\\/\\134/g; s/ /\\040/g; s/\t/\\011/g'; }
