@@ -81,7 +81,9 @@ impl Directory {
     }
 
     fn read<O: Operation>(&self, request: &Request, read: fn(&dyn View, &O) -> Result<O::Reply>) -> Result<Response> {
-        read(&*self.store, &request.parse_json()?).map(|reply| Response::json(&reply))
+        let operation = request.parse_json()?;
+        let reply = read(&*self.store.snapshot(), &operation)?;
+        Ok(Response::json(&reply))
     }
 
     async fn mutate<O: Operation>(&self, request: &Request, mutate: fn(&mut Change<'_>, &O) -> Result<O::Reply>) -> Result<Response> {
@@ -180,7 +182,9 @@ impl Directory {
             self.submit(Terms::default(), move |change| state::confirm_dropped(change, server, &dropped).map(|()| Vec::new())).await?;
         }
         let now = self.now().clock;
-        let orders = state::orders(&*self.store, &mut self.tables.lock(), &self.policy, server, now)?;
+        // Tables before the store, as the writer locks them.
+        let mut tables = self.tables.lock();
+        let orders = state::orders(&*self.store.snapshot(), &mut tables, &self.policy, server, now)?;
         Ok(Response::json(&orders))
     }
 

@@ -94,7 +94,8 @@ impl Directory {
     fn commit(&self, group: Vec<Job>) {
         let now = self.now();
         let mut tables = self.tables.lock();
-        let mut pending = Overlay::new(&*self.store);
+        let snapshot = self.store.snapshot();
+        let mut pending = Overlay::new(&*snapshot);
         let count = group.len() as u64;
         let inode_mark = tables.inode_ids.reserve(count, &mut pending);
         let session_mark = tables.session_ids.reserve(count, &mut pending);
@@ -113,6 +114,7 @@ impl Directory {
             outcomes.push(Outcome { answer, in_commit, done });
         }
         let changes = pending.into_changes();
+        drop(snapshot);
         let nothing = changes.is_empty() && durability == Durability::Process;
         let result = if nothing { Ok(()) } else { self.write(changes, durability) };
         if result.is_ok() {

@@ -76,8 +76,15 @@ fn agree(store: &dyn Store, model: &mut BTreeMap<Key, Value>, revision: &mut u64
                     assert_eq!(result.unwrap_err().kind(), ErrorKind::Conflict);
                 }
             }
-            Step::Get(key) => assert_eq!(store.get(key).unwrap().as_ref(), model.get(key)),
-            Step::Scan(from, to, limit) => assert_eq!(store.scan(from, to, *limit).unwrap(), scan_map(model, from, to, *limit)),
+            Step::Get(key) => {
+                assert_eq!(store.get(key).unwrap().as_ref(), model.get(key));
+                assert_eq!(store.snapshot().get(key).unwrap().as_ref(), model.get(key));
+            }
+            Step::Scan(from, to, limit) => {
+                let expected = scan_map(model, from, to, *limit);
+                assert_eq!(store.scan(from, to, *limit).unwrap(), expected);
+                assert_eq!(store.snapshot().scan(from, to, *limit).unwrap(), expected);
+            }
             Step::ScanPending(first, second, limit) => {
                 let mut merged = model.clone();
                 apply(&mut merged, first);

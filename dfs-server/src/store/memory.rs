@@ -52,4 +52,8 @@ impl Store for MemoryStore {
         inner.revision += 1;
         Ok(inner.revision)
     }
+
+    fn snapshot(&self) -> Box<dyn View + '_> {
+        Box::new(self)
+    }
 }

@@ -52,10 +52,24 @@ pub trait View {
     fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Key, Value)>>;
 }
 
+impl<V: View + ?Sized> View for &V {
+    fn get(&self, key: &[u8]) -> Result<Option<Value>> {
+        (**self).get(key)
+    }
+
+    fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Key, Value)>> {
+        (**self).scan(from, to, limit)
+    }
+}
+
 /// An engine.
 pub trait Store: View + Send + Sync + Debug + 'static {
     /// Applies `batch` atomically and returns the revision of this commit: higher than every one before, across
     /// restarts. `Conflict` where an expectation does not hold; then nothing has changed. With [`Durability::Disk`]
     /// all earlier commits are on the disk as well, also where the batch is empty.
     fn commit(&self, batch: &Batch, durability: Durability) -> Result<u64>;
+
+    /// The state as it is now, for several reads in a row, which are cheaper that way and see the same state.
+    /// Drop it before the next commit and before any await: meanwhile an engine may hold up all others.
+    fn snapshot(&self) -> Box<dyn View + '_>;
 }

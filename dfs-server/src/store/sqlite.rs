@@ -14,7 +14,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use dfs_common::{Error, ErrorKind, Result};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use rusqlite::{Connection, OptionalExtension, ffi, params};
 
 use super::{Batch, Durability, Key, Store, Value, View};
@@ -91,13 +91,7 @@ impl View for SqliteStore {
     }
 
     fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Key, Value)>> {
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let writer = self.writer.lock();
-        let rows = || -> rusqlite::Result<Vec<(Key, Value)>> {
-            let mut statement = writer.connection.prepare_cached("SELECT key, value FROM kv WHERE key >= ?1 AND key < ?2 ORDER BY key LIMIT ?3")?;
-            statement.query_map(params![from, to, limit], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
-        };
-        rows().map_err(|e| database_error(&e))
+        scan(&self.writer.lock().connection, from, to, limit).map_err(|e| database_error(&e))
     }
 }
 
@@ -108,11 +102,47 @@ impl Store for SqliteStore {
         self.commits.fetch_add(1, Ordering::Relaxed);
         result
     }
+
+    fn snapshot(&self) -> Box<dyn View + '_> {
+        let writer = self.writer.lock();
+        // Where this fails each read is a transaction of its own and reports what is wrong.
+        let begun = writer.run("BEGIN").is_ok();
+        Box::new(Snapshot { writer, begun })
+    }
+}
+
+/// Reads within one transaction: locking the database costs more than a read.
+struct Snapshot<'a> {
+    writer: MutexGuard<'a, Writer>,
+    begun: bool,
+}
+
+impl View for Snapshot<'_> {
+    fn get(&self, key: &[u8]) -> Result<Option<Value>> {
+        get(&self.writer.connection, key).map_err(|e| database_error(&e))
+    }
+
+    fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Key, Value)>> {
+        scan(&self.writer.connection, from, to, limit).map_err(|e| database_error(&e))
+    }
+}
+
+impl Drop for Snapshot<'_> {
+    fn drop(&mut self) {
+        if self.begun
+            && let Err(e) = self.writer.run("COMMIT")
+        {
+            log::error!("end of a read: {e}");
+        }
+    }
 }
 
 impl Writer {
+    fn run(&self, sql: &str) -> rusqlite::Result<()> {
+        self.connection.prepare_cached(sql)?.execute([]).map(|_| ())
+    }
+
     fn commit(&mut self, batch: &Batch, durability: Durability) -> Result<u64> {
-        let run = |sql: &str| self.connection.prepare_cached(sql)?.execute([]).map(|_| ());
         let disk = durability == Durability::Disk;
         if disk {
             self.connection.pragma_update(None, "synchronous", "FULL").map_err(|e| database_error(&e))?;
@@ -120,12 +150,13 @@ impl Writer {
         let revision = self.revision + 1;
         // SQLite syncs nothing for a transaction that changes nothing, so one for the disk always moves the mark.
         let high_water = if disk || revision > self.high_water { revision + REVISION_STEP } else { self.high_water };
-        let result = run("BEGIN IMMEDIATE")
+        let result = self
+            .run("BEGIN IMMEDIATE")
             .map_err(|e| database_error(&e))
             .and_then(|()| self.apply(batch, high_water))
-            .and_then(|()| run("COMMIT").map_err(|e| database_error(&e)));
+            .and_then(|()| self.run("COMMIT").map_err(|e| database_error(&e)));
         if result.is_err() && !self.connection.is_autocommit() {
-            run("ROLLBACK").map_err(|e| database_error(&e))?;
+            self.run("ROLLBACK").map_err(|e| database_error(&e))?;
         }
         if disk {
             self.connection.pragma_update(None, "synchronous", "NORMAL").map_err(|e| database_error(&e))?;
@@ -161,6 +192,12 @@ impl Writer {
 
 fn get(connection: &Connection, key: &[u8]) -> rusqlite::Result<Option<Value>> {
     connection.prepare_cached("SELECT value FROM kv WHERE key = ?1")?.query_row(params![key], |row| row.get(0)).optional()
+}
+
+fn scan(connection: &Connection, from: &[u8], to: &[u8], limit: usize) -> rusqlite::Result<Vec<(Key, Value)>> {
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let mut statement = connection.prepare_cached("SELECT key, value FROM kv WHERE key >= ?1 AND key < ?2 ORDER BY key LIMIT ?3")?;
+    statement.query_map(params![from, to, limit], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
 }
 
 /// A connection that never checkpoints on its own.

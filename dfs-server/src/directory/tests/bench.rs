@@ -39,9 +39,10 @@ async fn creates_and_listings() {
         println!("{callers} callers: {each:?} a create, {:.0} creates/s", 1.0 / each.as_secs_f64());
         let start = Instant::now();
         for _ in 0..100 {
-            client.call(&List { ino: parent, after: None, limit: 1000 }).await.unwrap();
+            let list = Request::new(Method::Post, List::PATH).json(&List { ino: parent, after: None, limit: 1000 });
+            assert_eq!(client.directory.clone().handle(list).await.status, 200);
         }
-        println!("a page of 1,000 entries, made and parsed: {:?}", start.elapsed() / 100);
+        println!("a page of 1,000 entries: {:?}", start.elapsed() / 100);
         let (start, found) = (Instant::now(), name("file-0-000100.txt"));
         for _ in 0..CREATES {
             client.call(&Lookup { parent, name: found.clone() }).await.unwrap();
