@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{ErrorKind as IoKind, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -46,6 +46,8 @@ pub(super) struct BlockFiles {
     next_name: AtomicU64,
     /// Blocks written and not yet flushed, with the number of the write.
     unflushed: Mutex<HashMap<BlockHash, u64>>,
+    /// What an earlier process wrote is on the disk, too.
+    old_flushed: AtomicBool,
     /// Files that are older than this were there when the process started.
     start: SystemTime,
 }
@@ -64,10 +66,7 @@ impl BlockFiles {
         }
         let mark = temporary.join("start");
         let start = File::create(&mark).and_then(|f| f.metadata()).and_then(|m| m.modified()).map_err(context)?;
-        let files = Self { root, temporary, next_name: AtomicU64::new(0), unflushed: Mutex::default(), start };
-        // What an earlier process wrote may still be on its way to the disk.
-        files.flush_all()?;
-        Ok(files)
+        Ok(Self { root, temporary, next_name: AtomicU64::new(0), unflushed: Mutex::default(), old_flushed: AtomicBool::new(false), start })
     }
 
     /// Where `hash` is stored.
@@ -133,7 +132,7 @@ impl BlockFiles {
             let unflushed = self.unflushed.lock();
             hashes.filter_map(|hash| unflushed.get(&hash).map(|&n| (hash, n))).collect()
         };
-        if wanted.len() > FLUSH_SINGLY {
+        if wanted.len() > FLUSH_SINGLY || !self.old_flushed.load(Ordering::Relaxed) {
             return self.flush_all();
         }
         for &(hash, _) in &wanted {
@@ -152,13 +151,14 @@ impl BlockFiles {
         let written: Vec<(BlockHash, u64)> = self.unflushed.lock().iter().map(|(&h, &n)| (h, n)).collect();
         let root = File::open(&self.root).map_err(|e| Error::from_io(&e, self.root.display()))?;
         rustix::fs::syncfs(&root).map_err(|e| Error::from_io(&e.into(), "flushing blocks"))?;
+        self.old_flushed.store(true, Ordering::Relaxed);
         self.settle(&written);
         Ok(())
     }
 
     /// True where [`BlockFiles::flush_all`] has something to do.
     pub(super) fn has_unflushed(&self) -> bool {
-        !self.unflushed.lock().is_empty()
+        !self.old_flushed.load(Ordering::Relaxed) || !self.unflushed.lock().is_empty()
     }
 
     fn settle(&self, flushed: &[(BlockHash, u64)]) {
@@ -247,6 +247,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let files = BlockFiles::open(dir.path()).unwrap();
         let hash = BlockHash::of(b"x");
+        files.flush_all().unwrap();
         std::fs::remove_dir(files.path(hash).parent().unwrap()).unwrap();
         assert!(files.write(hash, b"x").is_err());
         assert_eq!(std::fs::read_dir(dir.path().join("tmp")).unwrap().count(), 1, "only the mark of the start");

@@ -299,14 +299,13 @@ impl Storage {
 
     /// Blocks of earlier processes that no version names: a crash between two steps left them.
     pub(super) fn sweep(&self) -> Result<()> {
-        let mut found = Vec::new();
-        self.files.list(|hash, _| found.push(hash))?;
         let mut unnamed = Vec::new();
-        for hash in found {
-            if !self.index.names(hash)? {
-                unnamed.push(hash);
-            }
-        }
+        // Only those are remembered: there may be millions of the others.
+        self.files.list(|hash, _| match self.index.names(hash) {
+            Ok(true) => {}
+            Ok(false) => unnamed.push(hash),
+            Err(e) => log::error!("block {hash}: {e}"),
+        })?;
         if !unnamed.is_empty() {
             log::info!("{} blocks belong to no version", unnamed.len());
         }

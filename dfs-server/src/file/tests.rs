@@ -152,7 +152,7 @@ impl Bench {
             base_manifest: None,
             manifest: &manifest,
             mtime: Timestamp(1),
-            durable: content.len() % 2 == 0,
+            durable: content.len().is_multiple_of(2),
         };
         self.client.commit(&version, &entry.layout.placement, &source).await
     }

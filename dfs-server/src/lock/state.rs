@@ -212,10 +212,9 @@ impl State {
             self.pass_on(now, request.ino, &mut effects);
             return effects;
         }
-        if let Some(number) = lock.queue.iter().find(|(_, place)| **place == who).map(|(&number, _)| number) {
-            if let Some(connection) = self.leave(request.ino, number, &mut effects) {
-                effects.answers.push((connection, Err(Error::new(ErrorKind::Interrupted, "the wait was cancelled"))));
-            }
+        let place = lock.queue.iter().find(|(_, place)| **place == who).map(|(&number, _)| number);
+        if let Some(connection) = place.and_then(|number| self.leave(request.ino, number, &mut effects)) {
+            effects.answers.push((connection, Err(Error::new(ErrorKind::Interrupted, "the wait was cancelled"))));
         }
         effects
     }
