@@ -4,10 +4,11 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
 use dfs_common::ErrorKind;
-use dfs_common::api::directory::{Link, Remove, Rename, RenameMode, Renamed, Resolved};
+use dfs_common::api::directory::{Link, PageEntry, Remove, Rename, RenameMode, Renamed, Resolved};
 use dfs_common::attributes::{Entry, FileKind};
 use dfs_common::ids::InodeId;
 use dfs_common::name::{Name, Text};
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use super::args::{Create, Ln, Mkdir, Mv, Rm};
 use super::failure::{At, Failure, Outcome};
@@ -17,6 +18,8 @@ use super::session::{Session, missing};
 
 /// The deepest tree that a recursive removal walks.
 const MAX_DEPTH: usize = 4096;
+/// Removals in one directory that are under way at a time.
+const PARALLEL: usize = 16;
 
 pub(crate) async fn create(session: &Session, arguments: &Create) -> Outcome {
     for path in &arguments.paths {
@@ -103,7 +106,8 @@ async fn remove(session: &Session, arguments: &Rm, path: &OsStr, removed: &mut u
         }
         empty(session, path, entry.attributes.ino, removed).await?;
     }
-    take(session, found.parent, name, is_directory, removed).await.at(path)
+    *removed += take(session, found.parent, name, is_directory).await.at(path)?;
+    Ok(())
 }
 
 /// Removes everything below a directory, deepest first, without recursion of our own stack.
@@ -118,14 +122,16 @@ async fn empty(session: &Session, path: &OsStr, ino: InodeId, removed: &mut u64)
     let mut fresh = true;
     while let Some(level) = stack.last_mut() {
         if std::mem::take(&mut fresh) {
-            for child in entries(session, level.ino).await.at(&level.path)? {
-                if child.entry.attributes.kind == FileKind::Directory {
-                    level.below.push((child.name, child.entry.attributes.ino));
-                } else {
-                    let full = join(&level.path, child.name.as_bytes());
-                    take(session, level.ino, child.name, false, removed).await.at(full)?;
-                }
-            }
+            let (directories, others): (Vec<PageEntry>, _) =
+                entries(session, level.ino).await.at(&level.path)?.into_iter().partition(|child| child.entry.attributes.kind == FileKind::Directory);
+            level.below = directories.into_iter().map(|child| (child.name, child.entry.attributes.ino)).collect();
+            let takes = others.into_iter().map(|child| {
+                let full = join(&level.path, child.name.as_bytes());
+                let parent = level.ino;
+                async move { take(session, parent, child.name, false).await.at(full) }
+            });
+            let counts: Vec<u64> = stream::iter(takes).buffer_unordered(PARALLEL).try_collect().await?;
+            *removed += counts.iter().sum::<u64>();
         }
         if let Some((name, ino)) = level.below.last() {
             let next = Level { path: join(&level.path, name.as_bytes()), ino: *ino, below: Vec::new() };
@@ -139,20 +145,19 @@ async fn empty(session: &Session, path: &OsStr, ino: InodeId, removed: &mut u64)
         let done = stack.pop().expect("the loop has a level");
         if let Some(parent) = stack.last_mut() {
             let (name, _) = parent.below.pop().expect("the level was one of its parent's");
-            take(session, parent.ino, name, true, removed).await.at(&done.path)?;
+            *removed += take(session, parent.ino, name, true).await.at(&done.path)?;
         }
     }
     Ok(())
 }
 
-/// Removes one name; that somebody else has just removed it is as good.
-async fn take(session: &Session, parent: InodeId, name: Name, directory: bool, removed: &mut u64) -> Outcome {
+/// Removes one name; that somebody else has just removed it is as good. Returns how many this run has removed.
+async fn take(session: &Session, parent: InodeId, name: Name, directory: bool) -> Outcome<u64> {
     match session.cluster.directory.call(&Remove { parent, name, directory }).await {
-        Ok(_) => *removed += 1,
-        Err(e) if e.kind() == ErrorKind::NotFound => {}
-        Err(e) => return Err(e.into()),
+        Ok(_) => Ok(1),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(0),
+        Err(e) => Err(e.into()),
     }
-    Ok(())
 }
 
 pub(crate) async fn mv(session: &Session, arguments: &Mv) -> Outcome {
