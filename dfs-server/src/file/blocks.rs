@@ -20,6 +20,11 @@ use parking_lot::Mutex;
 /// Up to this many blocks are flushed one by one, more by flushing the whole file system.
 const FLUSH_SINGLY: usize = 64;
 
+/// This part of the disk is kept for the index …
+const RESERVE_SHARE: u64 = 16;
+/// … but no more than this.
+const MAX_RESERVE: u64 = 64 << 20;
+
 /// What was found in a block's place.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Found {
@@ -188,10 +193,12 @@ impl BlockFiles {
         Ok(())
     }
 
-    /// Bytes that the file system below can still take.
+    /// Bytes that the file system below can still take, less a reserve for the index: on a disk that blocks have
+    /// filled to the last byte no row could be written, so nothing could be dropped either.
     pub(super) fn available(&self) -> Result<u64> {
         let stat = rustix::fs::statvfs(&self.root).map_err(|e| Error::from_io(&e.into(), self.root.display()))?;
-        Ok(stat.f_bavail * stat.f_frsize)
+        let reserve = (stat.f_blocks * stat.f_frsize / RESERVE_SHARE).min(MAX_RESERVE);
+        Ok((stat.f_bavail * stat.f_frsize).saturating_sub(reserve))
     }
 }
 

@@ -185,8 +185,10 @@ impl Storage {
 
     /// Stores one block whose hash was checked.
     pub(super) fn put(&self, hash: BlockHash, content: &[u8]) -> Result<()> {
-        if self.limit.is_some_and(|limit| self.used() + content.len() as u64 > limit) && self.files.len(hash).is_none() {
-            return Err(Error::new(ErrorKind::NoSpace, format!("the {} bytes that blocks may take are used", self.limit.unwrap_or(0))));
+        let len = content.len() as u64;
+        let full = self.limit.is_some_and(|limit| self.used() + len > limit) || self.files.available()? < len;
+        if full && self.files.len(hash).is_none() {
+            return Err(Error::new(ErrorKind::NoSpace, format!("no room for {len} bytes beside the {} that blocks take", self.used())));
         }
         self.files.write(hash, content).map(|change| self.account(change))
     }
