@@ -65,9 +65,13 @@ impl Directory {
     /// Commits a mutation, together with others that wait, and returns its answer. A future that is dropped
     /// leaves the mutation in the queue.
     pub(super) async fn submit(&self, terms: Terms, prepare: impl FnOnce(&mut Change<'_>) -> Result<Vec<u8>> + Send + 'static) -> Result<Vec<u8>> {
-        let (done, answer) = oneshot::channel();
+        let (done, mut answer) = oneshot::channel();
         self.queue.jobs.lock().push(Job { prepare: Box::new(prepare), terms, done });
         tokio::task::yield_now().await;
+        // Who was committed by somebody else meanwhile leaves the queue to those who came later: they gather there.
+        if let Ok(answer) = answer.try_recv() {
+            return answer;
+        }
         self.commit_queued();
         answer.await.unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "the mutation was given up, see the log")))
     }

@@ -36,7 +36,8 @@ async fn creates_and_listings() {
             task.await.unwrap();
         }
         let each = start.elapsed() / CREATES as u32;
-        println!("{callers} callers: {each:?} a create, {:.0} creates/s", 1.0 / each.as_secs_f64());
+        let commits = client.status().await.revision;
+        println!("{callers} callers: {each:?} a create, {:.0} creates/s, {commits} commits", 1.0 / each.as_secs_f64());
         let start = Instant::now();
         for _ in 0..100 {
             let list = Request::new(Method::Post, List::PATH).json(&List { ino: parent, after: None, limit: 1000 });

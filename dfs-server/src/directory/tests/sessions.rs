@@ -56,6 +56,21 @@ async fn waiting_mutations_share_a_commit_and_do_not_share_failures() {
 }
 
 #[tokio::test]
+async fn callers_that_keep_coming_keep_sharing_commits() {
+    let client = Client::new();
+    let before = client.status().await.revision;
+    let caller = async |n: usize| {
+        for i in 0..50 {
+            client.file(ROOT, &format!("{n}-{i}")).await;
+        }
+    };
+    let tasks: futures_util::stream::FuturesUnordered<_> = (0..8).map(caller).collect();
+    futures_util::StreamExt::count(tasks).await;
+    let commits = client.status().await.revision - before;
+    assert!(commits <= 100, "400 creates of 8 callers took {commits} commits");
+}
+
+#[tokio::test]
 async fn an_orphan_lives_until_every_session_of_its_time_has_let_go() {
     let mut one = Client::new();
     let mut two = one.other();
