@@ -38,7 +38,7 @@ async fn a_mutation_of_an_unknown_session_is_refused() {
     client.session = Some(SessionId(77));
     assert_eq!(kind(client.make(ROOT, "a", FileKind::File).await), ErrorKind::SessionExpired);
     assert_eq!(kind(client.call(&RenewSession { session: SessionId(77), released: Vec::new() }).await), ErrorKind::SessionExpired);
-    assert_eq!(kind(client.call(&CloseSession { session: SessionId(77) }).await), ErrorKind::SessionExpired);
+    client.call(&CloseSession { session: SessionId(77) }).await.unwrap();
 }
 
 #[tokio::test]
