@@ -78,9 +78,14 @@ impl FileServer {
         let (mut holders, mut missing, mut problems) = (vec![id], Vec::new(), Vec::new());
         for (&replica, result) in meta.replicas.iter().zip(copied) {
             match result {
-                Ok(()) => holders.push(replica),
+                Ok(()) => {
+                    self.unreachable.lock().warned.remove(&replica);
+                    holders.push(replica);
+                }
                 Err(e) => {
-                    log::warn!("copy of inode {} to file server {replica}: {e}", meta.ino);
+                    // Once a failure of a server, not once a file.
+                    let level = if self.unreachable.lock().warned.insert(replica) { log::Level::Warn } else { log::Level::Debug };
+                    log::log!(level, "copy of inode {} to file server {replica}: {e}", meta.ino);
                     missing.push(replica);
                     problems.push(format!("file server {replica}: {e}"));
                 }

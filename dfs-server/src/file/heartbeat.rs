@@ -15,8 +15,10 @@ use super::{FileServer, blocking};
 const RETRY: Duration = Duration::from_millis(500);
 /// One attempt of a heartbeat or a registration.
 const ATTEMPT: Duration = Duration::from_secs(2);
-/// Between two complete comparisons with the directory.
+/// Between two complete comparisons with the directory …
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(3600);
+/// … but the second one follows soon: rows that were young at the start, the journal's among them, no longer are.
+const SECOND_RECONCILE: Duration = Duration::from_secs(90);
 /// Copies made at the same time.
 const PARALLEL_COPIES: usize = 4;
 /// Settings in the index: this data directory's random name, and the cluster that it belongs to.
@@ -27,6 +29,8 @@ const CLUSTER: &str = "cluster";
 pub(super) async fn serve_directory(server: Arc<FileServer>) {
     let reconciling = server.clone();
     let reconcile = async move {
+        reconcile_once(&reconciling).await;
+        tokio::time::sleep(SECOND_RECONCILE).await;
         loop {
             reconcile_once(&reconciling).await;
             tokio::time::sleep(RECONCILE_INTERVAL).await;
@@ -127,7 +131,7 @@ async fn send_heartbeats(server: &Arc<FileServer>, registered: &Registered, copi
     let mut dropped: Vec<VersionOf> = Vec::new();
     let mut failing = false;
     loop {
-        let start = Instant::now();
+        let (start, mut busy) = (Instant::now(), false);
         let (capacity, used) = (server.storage.capacity(), server.storage.used());
         let beat = Heartbeat { server: registered.server, capacity, used, dropped: dropped.clone() };
         match server.directory.call_within(&beat, ATTEMPT).await {
@@ -135,6 +139,7 @@ async fn send_heartbeats(server: &Arc<FileServer>, registered: &Registered, copi
                 if std::mem::take(&mut failing) {
                     log::info!("{} answers again", server.directory.peer());
                 }
+                busy = !orders.drop.is_empty() || !orders.copy.is_empty();
                 dropped = obey(server, orders, copies).await;
                 server.settle_doubts().await;
             }
@@ -145,8 +150,8 @@ async fn send_heartbeats(server: &Arc<FileServer>, registered: &Registered, copi
                 }
             }
         }
-        // What was dropped is reported soon, since more may wait behind it; not at once, so that a busy directory breathes.
-        let pause = if dropped.is_empty() || failing { interval } else { interval / 4 };
+        // More orders may wait behind these: ask soon, but not at once, so that a busy directory breathes.
+        let pause = if busy { interval / 4 } else { interval };
         tokio::time::sleep(pause.saturating_sub(start.elapsed()).max(Duration::from_millis(1))).await;
     }
 }

@@ -21,7 +21,7 @@ use dfs_common::{Error, Result};
 use parking_lot::Mutex;
 
 /// The file starts over at this size, once nothing is under way.
-const MAX_IDLE_BYTES: u64 = 1 << 20;
+const MAX_IDLE_BYTES: u64 = 64 << 10;
 
 /// The file.
 #[derive(Debug)]

@@ -87,6 +87,8 @@ pub struct FileServer {
 #[derive(Debug, Default)]
 struct Unreachable {
     dead: HashSet<ServerId>,
+    /// A warning about these was logged, and no success since.
+    warned: HashSet<ServerId>,
     until: HashMap<ServerId, Instant>,
 }
 

@@ -98,9 +98,8 @@ impl Storage {
         };
         for (what, encoded) in unfinished {
             let upload = Upload::without_blocks(encoded)?;
-            if storage.absent(&upload).is_empty() {
+            if storage.absent(&upload).is_empty() && storage.add(what, &upload, Durability::Process)? {
                 log::info!("version {} of inode {} was being published when the server ended", what.version, what.ino);
-                storage.add(what, &upload, Durability::Process)?;
             }
         }
         storage.journal.clear()?;
