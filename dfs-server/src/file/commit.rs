@@ -105,7 +105,7 @@ impl FileServer {
             // The disk must have the row before anybody hears of the version.
             true => {
                 let (storage, upload) = (storage.clone(), upload.clone());
-                (Some(blocking(move || storage.add(what, &upload, Durability::Disk)).await?), false)
+                (Some(blocking(move || storage.add(what, &upload, Durability::Disk)).await?), None)
             }
             false => (None, storage.publishing(what, &upload)?),
         };
@@ -120,8 +120,8 @@ impl FileServer {
             }
         };
         let (reply, indexed) = join(publishing, index).await;
-        if journalled {
-            storage.published();
+        if let Some(entry) = journalled {
+            storage.published(entry);
         }
         let reply = match reply.and_then(dfs_common::wire::Response::into_bytes) {
             Ok(reply) => reply,

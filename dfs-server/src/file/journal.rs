@@ -10,8 +10,8 @@
 //! inode u64, version u64, the manifest's stored form.
 
 use std::fs::File;
-use std::io::{Read, Write};
-use std::path::Path;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use dfs_common::api::directory::VersionOf;
@@ -20,12 +20,14 @@ use dfs_common::ids::{InodeId, Version};
 use dfs_common::{Error, Result};
 use parking_lot::Mutex;
 
-/// The file starts over at this size, once nothing is under way.
-const MAX_IDLE_BYTES: u64 = 64 << 10;
+/// At this size entries go to the next file, and the full one leaves once all of its versions are indexed.
+const MAX_BYTES: u64 = 64 << 10;
 
-/// The file.
+/// The files: `journal`, and `journal.old` while versions in it are under way.
 #[derive(Debug)]
 pub(super) struct Journal {
+    path: PathBuf,
+    old_path: PathBuf,
     inner: Mutex<Inner>,
 }
 
@@ -33,28 +35,48 @@ pub(super) struct Journal {
 struct Inner {
     file: File,
     bytes: u64,
-    open_entries: u64,
+    /// Counts the files; an entry belongs to the current one or to the one before.
+    generation: u64,
+    /// Versions under way in the current file.
+    current: u64,
+    /// Versions under way in the file before; `None` where there is none.
+    previous: Option<u64>,
 }
 
+/// A version that was noted, to be handed back when it is indexed or given up.
+#[derive(Debug)]
+#[must_use]
+pub(super) struct Entry(u64);
+
 impl Journal {
-    /// Opens `path` and returns what an earlier process did not finish.
+    /// Opens the files at `path` and returns what an earlier process did not finish.
     pub(super) fn open(path: &Path) -> Result<(Self, Vec<(VersionOf, Bytes)>)> {
         let context = |e: std::io::Error| Error::from_io(&e, path.display());
-        let mut file = File::options().read(true).append(true).create(true).open(path).map_err(context)?;
-        let mut content = Vec::new();
-        file.read_to_end(&mut content).map_err(context)?;
-        let entries = entries(&content);
-        let bytes = content.len() as u64;
-        Ok((Self { inner: Mutex::new(Inner { file, bytes, open_entries: 0 }) }, entries))
+        let old_path = path.with_extension("old");
+        let mut unfinished = Vec::new();
+        for path in [&old_path, path] {
+            match std::fs::read(path) {
+                Ok(content) => unfinished.extend(entries(&content)),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(e) => return Err(context(e)),
+            }
+        }
+        let file = File::options().append(true).create(true).open(path).map_err(context)?;
+        let bytes = file.metadata().map_err(context)?.len();
+        let inner = Inner { file, bytes, generation: 0, current: 0, previous: None };
+        Ok((Self { path: path.to_owned(), old_path, inner: Mutex::new(inner) }, unfinished))
     }
 
     /// Forgets what [`Journal::open`] returned, once it is indexed.
     pub(super) fn clear(&self) -> Result<()> {
-        self.inner.lock().clear()
+        let mut inner = self.inner.lock();
+        inner.file.set_len(0).map_err(|e| Error::from_io(&e, self.path.display()))?;
+        inner.bytes = 0;
+        self.remove_old()
     }
 
     /// Notes a version; [`Journal::finished`] must follow.
-    pub(super) fn append(&self, what: VersionOf, manifest: &[u8]) -> Result<()> {
+    pub(super) fn append(&self, what: VersionOf, manifest: &[u8]) -> Result<Entry> {
         let mut entry = Vec::with_capacity(52 + manifest.len());
         entry.extend_from_slice(&((48 + manifest.len()) as u32).to_le_bytes());
         entry.extend_from_slice(&[0; 32]);
@@ -68,31 +90,52 @@ impl Journal {
         if let Err(e) = inner.file.write_all(&entry) {
             // Half an entry would hide the next ones.
             let _ = inner.file.set_len(before);
-            return Err(Error::from_io(&e, "journal"));
+            return Err(Error::from_io(&e, self.path.display()));
         }
         inner.bytes += entry.len() as u64;
-        inner.open_entries += 1;
-        Ok(())
+        inner.current += 1;
+        let entry = Entry(inner.generation);
+        if inner.bytes > MAX_BYTES
+            && inner.previous.is_none()
+            && let Err(e) = self.rotate(&mut inner)
+        {
+            log::warn!("journal: {e}");
+        }
+        Ok(entry)
     }
 
     /// A version that was noted is indexed, or given up.
-    pub(super) fn finished(&self) {
+    pub(super) fn finished(&self, entry: Entry) {
         let mut inner = self.inner.lock();
-        inner.open_entries -= 1;
-        if inner.open_entries == 0
-            && inner.bytes > MAX_IDLE_BYTES
-            && let Err(e) = inner.clear()
+        if entry.0 == inner.generation {
+            inner.current -= 1;
+            return;
+        }
+        let left = inner.previous.expect("a file stays while entries of it are under way") - 1;
+        inner.previous = (left > 0).then_some(left);
+        if left == 0
+            && let Err(e) = self.remove_old()
         {
-            log::warn!("{e}");
+            log::warn!("journal: {e}");
         }
     }
-}
 
-impl Inner {
-    fn clear(&mut self) -> Result<()> {
-        self.file.set_len(0).map_err(|e| Error::from_io(&e, "journal"))?;
-        self.bytes = 0;
+    /// Starts the next file. The entry just written is in the full one, so that one always has an end to wait for.
+    fn rotate(&self, inner: &mut Inner) -> Result<()> {
+        let context = |e: std::io::Error| Error::from_io(&e, self.path.display());
+        std::fs::rename(&self.path, &self.old_path).map_err(context)?;
+        inner.file = File::options().append(true).create(true).open(&self.path).map_err(context)?;
+        inner.bytes = 0;
+        inner.generation += 1;
+        inner.previous = Some(std::mem::take(&mut inner.current));
         Ok(())
+    }
+
+    fn remove_old(&self) -> Result<()> {
+        match std::fs::remove_file(&self.old_path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::from_io(&e, self.old_path.display())),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -125,9 +168,7 @@ mod tests {
         let path = dir.path().join("journal");
         let (journal, old) = Journal::open(&path).unwrap();
         assert!(old.is_empty());
-        journal.append(what(1), b"one").unwrap();
-        journal.append(what(2), b"").unwrap();
-        journal.append(what(3), b"three").unwrap();
+        let _entries = [journal.append(what(1), b"one"), journal.append(what(2), b""), journal.append(what(3), b"three")];
         let whole = std::fs::read(&path).unwrap();
         for cut in 0..6 {
             std::fs::write(&path, &whole[..whole.len() - cut]).unwrap();
@@ -141,16 +182,25 @@ mod tests {
     }
 
     #[test]
-    fn it_starts_over_when_idle() {
+    fn a_full_file_leaves_when_its_versions_are_indexed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("journal");
         let (journal, _) = Journal::open(&path).unwrap();
-        let large = vec![7; MAX_IDLE_BYTES as usize];
-        journal.append(what(1), &large).unwrap();
-        journal.append(what(2), b"x").unwrap();
-        journal.finished();
-        assert!(std::fs::metadata(&path).unwrap().len() > MAX_IDLE_BYTES);
-        journal.finished();
-        assert_eq!(std::fs::metadata(&path).unwrap().len(), 0);
+        let first = journal.append(what(1), b"x").unwrap();
+        let full = journal.append(what(2), &vec![7; MAX_BYTES as usize]).unwrap();
+        let next = journal.append(what(3), &vec![8; MAX_BYTES as usize]).unwrap();
+        let last = journal.append(what(4), b"y").unwrap();
+        let inodes = |path: &Path| Journal::open(path).unwrap().1.iter().map(|e| e.0.ino.0).collect::<Vec<_>>();
+        assert_eq!(inodes(&path), [1, 2, 3, 4]);
+        journal.finished(full);
+        journal.finished(next);
+        assert_eq!(inodes(&path), [1, 2, 3, 4], "the first entry is still under way");
+        journal.finished(first);
+        assert_eq!(inodes(&path), [3, 4]);
+        let another = journal.append(what(5), b"z").unwrap();
+        journal.finished(last);
+        assert_eq!(inodes(&path), [3, 4, 5], "the file that was full turned into the old one");
+        journal.finished(another);
+        assert!(inodes(&path).is_empty());
     }
 }

@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 
 use super::blocks::{BlockFiles, Change, Found};
 use super::index::{Claim, Index, is_embedded, kept_blocks};
-use super::journal::Journal;
+use super::journal::{Entry, Journal};
 use super::pins::{Pinner, Pins};
 use super::upload::Upload;
 use crate::store::{Durability, Store};
@@ -228,17 +228,15 @@ impl Storage {
         }
     }
 
-    /// Notes that `upload` is about to be published as `what`; true where [`Storage::published`] must follow.
-    pub(super) fn publishing(&self, what: VersionOf, upload: &Upload) -> Result<bool> {
-        if is_embedded(&upload.manifest) {
-            self.journal.append(what, &upload.encoded)?;
-        }
-        Ok(is_embedded(&upload.manifest))
+    /// Notes that `upload` is about to be published as `what`, unless its manifest is a block anyway.
+    /// [`Storage::published`] must follow.
+    pub(super) fn publishing(&self, what: VersionOf, upload: &Upload) -> Result<Option<Entry>> {
+        is_embedded(&upload.manifest).then(|| self.journal.append(what, &upload.encoded)).transpose()
     }
 
     /// The version is indexed, or given up.
-    pub(super) fn published(&self) {
-        self.journal.finished();
+    pub(super) fn published(&self, entry: Entry) {
+        self.journal.finished(entry);
     }
 
     /// Indexes a version whose blocks are here; false where it was.
