@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
 
-use dfs_common::api::directory::{Make, OpenSession, Resolve, Resolved};
+use dfs_common::api::directory::{CloseSession, Make, OpenSession, Resolve, Resolved};
 use dfs_common::api::lock::{LockRow, Locks};
 use dfs_common::attributes::{Entry, FileKind};
 use dfs_common::clients::Cluster;
@@ -56,6 +56,7 @@ pub(crate) struct Session {
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) json: bool,
     holds: Mutex<Vec<Hold>>,
+    asked_for_locks: AtomicBool,
     /// Files that this run reads or writes now: not released when they are removed.
     open: Arc<Mutex<Vec<InodeId>>>,
     /// True while an editor has the terminal: signals from the keyboard are its own.
@@ -76,12 +77,27 @@ impl Session {
         let cluster = Arc::new(Cluster::open(&globals.server, connect_plain(&token), client, globals.timeout).await?);
         let open = Arc::new(Mutex::new(Vec::new()));
         tokio::spawn(keep_alive(cluster.clone(), open.clone()));
-        Ok(Self { cluster, json: globals.json, holds: Mutex::default(), open, deaf: AtomicBool::new(false), exit: AtomicU8::new(0) })
+        Ok(Self {
+            cluster,
+            json: globals.json,
+            holds: Mutex::default(),
+            asked_for_locks: AtomicBool::new(false),
+            open,
+            deaf: AtomicBool::new(false),
+            exit: AtomicU8::new(0),
+        })
     }
 
     /// Ends the session. That the servers are gone by now is no failure of the command.
     pub(crate) async fn close(&self) {
-        match timeout(CLOSE_LIMIT, self.cluster.close()).await {
+        let ended = async {
+            // Who never asked for a lock owes the lock service nothing, and needs not wait for it.
+            if self.asked_for_locks.load(Ordering::Relaxed) {
+                return self.cluster.close().await;
+            }
+            self.cluster.directory.call(&CloseSession { session: self.cluster.id() }).await.map(|_| ())
+        };
+        match timeout(CLOSE_LIMIT, ended).await {
             Ok(Ok(())) => {}
             Ok(Err(e)) => log::info!("closing the session: {e}"),
             Err(_) => log::info!("closing the session: no answer"),
@@ -221,6 +237,7 @@ impl Session {
     }
 
     async fn acquire(&self, ino: InodeId, path: &OsStr, program: &str, wait: Duration) -> Outcome<Token> {
+        self.asked_for_locks.store(true, Ordering::Relaxed);
         let request = self.cluster.next_lock_request();
         self.holds.lock().push(Hold { ino, request, token: None });
         let asked = self.cluster.acquire_lock(ino, request, std::process::id(), program, Some(wait));
