@@ -99,6 +99,7 @@ fn readers_beside_a_busy_writer_never_see_a_torn_file() {
             let (mut reads, mut last) = (0, 0);
             while !done.load(std::sync::atomic::Ordering::Relaxed) {
                 let bytes = fs::read(reader.at("f")).unwrap();
+                assert!(bytes.len() > 32, "{} bytes after version {last} and {reads} reads", bytes.len());
                 let (body, hash) = bytes.split_at(bytes.len() - 32);
                 assert!(blake3::hash(body).as_bytes() == hash, "torn after {reads} reads: {} bytes", bytes.len());
                 let n = u32::from_le_bytes(body[..4].try_into().unwrap());

@@ -82,7 +82,7 @@ fn any_one_file_server_may_die() {
 fn archive(cluster: &Cluster) -> (std::path::PathBuf, std::path::PathBuf) {
     let (tree, tar) = (cluster.dir().join("tree"), cluster.dir().join("tree.tar"));
     fs::create_dir(&tree).unwrap();
-    let script = "for d in $(seq 25); do mkdir -p d$d/sub; for f in $(seq 30); do seq $d $((d * f * 3)) > d$d/f$f; done; ln -s ../f1 d$d/sub/link; ln d$d/f2 d$d/sub/hard; chmod 640 d$d/f3; done; head -c 3000000 /dev/urandom > big; tar cf ../tree.tar .";
+    let script = "for d in $(seq 25); do mkdir -p d$d/sub; for f in $(seq 30); do seq $d $((d * f * 3)) > d$d/f$f; done; ln -s ../f1 d$d/sub/link; ln d$d/f2 d$d/sub/hard; chmod 640 d$d/f3; done; head -c 3000000 /dev/urandom > big; tar --format=posix -cf ../tree.tar .";
     shell::run(&tree, script);
     (tree, tar)
 }
