@@ -94,6 +94,30 @@ pub struct Attributes {
     pub has_xattrs: bool,
 }
 
+impl Attributes {
+    /// An inode of which only number and type are known.
+    pub fn bare(ino: InodeId, kind: FileKind) -> Self {
+        let zero = Timestamp(0);
+        Self {
+            ino,
+            kind,
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            nlink: 1,
+            rdev: 0,
+            size: 0,
+            stored: 0,
+            atime: zero,
+            mtime: zero,
+            ctime: zero,
+            crtime: zero,
+            version: Version(0),
+            has_xattrs: false,
+        }
+    }
+}
+
 /// Where a file's current version lives and who writes the next one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Layout {

@@ -69,8 +69,9 @@ impl Unmounter {
 /// as soon as [`Mounted::serve`] runs. `options` are those of mount(8) that the kernel understands.
 pub fn mount(vfs: Arc<Vfs>, runtime: Handle, mountpoint: &Path, source: &str, access: Access, options: &[String]) -> io::Result<Mounted> {
     let mut config = fuser::Config::default();
-    config.mount_options =
-        vec![MountOption::FSName(source.to_owned()), MountOption::Subtype("dfs-mount".to_owned()), MountOption::DefaultPermissions];
+    config.mount_options = vec![MountOption::FSName(source.to_owned()), MountOption::DefaultPermissions];
+    // As an option of its own: the library's Subtype is lost where root mounts without fusermount.
+    config.mount_options.push(MountOption::CUSTOM("subtype=dfs-mount".to_owned()));
     config.mount_options.extend(options.iter().map(|o| kernel_option(o)));
     config.acl = match access {
         Access::Owner => SessionACL::Owner,
@@ -210,7 +211,11 @@ fn kind_of_mode(mode: u32) -> Option<FileKind> {
 
 fn timestamp(time: TimeOrNow) -> Timestamp {
     match time {
-        TimeOrNow::SpecificTime(time) => Timestamp::from_system_time(time),
+        TimeOrNow::SpecificTime(time) => match time.duration_since(SystemTime::UNIX_EPOCH) {
+            Ok(_) => Timestamp::from_system_time(time),
+            // The library subtracts the nanoseconds of a time before 1970 instead of adding them.
+            Err(before) => Timestamp::from_parts(-(before.duration().as_secs() as i64), before.duration().subsec_nanos()),
+        },
         TimeOrNow::Now => now(),
     }
 }
@@ -417,12 +422,12 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn flush(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
+    fn flush(&self, request: &Request, _ino: INodeNo, handle: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
         if self.vfs.is_flushed(handle.0) {
             return reply.ok();
         }
-        let vfs = self.vfs.clone();
-        self.empty(reply, async move { vfs.flush(handle.0).await });
+        let (vfs, caller) = (self.vfs.clone(), caller(request));
+        self.empty(reply, async move { vfs.flush(handle.0, caller).await });
     }
 
     fn release(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, _: Option<LockOwner>, _flush: bool, reply: ReplyEmpty) {
@@ -583,25 +588,8 @@ fn add_plus(vfs: &Vfs, reply: &mut ReplyDirectoryPlus, listed: crate::vfs::direc
             full
         }
         None => {
-            // The kernel takes only number and type of these two and refers to nothing.
-            let zero = Timestamp(0).to_system_time();
-            let attr = FileAttr {
-                ino: INodeNo(ino.0),
-                size: 0,
-                blocks: 0,
-                atime: zero,
-                mtime: zero,
-                ctime: zero,
-                crtime: zero,
-                kind: file_type(kind),
-                perm: 0o755,
-                nlink: 2,
-                uid: 0,
-                gid: 0,
-                rdev: 0,
-                blksize: BLOCK,
-                flags: 0,
-            };
+            // Of `.` and `..` the kernel takes number and type, and refers to nothing.
+            let attr = file_attr(&Attributes::bare(ino, kind));
             reply.add(INodeNo(ino.0), next, OsStr::from_bytes(&name), &Duration::ZERO, &attr, Generation(0))
         }
     }

@@ -72,6 +72,17 @@ impl Caller {
         self.send_until(&request, deadline).await?.parse_json()
     }
 
+    /// The same, with one attempt: transient errors are the caller's to judge.
+    pub async fn call_once<O: Operation>(&self, operation: &O) -> Result<O::Reply> {
+        let mut request = Request::new(Method::Post, O::PATH).json(operation).session(self.session());
+        let slot = if O::MUTATES && request.session.is_some() { Some(self.slots.take().await) } else { None };
+        request.replay = slot.as_ref().map(Slot::replay);
+        match tokio::time::timeout(self.timeout, self.send_once(&request)).await {
+            Ok(reply) => reply?.parse_json(),
+            Err(_) => Err(self.timed_out(&request, "no answer")),
+        }
+    }
+
     /// Sends `request` again and again until somebody answers with something that is not transient, or the deadline.
     pub async fn send_until(&self, request: &Request, deadline: Instant) -> Result<Response> {
         let mut pause = FIRST_PAUSE;

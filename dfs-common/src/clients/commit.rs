@@ -99,20 +99,22 @@ impl Cluster {
             if tokio::time::Instant::now() >= deadline {
                 return Err(Error::new(ErrorKind::TimedOut, format!("commit of inode {}: {problem}", new.ino)));
             }
-            placement = match self.directory.call(&Place { ino: new.ino, avoid: avoid.clone() }).await {
+            // One attempt: whether to go on asking is decided here.
+            placement = match self.directory.call_once(&Place { ino: new.ino, avoid: avoid.clone() }).await {
                 Ok(entry) => {
                     self.learn(&entry).await?;
                     entry.layout.placement
                 }
-                // Nobody else has room: that is the answer.
-                Err(e) if problem.kind() == ErrorKind::NoSpace && e.kind() == ErrorKind::Unavailable => return Err(problem),
-                Err(e) if e.kind() == ErrorKind::Unavailable => Vec::new(),
+                // Nobody else can take it: a full disk stays the reason.
+                Err(e) if e.kind().is_transient() && problem.kind() == ErrorKind::NoSpace => return Err(problem),
+                Err(e) if e.kind().is_transient() => Vec::new(),
                 Err(e) => return Err(e),
             };
             if placement.first().is_none_or(|p| avoid.contains(p)) {
                 if problem.kind() == ErrorKind::NoSpace {
                     return Err(problem);
                 }
+                // A server that did not answer may be back.
                 avoid.clear();
                 tokio::time::sleep(std::time::Duration::from_millis(200)).await;
             }

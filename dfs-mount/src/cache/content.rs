@@ -102,6 +102,12 @@ impl Content {
         self.state.lock().map.is_changed()
     }
 
+    /// True where the one change is that everything was cut off.
+    pub fn is_only_emptied(&self) -> bool {
+        let state = self.state.lock();
+        state.map.is_changed() && state.map.size() == 0
+    }
+
     /// True where a commit, with disks if `durable`, has something to do.
     pub fn needs_commit(&self, durable: bool) -> bool {
         let state = self.state.lock();

@@ -29,6 +29,8 @@ use options::Options;
 const MOUNT_FAILURE: u8 = 32;
 /// How long the end of a mount may take to publish what is dirty.
 const END_LIMIT: Duration = Duration::from_secs(60);
+/// How long ending the session may take; servers that are away notice by themselves.
+const CLOSE_LIMIT: Duration = Duration::from_secs(3);
 /// How long a mount that is still in use may go on after SIGTERM, detached.
 const BUSY_LIMIT: Duration = Duration::from_secs(5);
 /// What the child tells its parent when the mount works.
@@ -97,7 +99,7 @@ fn start(arguments: Arguments) -> Result<()> {
     }
     options.make_absolute()?;
     if arguments.foreground {
-        return run(&options, None);
+        return run(&options, &mut None);
     }
     let (reader, writer) = std::io::pipe().context("pipe")?;
     match system::fork_daemon().context("fork")? {
@@ -107,15 +109,16 @@ fn start(arguments: Arguments) -> Result<()> {
         }
         Forked::Child => {
             drop(reader);
-            let mut report = writer.try_clone().context("pipe")?;
-            if let Err(e) = run(&options, Some(writer)) {
+            let mut parent = Some(writer);
+            let result = run(&options, &mut parent);
+            if let Err(e) = &result {
                 log::error!("{e:#}");
-                // The parent is gone where the mount worked before.
-                let _ = write!(report, "{e:#}");
-                drop(report);
-                std::process::exit(i32::from(MOUNT_FAILURE));
+                // Where the mount worked before, the parent is gone.
+                if let Some(mut parent) = parent {
+                    let _ = write!(parent, "{e:#}");
+                }
             }
-            std::process::exit(0);
+            std::process::exit(if result.is_ok() { 0 } else { i32::from(MOUNT_FAILURE) });
         }
     }
 }
@@ -130,8 +133,8 @@ fn wait_for_child(mut reader: PipeReader) -> Result<()> {
     }
 }
 
-/// Mounts and serves; `parent` is told when it works.
-fn run(options: &Options, parent: Option<PipeWriter>) -> Result<()> {
+/// Mounts and serves; `parent` is told when it works, and taken then.
+fn run(options: &Options, parent: &mut Option<PipeWriter>) -> Result<()> {
     start_log(options, parent.is_none())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().thread_name("dfs-mount").build().context("runtime")?;
     let vfs = Arc::new(runtime.block_on(connect(options))?);
@@ -142,7 +145,7 @@ fn run(options: &Options, parent: Option<PipeWriter>) -> Result<()> {
     log::info!("{} is mounted on {}", options.source, options.mountpoint.display());
     announce(parent)?;
     let served = serve(mounted);
-    runtime.block_on(vfs.end(END_LIMIT));
+    runtime.block_on(vfs.end(END_LIMIT, CLOSE_LIMIT));
     log::info!("{} is unmounted", options.mountpoint.display());
     runtime.shutdown_timeout(Duration::from_secs(1));
     served
@@ -167,8 +170,8 @@ async fn connect(options: &Options) -> Result<Vfs> {
 }
 
 /// Tells whoever waits that the mount works: the parent, or systemd.
-fn announce(parent: Option<PipeWriter>) -> Result<()> {
-    match parent {
+fn announce(parent: &mut Option<PipeWriter>) -> Result<()> {
+    match parent.take() {
         Some(mut parent) => {
             let null = File::options().read(true).write(true).open("/dev/null").context("/dev/null")?;
             std::env::set_current_dir("/").context("/")?;
@@ -182,6 +185,8 @@ fn announce(parent: Option<PipeWriter>) -> Result<()> {
 fn start_log(options: &Options, foreground: bool) -> Result<()> {
     let mut builder = env_logger::Builder::new();
     builder.filter_level(log::LevelFilter::Warn);
+    // It warns of every mount that is already unmounted when the session ends, which is the rule.
+    builder.filter_module("fuser", log::LevelFilter::Error);
     for module in ["dfs_mount", "dfs_common"] {
         builder.filter_module(module, options.log_level);
     }
@@ -220,7 +225,7 @@ async fn end_on_signal(vfs: Arc<Vfs>, mut unmounter: Unmounter, mountpoint: Path
     }
     // The main thread goes on once the kernel has let go; whoever still has files open does not hold it up for ever.
     tokio::time::sleep(BUSY_LIMIT).await;
-    vfs.end(END_LIMIT).await;
+    vfs.end(END_LIMIT, CLOSE_LIMIT).await;
     std::process::exit(0);
 }
 

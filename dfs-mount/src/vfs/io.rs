@@ -11,7 +11,7 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use super::handles::FileHandle;
 use super::node::Node;
-use super::{Vfs, now};
+use super::{Caller, Vfs, now};
 use crate::cache::Content;
 use crate::cache::content::NotYet;
 
@@ -72,8 +72,14 @@ impl Vfs {
     }
 
     /// close(2): publishes what has changed. Its error is the caller's.
-    pub async fn flush(&self, handle: u64) -> Result<()> {
+    ///
+    /// A shell's `>` opens with O_TRUNC, duplicates the descriptor and closes the first one before anything is
+    /// written. That close publishes nothing, or others would see the empty file in between.
+    pub async fn flush(&self, handle: u64, caller: Caller) -> Result<()> {
         let handle = self.handles.file(handle)?;
+        if handle.content.is_only_emptied() && has_another_descriptor(caller.pid, handle.node.id) {
+            return Ok(());
+        }
         if handle.writer { self.commit(&handle.node, &handle.content, false).await } else { Ok(()) }
     }
 
@@ -161,6 +167,13 @@ impl Vfs {
         });
         stream::iter(fetches).buffer_unordered(PARALLEL_FETCHES).try_collect().await
     }
+}
+
+/// Whether the process of this thread still has a descriptor of the inode, other than the one it is closing.
+fn has_another_descriptor(pid: u32, ino: u64) -> bool {
+    let wanted = format!("ino:\t{ino}");
+    let Ok(descriptors) = std::fs::read_dir(format!("/proc/{pid}/fdinfo")) else { return false };
+    descriptors.flatten().filter_map(|d| std::fs::read_to_string(d.path()).ok()).any(|text| text.lines().any(|line| line == wanted))
 }
 
 fn check_writer(handle: &FileHandle) -> Result<()> {

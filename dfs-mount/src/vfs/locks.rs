@@ -100,9 +100,9 @@ impl Vfs {
 
     async fn acquire(&self, ino: InodeId, caller: Caller, limit: Option<Duration>) -> Result<Token> {
         let request = self.cluster.next_lock_request();
-        let program = program_name(caller.pid);
+        let (pid, program) = process_of(caller.pid);
         let mut abandoned = CancelOnDrop { cluster: Some(self.cluster.clone()), ino, request };
-        let result = match interruptible(caller, self.cluster.acquire_lock(ino, request, caller.pid, &program, limit)).await {
+        let result = match interruptible(caller, self.cluster.acquire_lock(ino, request, pid, &program, limit)).await {
             Ok(result) => result,
             Err(interrupted) => {
                 // The grant may be on its way: giving up the place gives it back too.
@@ -177,8 +177,10 @@ fn busy(ino: InodeId) -> Error {
     Error::new(ErrorKind::Busy, format!("inode {ino} is still locked by another writer"))
 }
 
-/// The program behind a thread, for whoever asks who holds a lock.
-fn program_name(pid: u32) -> String {
-    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    name.trim().chars().take(64).collect()
+/// The process behind a thread and its program, for whoever asks who holds a lock.
+fn process_of(thread: u32) -> (u32, String) {
+    let status = std::fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
+    let value = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
+    let process = value("Tgid:").and_then(|id| id.parse().ok()).unwrap_or(thread);
+    (process, value("Name:").unwrap_or("").chars().take(64).collect())
 }

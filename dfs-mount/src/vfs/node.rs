@@ -222,31 +222,14 @@ impl Tables {
 
 #[cfg(test)]
 mod tests {
-    use dfs_common::attributes::{Layout, Timestamp};
+    use dfs_common::attributes::Layout;
     use dfs_common::block::Manifest;
 
     use super::*;
     use crate::cache::{BlockMap, Shelf};
 
     fn entry(ino: u64, version: u64) -> Entry {
-        let zero = Timestamp(0);
-        let attributes = Attributes {
-            ino: InodeId(ino),
-            kind: FileKind::File,
-            mode: 0o644,
-            uid: 0,
-            gid: 0,
-            nlink: 1,
-            rdev: 0,
-            size: 0,
-            stored: 0,
-            atime: zero,
-            mtime: zero,
-            ctime: zero,
-            crtime: zero,
-            version: Version(version),
-            has_xattrs: false,
-        };
+        let attributes = Attributes { version: Version(version), ..Attributes::bare(InodeId(ino), FileKind::File) };
         Entry { attributes, layout: Layout::default() }
     }
 

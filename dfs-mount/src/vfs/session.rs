@@ -99,23 +99,24 @@ impl Vfs {
         failed
     }
 
-    /// Ends the session in order: nothing is open any more, or the mount is being given up.
-    pub async fn end(&self, limit: Duration) {
+    /// Ends the session in order: publishes within `limit`, takes leave of the servers within `leave`.
+    pub async fn end(&self, limit: Duration, leave: Duration) {
         let unpublished = self.publish_all(limit).await;
-        self.renew_released().await;
-        if let Err(e) = self.cluster.close().await {
-            log::warn!("ending the session: {e}");
+        let farewell = async {
+            if !self.released.lock().is_empty() {
+                self.renew().await;
+            }
+            self.cluster.close().await
+        };
+        match timeout(leave, farewell).await {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => log::warn!("ending the session: {e}"),
+            Err(_) => log::warn!("ending the session: no answer; it ends with its lease"),
         }
         if unpublished == 0
             && let Err(e) = self.shelf.save()
         {
             log::warn!("{e}");
-        }
-    }
-
-    async fn renew_released(&self) {
-        if !self.released.lock().is_empty() {
-            self.renew().await;
         }
     }
 }

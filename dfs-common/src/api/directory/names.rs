@@ -1,0 +1,275 @@
+//! Names, attributes and extended attributes.
+
+use serde::{Deserialize, Serialize};
+
+use crate::attributes::{Entry, FileKind, Timestamp};
+use crate::ids::InodeId;
+use crate::name::{Name, Text};
+
+/// Finds `name` in `parent`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lookup {
+    /// A directory.
+    pub parent: InodeId,
+    /// The entry.
+    pub name: Name,
+}
+
+/// Attributes and layout of an inode (orphans too).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GetAttributes {
+    /// The inode.
+    pub ino: InodeId,
+}
+
+/// Walks a path from the root, for clients without a mount. Symlinks on the way are followed
+/// (40 at most, EINVAL above), the last component's only with `follow`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resolve {
+    /// The path; a leading slash is optional, `.`, `..` and repeated slashes work.
+    pub path: Text,
+    /// Whether a symlink in the last place is followed.
+    pub follow: bool,
+}
+
+/// Where a path leads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resolved {
+    /// The last directory on the way.
+    pub parent: InodeId,
+    /// The last component; `None` for the root.
+    pub name: Option<Name>,
+    /// What is there; `None` where only the last component is missing.
+    pub entry: Option<Entry>,
+}
+
+/// One page of a directory in byte order of names, attributes included.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct List {
+    /// The directory.
+    pub ino: InodeId,
+    /// Entries behind this name; `None` from the start.
+    #[serde(default)]
+    pub after: Option<Name>,
+    /// At most this many, 1 to [`List::MAX_LIMIT`].
+    pub limit: u32,
+}
+
+impl List {
+    /// The most entries of one page.
+    pub const MAX_LIMIT: u32 = 4096;
+}
+
+/// Entries of a directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Page {
+    /// The directory's parent (itself for the root).
+    pub parent: InodeId,
+    /// The entries, without `.` and `..`.
+    pub entries: Vec<PageEntry>,
+    /// True where nothing follows.
+    pub end: bool,
+}
+
+/// One entry of a page.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageEntry {
+    /// Its name.
+    pub name: Name,
+    /// What it leads to.
+    #[serde(flatten)]
+    pub entry: Entry,
+}
+
+/// The target of a symlink.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReadLink {
+    /// The symlink.
+    pub ino: InodeId,
+}
+
+/// Creates an entry of any type: create, mkdir, mknod, symlink. `Exists` where the name is taken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Make {
+    /// The directory.
+    pub parent: InodeId,
+    /// The new name.
+    pub name: Name,
+    /// The new inode's type.
+    pub kind: FileKind,
+    /// Permission bits, umask already applied, 0 to 0o7777.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group, unless the directory has sgid: then the directory's group is taken, and sgid for a new directory.
+    pub gid: u32,
+    /// For devices.
+    #[serde(default)]
+    pub rdev: u32,
+    /// For symlinks: 1 to 4095 bytes.
+    #[serde(default)]
+    pub target: Option<Text>,
+}
+
+/// Gives an inode that is no directory another name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Link {
+    /// The inode.
+    pub ino: InodeId,
+    /// Where the new name goes.
+    pub parent: InodeId,
+    /// The new name.
+    pub name: Name,
+}
+
+/// Removes a name: unlink, or with `directory` rmdir.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Remove {
+    /// The directory.
+    pub parent: InodeId,
+    /// The name.
+    pub name: Name,
+    /// True for rmdir (`NotDirectory` for anything else), false for unlink (`IsDirectory` for a directory).
+    pub directory: bool,
+}
+
+/// What a removal did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Removed {
+    /// The inode behind the name, with its new link count. At 0 it is an orphan that the
+    /// removing session, too, has to release by [`RenewSession`].
+    pub entry: Entry,
+}
+
+/// What a rename does with an existing target.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RenameMode {
+    /// Replaces it, as rename(2).
+    #[default]
+    Replace,
+    /// `Exists`, as RENAME_NOREPLACE.
+    NoReplace,
+    /// Swaps the two, as RENAME_EXCHANGE.
+    Exchange,
+}
+
+/// Moves an entry, in one atomic step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rename {
+    /// From this directory …
+    pub parent: InodeId,
+    /// … this name …
+    pub name: Name,
+    /// … to this directory …
+    pub new_parent: InodeId,
+    /// … under this name.
+    pub new_name: Name,
+    /// What happens to an existing target.
+    #[serde(default)]
+    pub mode: RenameMode,
+}
+
+/// What a rename did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renamed {
+    /// The moved inode.
+    pub entry: Entry,
+    /// The inode that was at the target before, with its new link count.
+    pub replaced: Option<Entry>,
+}
+
+/// Changes attributes; `None` leaves one as it is. Sizes change by publishing, never here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetAttributes {
+    /// The inode.
+    pub ino: InodeId,
+    /// Permission bits.
+    #[serde(default)]
+    pub mode: Option<u32>,
+    /// Owner.
+    #[serde(default)]
+    pub uid: Option<u32>,
+    /// Group.
+    #[serde(default)]
+    pub gid: Option<u32>,
+    /// Last access.
+    #[serde(default)]
+    pub atime: Option<Timestamp>,
+    /// Last change of content.
+    #[serde(default)]
+    pub mtime: Option<Timestamp>,
+}
+
+impl SetAttributes {
+    /// No change yet.
+    pub fn none(ino: InodeId) -> Self {
+        Self { ino, mode: None, uid: None, gid: None, atime: None, mtime: None }
+    }
+}
+
+/// The value of an extended attribute.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GetXattr {
+    /// The inode.
+    pub ino: InodeId,
+    /// Its full name (`user.comment`).
+    pub name: Name,
+}
+
+/// The names of all extended attributes, in byte order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListXattrs {
+    /// The inode.
+    pub ino: InodeId,
+}
+
+/// When an extended attribute may be set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum XattrMode {
+    /// Always.
+    #[default]
+    Set,
+    /// Only where it is new (XATTR_CREATE), else `Exists`.
+    Create,
+    /// Only where it exists (XATTR_REPLACE), else `NoAttribute`.
+    Replace,
+}
+
+/// Sets an extended attribute; values up to 65,536 bytes, 1,000 attributes and 1 MiB in all.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetXattr {
+    /// The inode.
+    pub ino: InodeId,
+    /// Its full name.
+    pub name: Name,
+    /// The value.
+    pub value: Text,
+    /// When.
+    #[serde(default)]
+    pub mode: XattrMode,
+}
+
+/// Removes an extended attribute.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RemoveXattr {
+    /// The inode.
+    pub ino: InodeId,
+    /// Its full name.
+    pub name: Name,
+}
