@@ -38,12 +38,24 @@ fn unavailable(error: impl std::fmt::Display) -> Error {
 ///
 /// `Unavailable` where no reply came back at all, `TimedOut` where the server stayed silent for [`LIMIT`].
 pub fn exchange(url: &str, bytes: &[u8]) -> Result<Reply> {
+    exchange_then(url, bytes, |_| {})
+}
+
+/// The same, closing this side after `bytes`: for what may look like the beginning of something longer.
+pub fn exchange_closing(url: &str, bytes: &[u8]) -> Result<Reply> {
+    exchange_then(url, bytes, |stream| {
+        stream.shutdown(std::net::Shutdown::Write).ok();
+    })
+}
+
+fn exchange_then(url: &str, bytes: &[u8], then: impl FnOnce(&TcpStream)) -> Result<Reply> {
     let address = url.trim_start_matches("http://").trim_end_matches('/');
     let mut stream = TcpStream::connect(address).map_err(unavailable)?;
     stream.set_read_timeout(Some(LIMIT)).map_err(unavailable)?;
     stream.set_write_timeout(Some(LIMIT)).map_err(unavailable)?;
     // A server may answer and close before it has read everything: what it said counts.
     let sent = stream.write_all(bytes);
+    then(&stream);
     let mut received = Vec::new();
     let mut buffer = [0; 64 << 10];
     loop {

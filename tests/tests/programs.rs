@@ -65,7 +65,8 @@ fn tar_rsync_and_zip() {
     let changes = m.run(&format!("rsync -aHS --numeric-ids -i {}/ copy/", tree.display()));
     assert_eq!(changes, "", "rsync finds something to do");
     shell::run(&tree, "echo more >> a/f7; rm b/f9; mv c/f1 c/g1");
-    m.run(&format!("rsync -aHS --numeric-ids --delete --inplace {}/ copy/", tree.display()));
+    // Deleting in a directory moves its time after rsync has set it: on any file system.
+    m.run(&format!("rsync -aHS --numeric-ids --delete --inplace {0}/ copy/; for d in a b c .; do touch -r {0}/$d copy/$d; done", tree.display()));
     assert_same(&listing(&tree), &listing(&m.at("copy")));
     same_elsewhere(&cluster, &m);
 }

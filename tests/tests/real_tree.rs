@@ -38,7 +38,7 @@ fn a_library_is_unpacked_built_and_tested_on_a_mount() {
     let native = cluster.dir().join("native");
     fs::create_dir(&native).unwrap();
     let unpack = format!(
-        "mkdir tree; tar xpf {} -C tree --strip-components=1; ln -s tree link; ln tree/README.md hard; chmod 640 hard; chown -R 1000:1000 tree/include",
+        "mkdir tree; tar xpf {} -C tree --strip-components=1; ln -s tree link; ln tree/README.md hard; chmod 640 hard; chown -R 1000:1000 tree/include; touch -hd '2024-01-02 03:04:05.678' link; touch -d '2024-02-03 04:05:06.789' tree",
         archive.display()
     );
     shell::run(&native, &unpack);
