@@ -425,5 +425,9 @@ impl Drop for Cluster {
         if std::thread::panicking() {
             eprintln!("{}", self.logs());
         }
+        // What a failed test left mounted would answer nothing while the directory is removed.
+        for point in crate::mount::mounted_below(self.dir.path()) {
+            crate::shell::output(std::process::Command::new("umount").arg("-l").arg(point));
+        }
     }
 }

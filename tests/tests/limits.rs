@@ -135,7 +135,7 @@ fn a_mount_refuses_what_it_does_not_understand() {
     mount(source, point, &format!("{token},cache_size=lots"), &["cache_size"]);
     mount(source, point, "token_file=/nowhere/token", &["/nowhere/token"]);
     mount("http://127.0.0.1:1", point, &format!("{token},timeout=1"), &["127.0.0.1:1"]);
-    mount("nonsense", point, &token, &["nonsense"]);
+    mount("nonsense", point, &format!("{token},timeout=1"), &["nonsense"]);
     mount(source, "/nowhere/point", &token, &["/nowhere/point"]);
     let wrong = cluster.dir().join("wrong");
     fs::write(&wrong, "0123456789abcdef-wrong").unwrap();
