@@ -187,6 +187,8 @@ fn start_log(options: &Options, foreground: bool) -> Result<()> {
     builder.filter_level(log::LevelFilter::Warn);
     // It warns of every mount that is already unmounted when the session ends, which is the rule.
     builder.filter_module("fuser", log::LevelFilter::Error);
+    // And of every reply whose caller was killed meanwhile.
+    builder.filter_module("fuser::reply", log::LevelFilter::Off);
     for module in ["dfs_mount", "dfs_common"] {
         builder.filter_module(module, options.log_level);
     }

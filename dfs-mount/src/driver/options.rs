@@ -123,7 +123,8 @@ impl Options {
             match option.split_once('=') {
                 Some((key, value)) if KEYS.contains(&key) => options.set(key, value).with_context(|| format!("option {key}"))?,
                 Some((key, _)) if key == "comment" || key == "setuid" || key.starts_with("x-") || key.starts_with("X-") => {}
-                Some(("fsname" | "subtype", _)) => {}
+                // mount(8) hands the kernel's own options back for a remount.
+                Some(("fsname" | "subtype" | "user_id" | "group_id" | "rootmode" | "fd" | "max_read" | "blksize", _)) => {}
                 None if FLAGS.contains(&option) => options.set_flag(option),
                 None if IGNORED.contains(&option) || option.starts_with("x-") || option.starts_with("X-") => {}
                 None if option == "allow_other" => options.access = Access::All,
@@ -281,7 +282,7 @@ mod tests {
 
     #[test]
     fn what_mount_passes() {
-        let options = parse("rw,nosuid,_netdev,x-systemd.automount,token_file=/t,lock_wait=1.5,allow_other,dev,suid").unwrap();
+        let options = parse("rw,nosuid,_netdev,x-systemd.automount,user_id=0,group_id=0,token_file=/t,lock_wait=1.5,allow_other,dev,suid").unwrap();
         assert_eq!(options.kernel, ["rw", "dev", "suid"]);
         assert_eq!((options.access, options.lock_wait), (Access::All, Some(Duration::from_millis(1500))));
         assert_eq!(options.token_file, Path::new("/t"));

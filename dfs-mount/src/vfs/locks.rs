@@ -1,6 +1,7 @@
 //! This mount's write locks: one a file, shared by all its processes.
 
 use std::collections::HashMap;
+use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -179,7 +180,10 @@ fn busy(ino: InodeId) -> Error {
 
 /// The process behind a thread and its program, for whoever asks who holds a lock.
 fn process_of(thread: u32) -> (u32, String) {
-    let status = std::fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
+    // The first lines hold both; reading on costs as much as a request.
+    let mut buffer = [0; 256];
+    let read = std::fs::File::open(format!("/proc/{thread}/status")).and_then(|mut file| file.read(&mut buffer)).unwrap_or(0);
+    let status = String::from_utf8_lossy(&buffer[..read]);
     let value = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
     let process = value("Tgid:").and_then(|id| id.parse().ok()).unwrap_or(thread);
     (process, value("Name:").unwrap_or("").chars().take(64).collect())

@@ -1,6 +1,7 @@
 //! Opening, creating and closing files: the write lock, the version, the cache file.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use dfs_common::attributes::{Attributes, Entry, FileKind};
 use dfs_common::block::Manifest;
@@ -12,6 +13,9 @@ use super::names::NewEntry;
 use super::node::Node;
 use super::{Caller, Vfs};
 use crate::cache::{BlockMap, Content};
+
+/// For so long after its creation a file is known without asking: less than another client needs to find and change it.
+const FRESH: Duration = Duration::from_millis(1);
 
 /// What an open wants, from open(2)'s flags.
 #[derive(Clone, Copy, Debug)]
@@ -26,6 +30,8 @@ pub struct Intent {
     pub exclusive: bool,
     /// Open only to set the length: nothing is shown to the kernel, so it need not know the version.
     truncate: bool,
+    /// When the file was created by this very call.
+    fresh: Option<Instant>,
 }
 
 impl Intent {
@@ -37,11 +43,12 @@ impl Intent {
             nonblock: flags & libc::O_NONBLOCK != 0,
             exclusive: flags & libc::O_EXCL != 0,
             truncate: false,
+            fresh: None,
         }
     }
 
     pub(crate) fn truncate() -> Self {
-        Self { write: true, append: false, nonblock: false, exclusive: false, truncate: true }
+        Self { write: true, append: false, nonblock: false, exclusive: false, truncate: true, fresh: None }
     }
 }
 
@@ -80,6 +87,7 @@ impl Vfs {
             Err(e) => return Err(e),
         };
         let attributes = self.introduce(entry);
+        let intent = Intent { fresh: Some(Instant::now()), ..intent };
         let opened = self.open(attributes.ino.0, intent, caller).await.inspect_err(|_| self.forget(attributes.ino.0, 1))?;
         Ok((attributes, opened))
     }
@@ -136,8 +144,11 @@ impl Vfs {
             if state.superseded {
                 return Err(stale());
             }
-            // A file that this mount is writing changes only here; a fresh one was created a moment ago.
-            if state.writers > 0 {
+            // A file that this mount is writing changes only here.
+            // A fresh one whose lock came at once: nobody can have found it, waited for and used the lock before. If
+            // somebody had, the commit would be refused as built on an old version.
+            let untouched = intent.fresh.is_some_and(|made| made.elapsed() < FRESH);
+            if state.writers > 0 || untouched {
                 return Ok(state.entry.clone());
             }
         }
@@ -197,16 +208,7 @@ impl Vfs {
     pub(crate) async fn close(&self, handle: &FileHandle) {
         let (node, content) = (&handle.node, &handle.content);
         if handle.writer {
-            // A mapping can change pages after the last close; and a close that failed gets its second chance.
-            let kept = match self.commit(node, content, false).await {
-                Ok(()) => true,
-                Err(e) => self.set_aside(node, content, &e),
-            };
-            let mut state = node.state.lock();
-            state.writers -= 1;
-            if !kept {
-                state.content = None;
-            }
+            self.end_writing(node, content).await;
         }
         let (last, removed) = {
             let mut state = node.state.lock();
@@ -235,6 +237,24 @@ impl Vfs {
         self.nodes.closed(node);
         if removed {
             self.let_go_if_closed(node.ino);
+        }
+    }
+
+    /// One handle for writing less. The last one publishes what is left: a mapping can change pages after the last
+    /// close, and a close that failed gets its second chance. Opens wait meanwhile, so that what the next writer
+    /// has only begun (with O_TRUNC, an empty file) is never published by the one before.
+    async fn end_writing(&self, node: &Arc<Node>, content: &Arc<Content>) {
+        let _no_opens = node.opening.lock().await;
+        let mut kept = true;
+        if node.state.lock().writers == 1
+            && let Err(e) = self.commit(node, content, false).await
+        {
+            kept = self.set_aside(node, content, &e);
+        }
+        let mut state = node.state.lock();
+        state.writers -= 1;
+        if !kept {
+            state.content = None;
         }
     }
 
