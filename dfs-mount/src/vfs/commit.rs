@@ -18,7 +18,8 @@ const HASH_INLINE: u64 = 1 << 20;
 impl Vfs {
     /// Publishes what has changed in `content`; with `durable` the disks of all copies have it when this returns.
     pub(crate) async fn commit(&self, node: &Arc<Node>, content: &Arc<Content>, durable: bool) -> Result<()> {
-        if !content.needs_commit(durable) {
+        // What has no name is read only by those who have it open here; it ends with them.
+        if !content.needs_commit(durable) || node.state.lock().removed {
             return Ok(());
         }
         let _one_at_a_time = content.commit.lock().await;

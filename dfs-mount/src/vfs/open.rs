@@ -205,32 +205,17 @@ impl Vfs {
         Ok(())
     }
 
+    /// One handle less. Opens of the file wait meanwhile: what the next writer has only begun (with O_TRUNC, an empty
+    /// file) is never published by the one before, and a cache file is either open or on the shelf.
     pub(crate) async fn close(&self, handle: &FileHandle) {
         let (node, content) = (&handle.node, &handle.content);
-        if handle.writer {
-            self.end_writing(node, content).await;
-        }
-        let (last, removed) = {
-            let mut state = node.state.lock();
-            state.opens -= 1;
-            let last = state.opens == 0;
-            // Where the content was set aside another open may have loaded its own.
-            let mine = state.content.as_ref().is_some_and(|c| Arc::ptr_eq(c, content));
-            if last && mine {
-                state.content = None;
+        let removed = {
+            let _no_opens = node.opening.lock().await;
+            if handle.writer {
+                self.end_writing(node, content).await;
             }
-            (last && mine, state.removed && last)
+            self.end_use(node, content)
         };
-        if last && !removed {
-            if node.state.lock().superseded {
-                self.shelf.discard(content);
-            } else if let Err(e) = self.shelf.put_back(node.ino, content) {
-                log::warn!("cache of inode {}: {e}", node.ino);
-            }
-        }
-        if last && removed {
-            self.shelf.discard(content);
-        }
         if handle.writer {
             self.unlock(node.ino).await;
         }
@@ -241,10 +226,8 @@ impl Vfs {
     }
 
     /// One handle for writing less. The last one publishes what is left: a mapping can change pages after the last
-    /// close, and a close that failed gets its second chance. Opens wait meanwhile, so that what the next writer
-    /// has only begun (with O_TRUNC, an empty file) is never published by the one before.
+    /// close, and a close that failed gets its second chance.
     async fn end_writing(&self, node: &Arc<Node>, content: &Arc<Content>) {
-        let _no_opens = node.opening.lock().await;
         let mut kept = true;
         if node.state.lock().writers == 1
             && let Err(e) = self.commit(node, content, false).await
@@ -258,11 +241,29 @@ impl Vfs {
         }
     }
 
+    /// The last handle puts the cache file on the shelf, or deletes it. True where it was the last of a removed file.
+    fn end_use(&self, node: &Arc<Node>, content: &Arc<Content>) -> bool {
+        let (last, removed, superseded) = {
+            let mut state = node.state.lock();
+            state.opens -= 1;
+            // Content that was set aside is no longer the node's.
+            let mine = state.content.as_ref().is_some_and(|c| Arc::ptr_eq(c, content));
+            let last = state.opens == 0;
+            if last && mine {
+                state.content = None;
+            }
+            (last && mine, last && state.removed, state.superseded)
+        };
+        if last && (removed || superseded) {
+            self.shelf.discard(content);
+        } else if last && let Err(e) = self.shelf.put_back(node.ino, content) {
+            log::warn!("cache of inode {}: {e}", node.ino);
+        }
+        removed
+    }
+
     /// Keeps what could not be published. Returns false: the content is no longer the node's.
     fn set_aside(&self, node: &Node, content: &Content, problem: &Error) -> bool {
-        if node.state.lock().removed {
-            return true;
-        }
         match self.shelf.set_aside(node.ino, None, content, problem.message()) {
             Ok(path) => log::error!("inode {} could not be published: {problem}. Its content is kept in {}", node.ino, path.display()),
             Err(e) => log::error!(
