@@ -137,6 +137,26 @@ impl Adapter {
         });
     }
 
+    fn make(&self, reply: ReplyEntry, parent: INodeNo, name: &OsStr, new: NewEntry, caller: Caller) {
+        let (vfs, name) = (self.vfs.clone(), name.to_owned());
+        self.entry(reply, async move { vfs.make(parent.0, name.as_bytes(), new, caller).await });
+    }
+
+    fn attributes(&self, reply: ReplyAttr, operation: impl Future<Output = Result<Attributes, Error>> + Send + 'static) {
+        let (ttl, _) = self.vfs.ttls();
+        self.run(operation, move |result| match result {
+            Ok(attributes) => reply.attr(&ttl, &file_attr(&attributes)),
+            Err(e) => reply.error(e),
+        });
+    }
+
+    fn data(&self, reply: ReplyData, operation: impl Future<Output = Result<Vec<u8>, Error>> + Send + 'static) {
+        self.run(operation, move |result| match result {
+            Ok(bytes) => reply.data(&bytes),
+            Err(e) => reply.error(e),
+        });
+    }
+
     fn empty(&self, reply: ReplyEmpty, operation: impl Future<Output = Result<(), Error>> + Send + 'static) {
         self.run(operation, move |result| match result {
             Ok(()) => reply.ok(),
@@ -162,7 +182,12 @@ fn errno(error: &Error) -> Errno {
 }
 
 fn caller(request: &Request) -> Caller {
-    Caller { uid: request.uid(), gid: request.gid(), pid: request.pid() }
+    Caller { uid: request.uid(), gid: request.gid(), umask: 0, pid: request.pid() }
+}
+
+/// Whoever makes something. The kernel leaves the umask to us, as a default ACL overrides it.
+fn maker(request: &Request, umask: u32) -> Caller {
+    Caller { umask, ..caller(request) }
 }
 
 fn file_type(kind: FileKind) -> FileType {
@@ -243,6 +268,8 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_MAX_PAGES,
+            InitFlags::FUSE_DONT_MASK,
+            InitFlags::FUSE_POSIX_ACL,
         ] {
             if config.add_capabilities(flag).is_err() {
                 log::debug!("this kernel lacks {flag:?}");
@@ -262,11 +289,7 @@ impl Filesystem for Adapter {
 
     fn getattr(&self, _request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
         let vfs = self.vfs.clone();
-        let (ttl, _) = vfs.ttls();
-        self.run(async move { vfs.get_attributes(ino.0).await }, move |result| match result {
-            Ok(attributes) => reply.attr(&ttl, &file_attr(&attributes)),
-            Err(e) => reply.error(e),
-        });
+        self.attributes(reply, async move { vfs.get_attributes(ino.0).await });
     }
 
     fn setattr(
@@ -289,39 +312,29 @@ impl Filesystem for Adapter {
     ) {
         let change = Change { mode: mode.map(|m| m & 0o7777), uid, gid, size, atime: atime.map(timestamp), mtime: mtime.map(timestamp) };
         let (vfs, caller) = (self.vfs.clone(), caller(request));
-        let (ttl, _) = vfs.ttls();
-        self.run(async move { vfs.set_attributes(ino.0, change, caller).await }, move |result| match result {
-            Ok(attributes) => reply.attr(&ttl, &file_attr(&attributes)),
-            Err(e) => reply.error(e),
-        });
+        self.attributes(reply, async move { vfs.set_attributes(ino.0, change, caller).await });
     }
 
     fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
         let vfs = self.vfs.clone();
-        self.run(async move { vfs.read_link(ino.0).await }, move |result| match result {
-            Ok(target) => reply.data(&target),
-            Err(e) => reply.error(e),
-        });
+        self.data(reply, async move { vfs.read_link(ino.0).await });
     }
 
-    fn mknod(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, rdev: u32, reply: ReplyEntry) {
+    fn mknod(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, rdev: u32, reply: ReplyEntry) {
         let Some(kind) = kind_of_mode(mode) else { return reply.error(Errno::EINVAL) };
         let new = NewEntry { kind, mode, rdev, target: None };
-        let (vfs, name, caller) = (self.vfs.clone(), name.to_owned(), caller(request));
-        self.entry(reply, async move { vfs.make(parent.0, name.as_bytes(), new, caller).await });
+        self.make(reply, parent, name, new, maker(request, umask));
     }
 
-    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
+    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         let new = NewEntry { kind: FileKind::Directory, mode, rdev: 0, target: None };
-        let (vfs, name, caller) = (self.vfs.clone(), name.to_owned(), caller(request));
-        self.entry(reply, async move { vfs.make(parent.0, name.as_bytes(), new, caller).await });
+        self.make(reply, parent, name, new, maker(request, umask));
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let target = Some(target.as_os_str().as_bytes().to_vec());
         let new = NewEntry { kind: FileKind::Symlink, mode: 0o777, rdev: 0, target };
-        let (vfs, name, caller) = (self.vfs.clone(), name.to_owned(), caller(request));
-        self.entry(reply, async move { vfs.make(parent.0, name.as_bytes(), new, caller).await });
+        self.make(reply, parent, name, new, caller(request));
     }
 
     fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -366,8 +379,8 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn create(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, flags: i32, reply: ReplyCreate) {
-        let (vfs, name, caller, intent) = (self.vfs.clone(), name.to_owned(), caller(request), Intent::from_flags(flags));
+    fn create(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, flags: i32, reply: ReplyCreate) {
+        let (vfs, name, caller, intent) = (self.vfs.clone(), name.to_owned(), maker(request, umask), Intent::from_flags(flags));
         let (ttl, _) = vfs.ttls();
         self.run(async move { vfs.create(parent.0, name.as_bytes(), mode, intent, caller).await }, move |result| match result {
             Ok((attributes, opened)) => reply.created(&ttl, &file_attr(&attributes), Generation(0), FileHandle(opened.handle), open_flags(opened)),
@@ -382,10 +395,7 @@ impl Filesystem for Adapter {
             Err(e) => return reply.error(errno(&e)),
         }
         let vfs = self.vfs.clone();
-        self.run(async move { vfs.read(handle.0, offset, size).await }, move |result| match result {
-            Ok(bytes) => reply.data(&bytes),
-            Err(e) => reply.error(e),
-        });
+        self.data(reply, async move { vfs.read(handle.0, offset, size).await });
     }
 
     fn write(
@@ -511,14 +521,14 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn setxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, value: &[u8], flags: i32, _position: u32, reply: ReplyEmpty) {
+    fn setxattr(&self, request: &Request, ino: INodeNo, name: &OsStr, value: &[u8], flags: i32, _position: u32, reply: ReplyEmpty) {
         let mode = match flags {
             libc::XATTR_CREATE => XattrMode::Create,
             libc::XATTR_REPLACE => XattrMode::Replace,
             _ => XattrMode::Set,
         };
-        let (vfs, name, value) = (self.vfs.clone(), name.to_owned(), value.to_vec());
-        self.empty(reply, async move { vfs.set_xattr(ino.0, name.as_bytes(), &value, mode).await });
+        let (vfs, name, value, caller) = (self.vfs.clone(), name.to_owned(), value.to_vec(), caller(request));
+        self.empty(reply, async move { vfs.set_xattr(ino.0, name.as_bytes(), &value, mode, caller).await });
     }
 
     fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {

@@ -7,6 +7,7 @@ use dfs_common::attributes::{Attributes, FileKind, Timestamp};
 use dfs_common::name::{Name, Text};
 use dfs_common::{Error, ErrorKind, Result};
 
+use super::acl;
 use super::node::{Node, ROOT_ID};
 use super::{Caller, Vfs, now};
 
@@ -123,13 +124,13 @@ impl Vfs {
     }
 
     /// Sets an extended attribute.
-    pub async fn set_xattr(&self, id: u64, name: &[u8], value: &[u8], mode: XattrMode) -> Result<()> {
+    pub async fn set_xattr(&self, id: u64, name: &[u8], value: &[u8], mode: XattrMode, caller: Caller) -> Result<()> {
         let set = SetXattr { ino: self.ino(id)?, name: xattr_name(name)?, value: Text(value.to_vec()), mode };
         self.cluster.directory.call(&set).await?;
         if let Some(node) = self.nodes.get(id) {
             node.state.lock().entry.attributes.has_xattrs = true;
         }
-        Ok(())
+        if name == acl::ACCESS { self.access_list_changed(id, caller).await } else { Ok(()) }
     }
 
     /// Removes an extended attribute.

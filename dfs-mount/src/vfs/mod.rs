@@ -7,6 +7,7 @@
 //! a mount. What the kernel is told of a file is what the directory service said last,
 //! with this mount's own unpublished changes over it.
 
+pub mod acl;
 pub mod attributes;
 pub mod commit;
 pub mod directories;
@@ -52,6 +53,8 @@ pub struct Caller {
     pub uid: u32,
     /// Group.
     pub gid: u32,
+    /// What it does not grant to what it makes.
+    pub umask: u32,
     /// Thread, in this process's pid namespace; 0 where it has none here.
     pub pid: u32,
 }

@@ -12,7 +12,7 @@ use super::{Caller, Vfs};
 pub struct NewEntry {
     /// Its type.
     pub kind: FileKind,
-    /// Permission bits, umask applied.
+    /// Permission bits.
     pub mode: u32,
     /// For devices.
     pub rdev: u32,
@@ -45,6 +45,7 @@ impl Vfs {
             name: Name::new(name)?,
             kind: new.kind,
             mode: new.mode & 0o7777,
+            umask: caller.umask,
             uid: caller.uid,
             gid: caller.gid,
             rdev: new.rdev,

@@ -134,6 +134,7 @@ impl Bench {
             name: Name::new(name.as_bytes()).unwrap(),
             kind: FileKind::File,
             mode: 0o644,
+            umask: 0,
             uid: 0,
             gid: 0,
             rdev: 0,

@@ -103,8 +103,11 @@ pub struct Make {
     pub name: Name,
     /// The new inode's type.
     pub kind: FileKind,
-    /// Permission bits, umask already applied, 0 to 0o7777.
+    /// Permission bits, 0 to 0o7777.
     pub mode: u32,
+    /// Bits that are taken away, unless the directory has a default ACL: then that decides.
+    #[serde(default)]
+    pub umask: u32,
     /// Owner.
     pub uid: u32,
     /// Group, unless the directory has sgid: then the directory's group is taken, and sgid for a new directory.

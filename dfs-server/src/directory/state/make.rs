@@ -5,9 +5,11 @@ use dfs_common::attributes::{Entry, FileKind, Timestamp};
 use dfs_common::ids::{InodeId, ROOT, Token, Version};
 use dfs_common::{Error, ErrorKind, Result};
 
+use super::acl;
 use super::change::{Change, find, load_directory};
 use super::placement::place_new;
 use super::records::Inode;
+use super::xattr::{load_acl, put_acl};
 
 const SGID: u32 = 0o2000;
 /// What `stat` says of every directory.
@@ -26,6 +28,9 @@ pub(crate) fn make(change: &mut Change<'_>, request: &Make) -> Result<Entry> {
     let inherit = parent.mode & SGID != 0;
     let mut inode = blank(request.kind, change.now.wall);
     inode.mode = request.mode & 0o7777;
+    let default = if request.kind == FileKind::Symlink { None } else { load_acl(&change.view, request.parent, &parent, acl::DEFAULT)? };
+    let access = default.as_ref().map(|default| default.inherited(request.mode));
+    inode.mode = access.as_ref().map_or(inode.mode & !(request.umask & 0o777), |access| access.mode(inode.mode));
     if inherit && directory {
         inode.mode |= SGID;
     }
@@ -46,6 +51,12 @@ pub(crate) fn make(change: &mut Change<'_>, request: &Make) -> Result<Entry> {
         (inode.placement, inode.pin) = place_new(change, request.parent)?;
     }
     let ino = InodeId(change.tables.inode_ids.take());
+    if let Some(access) = access.filter(|access| !access.is_mode()) {
+        put_acl(change, ino, &mut inode, acl::ACCESS, &access);
+    }
+    if let Some(default) = default.filter(|_| directory) {
+        put_acl(change, ino, &mut inode, acl::DEFAULT, &default);
+    }
     change.put_inode(ino, &inode);
     change.put_dentry(request.parent, name, ino);
     change.touch_directory(request.parent, i32::from(directory))?;

@@ -6,6 +6,7 @@
 //! randomness. Invariant: the tables hold nothing that cannot be read from the store
 //! again, except when something was last heard of.
 
+mod acl;
 mod attributes;
 mod change;
 mod copies;

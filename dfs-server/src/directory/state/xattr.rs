@@ -2,12 +2,15 @@
 
 use dfs_common::api::Done;
 use dfs_common::api::directory::{GetXattr, ListXattrs, RemoveXattr, SetXattr, XattrMode};
+use dfs_common::attributes::FileKind;
 use dfs_common::ids::InodeId;
 use dfs_common::name::{Name, Text};
 use dfs_common::{Error, ErrorKind, Result};
 
+use super::acl::{self, Acl};
 use super::change::{Change, load};
 use super::keys;
+use super::records::Inode;
 use crate::store::View;
 
 const VALUE_MAX: usize = 65_536;
@@ -36,36 +39,55 @@ pub(crate) fn set_xattr(change: &mut Change<'_>, request: &SetXattr) -> Result<D
         return Err(Error::new(ErrorKind::TooBig, format!("a value has at most {VALUE_MAX} bytes, this one {}", value.0.len())));
     }
     let inode = change.load(*ino)?;
-    let key = keys::xattr(*ino, name.as_bytes());
-    let old = change.view.get(&key)?;
-    match (mode, &old) {
-        (XattrMode::Create, Some(_)) => return Err(Error::new(ErrorKind::Exists, format!("inode {ino} has a '{name}'"))),
-        (XattrMode::Replace, None) => return Err(absent(*ino, name)),
+    let exists = change.view.get(&keys::xattr(*ino, name.as_bytes()))?.is_some();
+    match mode {
+        XattrMode::Create if exists => return Err(Error::new(ErrorKind::Exists, format!("inode {ino} has a '{name}'"))),
+        XattrMode::Replace if !exists => return Err(absent(*ino, name)),
         _ => {}
     }
-    let before = old.as_ref().map_or(0, |old| size(name, old));
-    let (count, bytes) = (inode.xattrs + u32::from(old.is_none()), inode.xattr_bytes - before + size(name, &value.0));
+    if !is_acl(name) {
+        return store(change, *ino, name, Some(value.0.clone()));
+    }
+    let acl = checked_acl(&inode, name, &value.0)?;
+    if name.as_bytes() == acl::ACCESS
+        && let Some(acl) = &acl
+    {
+        change.edit(*ino, |inode| inode.mode = acl.mode(inode.mode))?;
+    }
+    // A list that says no more than the mode is not kept, so that nobody need ask for it.
+    let kept = acl.filter(|acl| name.as_bytes() == acl::DEFAULT || !acl.is_mode());
+    store(change, *ino, name, kept.map(|acl| acl.encode()))
+}
+
+pub(crate) fn remove_xattr(change: &mut Change<'_>, request: &RemoveXattr) -> Result<Done> {
+    let RemoveXattr { ino, name } = request;
+    check_name(name)?;
+    change.load(*ino)?;
+    if change.view.get(&keys::xattr(*ino, name.as_bytes()))?.is_none() {
+        return Err(absent(*ino, name));
+    }
+    store(change, *ino, name, None)
+}
+
+/// Replaces or, with `None`, removes a value, within the limits of one inode.
+fn store(change: &mut Change<'_>, ino: InodeId, name: &Name, value: Option<Vec<u8>>) -> Result<Done> {
+    let inode = change.load(ino)?;
+    let key = keys::xattr(ino, name.as_bytes());
+    let old = change.view.get(&key)?;
+    let of = |value: &Option<Vec<u8>>| value.as_ref().map_or((0, 0), |value| (1, size(name, value)));
+    let (before, after) = (of(&old), of(&value));
+    let (count, bytes) = (inode.xattrs - before.0 + after.0, inode.xattr_bytes - before.1 + after.1);
     if count > COUNT_MAX {
         return Err(Error::new(ErrorKind::TooMany, format!("inode {ino} has {COUNT_MAX} extended attributes, the most it may have")));
     }
     if bytes > BYTES_MAX {
         return Err(Error::new(ErrorKind::NoSpace, format!("the extended attributes of inode {ino} would be over {BYTES_MAX} bytes")));
     }
-    change.view.put(key, value.0.clone());
-    note(change, *ino, count, bytes)
-}
-
-pub(crate) fn remove_xattr(change: &mut Change<'_>, request: &RemoveXattr) -> Result<Done> {
-    let RemoveXattr { ino, name } = request;
-    check_name(name)?;
-    let inode = change.load(*ino)?;
-    let key = keys::xattr(*ino, name.as_bytes());
-    let old = change.view.get(&key)?.ok_or_else(|| absent(*ino, name))?;
-    change.view.delete(key);
-    note(change, *ino, inode.xattrs - 1, inode.xattr_bytes - size(name, &old))
-}
-
-fn note(change: &mut Change<'_>, ino: InodeId, count: u32, bytes: u32) -> Result<Done> {
+    match value {
+        Some(value) => change.view.put(key, value),
+        None if old.is_some() => change.view.delete(key),
+        None => {}
+    }
     let now = change.now.wall;
     change.edit(ino, |inode| {
         (inode.xattrs, inode.xattr_bytes) = (count, bytes);
@@ -74,15 +96,55 @@ fn note(change: &mut Change<'_>, ino: InodeId, count: u32, bytes: u32) -> Result
     Ok(Done {})
 }
 
+fn is_acl(name: &Name) -> bool {
+    [acl::ACCESS, acl::DEFAULT].contains(&name.as_bytes())
+}
+
+fn checked_acl(inode: &Inode, name: &Name, value: &[u8]) -> Result<Option<Acl>> {
+    if inode.kind == FileKind::Symlink {
+        return Err(Error::new(ErrorKind::NotSupported, "a symlink has no access control list"));
+    }
+    if name.as_bytes() == acl::DEFAULT && !inode.is_directory() {
+        return Err(Error::new(ErrorKind::Forbidden, "only a directory has a default access control list"));
+    }
+    Acl::decode(value)
+}
+
+/// The access control list `name` (access or default) of an inode.
+pub(super) fn load_acl(view: &dyn View, ino: InodeId, inode: &Inode, name: &[u8]) -> Result<Option<Acl>> {
+    if inode.xattrs == 0 {
+        return Ok(None);
+    }
+    match view.get(&keys::xattr(ino, name))? {
+        Some(value) => Acl::decode(&value).map_err(|e| Error::new(ErrorKind::Corrupt, format!("inode {ino}: {e}"))),
+        None => Ok(None),
+    }
+}
+
+/// chmod of an inode that may have an access list.
+pub(super) fn follow_mode(change: &mut Change<'_>, ino: InodeId, mode: u32) -> Result<()> {
+    let inode = change.load(ino)?;
+    if let Some(mut acl) = load_acl(&change.view, ino, &inode, acl::ACCESS)? {
+        acl.set_mode(mode);
+        change.view.put(keys::xattr(ino, acl::ACCESS), acl.encode());
+    }
+    Ok(())
+}
+
+/// Gives a new inode an access control list; the caller stores the inode.
+pub(super) fn put_acl(change: &mut Change<'_>, ino: InodeId, inode: &mut Inode, name: &[u8], acl: &Acl) {
+    let value = acl.encode();
+    inode.xattrs += 1;
+    inode.xattr_bytes += (name.len() + value.len()) as u32;
+    change.view.put(keys::xattr(ino, name), value);
+}
+
 fn size(name: &Name, value: &[u8]) -> u32 {
     (name.as_bytes().len() + value.len()) as u32
 }
 
 fn check_name(name: &Name) -> Result<()> {
     let bytes = name.as_bytes();
-    if bytes.starts_with(b"system.posix_acl_") {
-        return Err(Error::new(ErrorKind::NotSupported, "access control lists are not supported"));
-    }
     match NAMESPACES.iter().find_map(|namespace| bytes.strip_prefix(*namespace)) {
         Some([]) => Err(Error::new(ErrorKind::Invalid, format!("'{name}' is only a namespace"))),
         Some(_) => Ok(()),

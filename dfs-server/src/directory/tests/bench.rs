@@ -25,7 +25,7 @@ async fn creates_and_listings() {
             async move {
                 for i in 0..CREATES / callers {
                     let name = name(&format!("file-{slot}-{i:06}.txt"));
-                    let make = Make { parent, name, kind: FileKind::File, mode: 0o644, uid: 0, gid: 0, rdev: 0, target: None };
+                    let make = Make { parent, name, kind: FileKind::File, mode: 0o644, umask: 0, uid: 0, gid: 0, rdev: 0, target: None };
                     client.call_as(&make, Some(Replay { slot, sequence: i as u64 + 1 })).await.unwrap();
                 }
             }

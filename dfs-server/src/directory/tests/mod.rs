@@ -1,5 +1,6 @@
 //! The service as its clients see it, in one process and without sockets.
 
+mod acl;
 mod bench;
 mod cluster;
 mod durable;
@@ -13,7 +14,7 @@ use std::time::Duration;
 
 use dfs_common::api::Operation;
 use dfs_common::api::directory::*;
-use dfs_common::attributes::{Entry, FileKind, Timestamp};
+use dfs_common::attributes::{Attributes, Entry, FileKind, Timestamp};
 use dfs_common::block::BlockHash;
 use dfs_common::ids::{InodeId, ROOT, ServerId, SessionId, Token, Version};
 use dfs_common::name::{Name, Text};
@@ -80,7 +81,7 @@ impl Client {
 
     pub(super) async fn make(&self, parent: InodeId, text: &str, kind: FileKind) -> Result<Entry> {
         let target = (kind == FileKind::Symlink).then(|| Text(b"somewhere".to_vec()));
-        self.call(&Make { parent, name: name(text), kind, mode: 0o755, uid: 1, gid: 2, rdev: 0, target }).await
+        self.call(&Make { parent, name: name(text), kind, mode: 0o755, umask: 0, uid: 1, gid: 2, rdev: 0, target }).await
     }
 
     pub(super) async fn file(&self, parent: InodeId, text: &str) -> InodeId {
