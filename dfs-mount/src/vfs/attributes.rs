@@ -188,7 +188,7 @@ impl Vfs {
             Ok(()) => self.commit(node, &content, false).await,
             Err(e) => Err(e),
         };
-        self.close(&handle).await;
+        self.close(&handle, false).await?;
         done
     }
 }

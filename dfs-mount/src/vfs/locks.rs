@@ -22,8 +22,9 @@ struct Slot {
     token: Option<Token>,
     /// Handles open for writing, and commits under way.
     users: u32,
-    /// An open that was sent back has until then to return.
-    reserved: u64,
+    /// Opens that were sent back and are expected to return: the lock stays for them.
+    expected: Vec<u64>,
+    last_expected: u64,
 }
 
 #[derive(Debug, Default)]
@@ -122,9 +123,7 @@ impl Vfs {
         {
             let mut held = slot.lock().await;
             held.users -= 1;
-            if held.users == 0 {
-                self.give_back(ino, &mut held).await;
-            }
+            self.give_back_if_unused(ino, &mut held).await;
         }
         self.locks.tidy(ino);
     }
@@ -134,23 +133,32 @@ impl Vfs {
         let slot = self.locks.slot(ino);
         let mut held = slot.lock().await;
         held.users -= 1;
-        held.reserved += 1;
-        let reservation = held.reserved;
+        held.last_expected += 1;
+        let expected = held.last_expected;
+        held.expected.push(expected);
         drop(held);
         let vfs = self.clone();
         tokio::spawn(async move {
             tokio::time::sleep(GRACE).await;
             {
                 let mut held = slot.lock().await;
-                if held.users == 0 && held.reserved == reservation {
-                    vfs.give_back(ino, &mut held).await;
-                }
+                held.expected.retain(|e| *e != expected);
+                vfs.give_back_if_unused(ino, &mut held).await;
             }
             vfs.locks.tidy(ino);
         });
     }
 
-    async fn give_back(&self, ino: InodeId, held: &mut Slot) {
+    /// An open has its lock: if one was expected, this is taken for it.
+    pub(crate) async fn arrived(&self, ino: InodeId) {
+        let slot = self.locks.slot(ino);
+        slot.lock().await.expected.pop();
+    }
+
+    async fn give_back_if_unused(&self, ino: InodeId, held: &mut Slot) {
+        if held.users > 0 || !held.expected.is_empty() {
+            return;
+        }
         let Some(token) = held.token.take() else { return };
         if let Err(e) = self.cluster.release_lock(ino, token).await {
             log::warn!("the write lock of inode {ino} was not given back and ends with its lease: {e}");

@@ -14,6 +14,8 @@ use super::node::Node;
 use super::{Caller, Vfs};
 use crate::cache::{BlockMap, Content};
 
+/// Between two attempts to publish what could not be published.
+const RETRY: Duration = Duration::from_secs(2);
 /// For so long after its creation a file is known without asking: less than another client needs to find and change it.
 const FRESH: Duration = Duration::from_millis(1);
 
@@ -103,7 +105,10 @@ impl Vfs {
         let wait = if intent.nonblock { Wait::Never } else { Wait::Until(self.settings.lock_wait) };
         self.lock(node.ino, caller, wait).await?;
         match self.prepare(node, intent).await {
-            Ok(content) => Ok(FileHandle { node: node.clone(), content, writer: true, append: intent.append }),
+            Ok(content) => {
+                self.arrived(node.ino).await;
+                Ok(FileHandle { node: node.clone(), content, writer: true, append: intent.append })
+            }
             Err(e) if e.kind() == ErrorKind::Stale => {
                 self.unlock_later(node.ino).await;
                 Err(e)
@@ -198,21 +203,36 @@ impl Vfs {
         self.shelf.create(ino, version, BlockMap::new(&manifest, false), intent.write)
     }
 
-    /// The last handle to `handle` was closed: publishes what is left and lets go of lock and cache file.
-    pub async fn release(&self, handle: u64) -> Result<()> {
+    /// The last descriptor of `handle` was closed: publishes what is left and lets go of lock and cache file.
+    ///
+    /// Where the servers do not answer, the content stays the file's content on this mount, and its lock this mount's,
+    /// until they do.
+    pub async fn release(self: &Arc<Self>, handle: u64) -> Result<()> {
         let handle = self.handles.remove_file(handle)?;
-        self.close(&handle).await;
+        let Err(problem) = self.close(&handle, true).await else { return Ok(()) };
+        log::error!("inode {} could not be published: {problem}. It is tried again until it can", handle.node.ino);
+        let vfs = self.clone();
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(RETRY).await;
+                if vfs.close(&handle, true).await.is_ok() {
+                    return;
+                }
+            }
+        });
         Ok(())
     }
 
     /// One handle less. Opens of the file wait meanwhile: what the next writer has only begun (with O_TRUNC, an empty
     /// file) is never published by the one before, and a cache file is either open or on the shelf.
-    pub(crate) async fn close(&self, handle: &FileHandle) {
+    ///
+    /// Fails, with nothing changed, only with `retry` and where the servers do not answer.
+    pub(crate) async fn close(&self, handle: &FileHandle, retry: bool) -> Result<()> {
         let (node, content) = (&handle.node, &handle.content);
         let removed = {
             let _no_opens = node.opening.lock().await;
             if handle.writer {
-                self.end_writing(node, content).await;
+                self.end_writing(node, content, retry).await?;
             }
             self.end_use(node, content)
         };
@@ -223,22 +243,26 @@ impl Vfs {
         if removed {
             self.let_go_if_closed(node.ino);
         }
+        Ok(())
     }
 
     /// One handle for writing less. The last one publishes what is left: a mapping can change pages after the last
     /// close, and a close that failed gets its second chance.
-    async fn end_writing(&self, node: &Arc<Node>, content: &Arc<Content>) {
+    async fn end_writing(&self, node: &Arc<Node>, content: &Arc<Content>, retry: bool) -> Result<()> {
         let mut kept = true;
-        if node.state.lock().writers == 1
-            && let Err(e) = self.commit(node, content, false).await
-        {
-            kept = self.set_aside(node, content, &e);
+        if node.state.lock().writers == 1 {
+            match self.commit(node, content, false).await {
+                Ok(()) => {}
+                Err(e) if retry && e.kind().is_transient() => return Err(e),
+                Err(e) => kept = self.set_aside(node, content, &e),
+            }
         }
         let mut state = node.state.lock();
         state.writers -= 1;
         if !kept {
             state.content = None;
         }
+        Ok(())
     }
 
     /// The last handle puts the cache file on the shelf, or deletes it. True where it was the last of a removed file.
