@@ -244,12 +244,18 @@ impl Content {
     /// Becomes another version, keeping the blocks that are equal. Only without changes and while nobody reads.
     pub fn adopt(&self, version: Version, manifest: &Manifest) -> Result<()> {
         let mut state = self.state.lock();
-        state.map.adopt(manifest);
+        let (mut map, old_bits) = (state.map.clone(), state.map.bits());
+        for block in map.adopt(manifest) {
+            let clear = system::punch_hole(&self.file, u64::from(block) << old_bits, 1 << old_bits);
+            clear.map_err(|e| Error::from_io(&e, "cache file"))?;
+        }
+        self.file.set_len(manifest.size()).map_err(|e| Error::from_io(&e, "cache file"))?;
+        state.map = map;
         state.version = version;
         state.base = Arc::new(manifest.clone());
         state.durable = true;
         state.mtime = None;
-        self.file.set_len(manifest.size()).map_err(|e| Error::from_io(&e, "cache file"))
+        Ok(())
     }
 
     /// Begins a commit: from now on nothing changes until [`Content::end_commit`]. `None` where there is nothing to do.

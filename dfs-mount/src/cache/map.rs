@@ -218,19 +218,24 @@ impl BlockMap {
         self.changed = false;
     }
 
-    /// Becomes the map of another version, keeping what both have in the same place. The caller cuts the file to the new length.
-    pub fn adopt(&mut self, manifest: &Manifest) {
+    /// Becomes the map of another version, keeping what both have in the same place. Returns the blocks whose bytes are
+    /// here and are holes from now on: the caller must clear them, and cut the file to the new length.
+    #[must_use]
+    pub fn adopt(&mut self, manifest: &Manifest) -> Vec<u32> {
         assert!(!self.changed, "changes are committed or set aside first");
         if manifest.block_bits() != self.bits {
+            let old = (0..self.size.div_ceil(1 << self.bits) as u32).collect();
             *self = Self::new(manifest, false);
-            return;
+            return old;
         }
         let hashes: BTreeMap<u32, BlockHash> = manifest.blocks().iter().copied().collect();
         let here = |block: &u32, hash: &BlockHash| self.hashes.get(block) == Some(hash) && !self.missing.contains(block);
         let missing = hashes.iter().filter(|(block, hash)| !here(block, hash)).map(|(block, _)| *block).collect();
+        let cleared = self.hashes.keys().filter(|block| !hashes.contains_key(block)).copied().collect();
         self.missing = missing;
         self.hashes = hashes;
         self.size = manifest.size();
+        cleared
     }
 
     /// The next byte at or after `offset` that is data (`true`) or hole (`false`); the end of the file counts as a hole.
@@ -363,11 +368,21 @@ mod tests {
         fn adopting_keeps_only_what_is_equal(a in proptest::collection::vec(0u8..3, 0..6), b in proptest::collection::vec(0u8..3, 0..6)) {
             let content = |v: &[u8]| v.iter().flat_map(|&x| vec![x; BLOCK as usize]).collect::<Vec<u8>>();
             let mut map = BlockMap::new(&manifest_of(&content(&a)), true);
-            map.adopt(&manifest_of(&content(&b)));
+            let cleared = map.adopt(&manifest_of(&content(&b)));
+            prop_assert_eq!(cleared, (b.len()..a.len()).map(|i| i as u32).collect::<Vec<_>>());
             let missing: Vec<u32> = map.missing().collect();
             let expected: Vec<u32> = (0..b.len()).filter(|&i| a.get(i) != Some(&b[i])).map(|i| i as u32).collect();
             prop_assert_eq!(missing, expected);
         }
+    }
+
+    #[test]
+    fn what_becomes_a_hole_is_cleared() {
+        let mut map = BlockMap::new(&manifest_of(&vec![1; 3 * BLOCK as usize]), true);
+        let hash = map.hashes[&0];
+        assert_eq!(map.adopt(&Manifest::new(BITS, 3 * BLOCK, vec![(0, hash)]).unwrap()), [1, 2]);
+        assert!(map.is_complete());
+        assert_eq!(map.adopt(&Manifest::new(BITS + 1, 2 * BLOCK, vec![]).unwrap()), [0, 1, 2]);
     }
 
     #[test]
