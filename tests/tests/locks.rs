@@ -109,7 +109,13 @@ fn a_signal_ends_a_waiting_open() {
     let (cluster, [a, b]) = with_file();
     let file = writer(&a.at("f"));
     for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGKILL] {
-        let mut child = Command::new("dd").arg("if=/dev/zero").arg(format!("of={}", b.at("f").display())).stderr(Stdio::null()).spawn().unwrap();
+        // Whoever started the tests in the background may have had SIGINT ignored, and that is inherited.
+        let mut child = Command::new("env")
+            .args(["--default-signal", "dd", "if=/dev/zero"])
+            .arg(format!("of={}", b.at("f").display()))
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         eventually(10, "dd waits for the lock", || cluster.waiters("f") == 1);
         let start = Instant::now();
         sys::signal(child.id() as i32, signal);

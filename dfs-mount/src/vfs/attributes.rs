@@ -163,7 +163,7 @@ fn drop_privileges(node: &Node, set: &mut SetAttributes, content_changed: bool) 
     let state = node.state.lock();
     let attributes = &state.entry.attributes;
     let owner_changed = set.uid.is_some() || set.gid.is_some();
-    if attributes.kind != FileKind::File || set.mode.is_some() || !(owner_changed || content_changed) {
+    if attributes.kind == FileKind::Directory || set.mode.is_some() || !(owner_changed || content_changed) {
         return;
     }
     let sgid = if attributes.mode & GROUP_EXECUTE != 0 { SGID } else { 0 };
