@@ -185,11 +185,6 @@ fn caller(request: &Request) -> Caller {
     Caller { uid: request.uid(), gid: request.gid(), umask: 0, pid: request.pid() }
 }
 
-/// Whoever makes something. The kernel leaves the umask to us, as a default ACL overrides it.
-fn maker(request: &Request, umask: u32) -> Caller {
-    Caller { umask, ..caller(request) }
-}
-
 fn file_type(kind: FileKind) -> FileType {
     match kind {
         FileKind::File => FileType::RegularFile,
@@ -268,6 +263,7 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_MAX_PAGES,
+            // The umask is ours to apply, as a default ACL overrides it.
             InitFlags::FUSE_DONT_MASK,
             InitFlags::FUSE_POSIX_ACL,
         ] {
@@ -323,12 +319,12 @@ impl Filesystem for Adapter {
     fn mknod(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, rdev: u32, reply: ReplyEntry) {
         let Some(kind) = kind_of_mode(mode) else { return reply.error(Errno::EINVAL) };
         let new = NewEntry { kind, mode, rdev, target: None };
-        self.make(reply, parent, name, new, maker(request, umask));
+        self.make(reply, parent, name, new, Caller { umask, ..caller(request) });
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         let new = NewEntry { kind: FileKind::Directory, mode, rdev: 0, target: None };
-        self.make(reply, parent, name, new, maker(request, umask));
+        self.make(reply, parent, name, new, Caller { umask, ..caller(request) });
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
@@ -380,7 +376,7 @@ impl Filesystem for Adapter {
     }
 
     fn create(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, flags: i32, reply: ReplyCreate) {
-        let (vfs, name, caller, intent) = (self.vfs.clone(), name.to_owned(), maker(request, umask), Intent::from_flags(flags));
+        let (vfs, name, caller, intent) = (self.vfs.clone(), name.to_owned(), Caller { umask, ..caller(request) }, Intent::from_flags(flags));
         let (ttl, _) = vfs.ttls();
         self.run(async move { vfs.create(parent.0, name.as_bytes(), mode, intent, caller).await }, move |result| match result {
             Ok((attributes, opened)) => reply.created(&ttl, &file_attr(&attributes), Generation(0), FileHandle(opened.handle), open_flags(opened)),
@@ -505,17 +501,8 @@ impl Filesystem for Adapter {
         self.run(async move { vfs.stat_fs().await }, move |result| match result {
             Ok(fs) => {
                 let blocks = |bytes: u64| bytes / u64::from(BLOCK);
-                let free_inodes = u64::from(u32::MAX);
-                reply.statfs(
-                    blocks(fs.capacity),
-                    blocks(fs.available),
-                    blocks(fs.available),
-                    fs.inodes + free_inodes,
-                    free_inodes,
-                    BLOCK,
-                    255,
-                    BLOCK,
-                );
+                let (free, free_inodes) = (blocks(fs.available), u64::from(u32::MAX));
+                reply.statfs(blocks(fs.capacity), free, free, fs.inodes + free_inodes, free_inodes, BLOCK, 255, BLOCK);
             }
             Err(e) => reply.error(e),
         });
@@ -557,7 +544,7 @@ impl Filesystem for Adapter {
             libc::SEEK_HOLE => false,
             _ => return reply.error(Errno::EINVAL),
         };
-        match u64::try_from(offset).map_err(|_| Error::from(ErrorKind::Invalid)).and_then(|offset| self.vfs.seek(handle.0, offset, data)) {
+        match u64::try_from(offset).map_or(Ok(None), |offset| self.vfs.seek(handle.0, offset, data)) {
             Ok(Some(found)) => reply.offset(found as i64),
             Ok(None) => reply.error(Errno::ENXIO),
             Err(e) => reply.error(errno(&e)),
@@ -570,19 +557,23 @@ impl Filesystem for Adapter {
 
     fn copy_file_range(
         &self,
-        _request: &Request,
-        _ino_in: INodeNo,
-        _handle_in: FileHandle,
-        _offset_in: u64,
-        _ino_out: INodeNo,
-        _handle_out: FileHandle,
-        _offset_out: u64,
-        _len: u64,
+        request: &Request,
+        _from: INodeNo,
+        from_handle: FileHandle,
+        from: u64,
+        _to: INodeNo,
+        to_handle: FileHandle,
+        to: u64,
+        len: u64,
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        // The kernel remembers this and copies through reads and writes.
-        reply.error(Errno::ENOSYS);
+        let (vfs, caller) = (self.vfs.clone(), caller(request));
+        let operation = async move { vfs.copy((from_handle.0, from), (to_handle.0, to), len, caller).await };
+        self.run(operation, move |result| match result {
+            Ok(copied) => reply.written(copied),
+            Err(e) => reply.error(e),
+        });
     }
 }
 

@@ -24,6 +24,16 @@ pub(crate) fn punch_hole(file: &File, offset: u64, len: u64) -> io::Result<()> {
     check(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset as libc::off_t, len as libc::off_t) }).map(|_| ())
 }
 
+/// Copies bytes between files in the kernel; as copy_file_range(2) it may do less than it was asked for.
+pub(crate) fn copy_range(from: (&File, u64), to: (&File, u64), len: u64) -> io::Result<u64> {
+    let (mut from_offset, mut to_offset) = (from.1 as libc::off64_t, to.1 as libc::off64_t);
+    // SAFETY: two descriptors that their files keep open, and offsets that live until the call returns.
+    let copied = unsafe {
+        libc::copy_file_range(from.0.as_raw_fd(), &mut from_offset, to.0.as_raw_fd(), &mut to_offset, usize::try_from(len).unwrap_or(usize::MAX), 0)
+    };
+    u64::try_from(copied).map_err(|_| io::Error::last_os_error())
+}
+
 /// Takes an exclusive lock on an open file, or says that another process has it.
 pub(crate) fn try_lock(file: &File) -> io::Result<()> {
     // SAFETY: a descriptor that `file` keeps open.

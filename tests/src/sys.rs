@@ -115,6 +115,22 @@ pub fn fallocate(file: &File, mode: i32, offset: i64, length: i64) -> io::Result
     check(i64::from(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, length) })).map(|_| ())
 }
 
+/// copy_file_range(2) within one file; how many bytes it copied.
+pub fn copy_file_range(file: &File, from: u64, to: u64, len: usize) -> io::Result<usize> {
+    let (mut from, mut to) = (from as i64, to as i64);
+    // SAFETY: both offsets live until the call returns; the rest are numbers.
+    let copied = unsafe { libc::copy_file_range(file.as_raw_fd(), &raw mut from, file.as_raw_fd(), &raw mut to, len, 0) };
+    check(copied as i64).map(|n| n as usize)
+}
+
+/// copy_file_range(2), once: from (file, offset) to (file, offset).
+pub fn copy_range(from: (&File, i64), to: (&File, i64), length: usize) -> io::Result<usize> {
+    let (mut from_offset, mut to_offset) = (from.1, to.1);
+    // SAFETY: open descriptors, and offsets that live until the call returns.
+    let copied = unsafe { libc::copy_file_range(from.0.as_raw_fd(), &mut from_offset, to.0.as_raw_fd(), &mut to_offset, length, 0) };
+    check(copied as i64).map(|copied| copied as usize)
+}
+
 /// flock(2).
 pub fn flock(file: &File, operation: i32) -> io::Result<()> {
     // SAFETY: takes numbers only.

@@ -5,6 +5,7 @@
 //! is missing is named, and fetched by the caller. While a commit is under way nothing
 //! changes, so that a version is always a state that the file had.
 
+use std::cmp::Ordering::{Equal, Greater, Less};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -20,7 +21,11 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::BlockMap;
+use super::copy::{self, Piece};
 use crate::system;
+
+/// Bytes that are copied at once where the kernel does not copy.
+const COPY_BUFFER: u64 = 256 << 10;
 
 /// Why something could not be done at once.
 #[derive(Debug)]
@@ -31,6 +36,15 @@ pub enum NotYet {
     Committing,
     /// It failed for good.
     Failed(Error),
+}
+
+/// Why a copy could not be made at once.
+#[derive(Debug)]
+pub enum CopyNotYet {
+    /// These blocks of the source have to be fetched first.
+    Source(Vec<u32>),
+    /// The target has to be ready first.
+    Target(NotYet),
 }
 
 #[derive(Debug)]
@@ -211,6 +225,65 @@ impl Content {
         })
     }
 
+    /// Copies up to `len` bytes at `from` of `source` (which may be this content) to `to`; fewer where the source ends.
+    /// Whole blocks that servers have stay blocks that servers have.
+    pub fn copy_from(&self, source: &Self, from: u64, to: u64, len: u64, now: Timestamp) -> Result<u64, CopyNotYet> {
+        // In one order everywhere, so that copies in opposite directions do not wait for each other.
+        let (mut state, other) = match std::ptr::from_ref(self).cmp(&std::ptr::from_ref(source)) {
+            Less => {
+                let state = self.state.lock();
+                (state, Some(source.state.lock()))
+            }
+            Equal => (self.state.lock(), None),
+            Greater => {
+                let other = source.state.lock();
+                (self.state.lock(), Some(other))
+            }
+        };
+        let source_map = other.as_ref().map_or(&state.map, |other| &other.map);
+        let len = len.min(source_map.size().saturating_sub(from));
+        check_size(to, len).map_err(CopyNotYet::Target)?;
+        if state.committing {
+            return Err(CopyNotYet::Target(NotYet::Committing));
+        }
+        let plan = copy::plan(source_map, &state.map, from, to, len);
+        if !plan.needed_of_source.is_empty() {
+            return Err(CopyNotYet::Source(plan.needed_of_source));
+        }
+        if !plan.needed_of_target.is_empty() {
+            return Err(CopyNotYet::Target(NotYet::Missing(plan.needed_of_target)));
+        }
+        if len > 0 {
+            let done = self.copy_pieces(&mut state.map, &source.file, &plan.pieces, (from, to, len));
+            state.mtime = Some(now);
+            done.map_err(|e| CopyNotYet::Target(NotYet::Failed(Error::from_io(&e, "cache file"))))?;
+        }
+        Ok(len)
+    }
+
+    fn copy_pieces(&self, map: &mut BlockMap, source: &File, pieces: &[Piece], (from, to, len): (u64, u64, u64)) -> std::io::Result<()> {
+        if to + len > map.size() {
+            self.file.set_len(to + len)?;
+        }
+        for (n, piece) in pieces.iter().enumerate() {
+            let (start, end) = piece.span(map.bits(), to + len);
+            let result = match piece {
+                Piece::Hole(_) => system::punch_hole(&self.file, start, end - start),
+                Piece::Block(..) | Piece::Bytes(..) => copy_bytes(source, from + (start - to), &self.file, start, end - start),
+            };
+            if let Err(e) = result {
+                // The map must not call equal to a version what is overwritten in part.
+                map.copied(&pieces[..n], start);
+                let touched = end.min(map.size()).saturating_sub(start);
+                map.wrote(start, touched);
+                self.file.set_len(map.size())?;
+                return Err(e);
+            }
+        }
+        map.copied(pieces, to + len);
+        Ok(())
+    }
+
     fn change<T>(&self, now: Timestamp, apply: impl FnOnce(&File, &mut BlockMap) -> Result<T, NotYet>) -> Result<T, NotYet> {
         let mut state = self.state.lock();
         if state.committing {
@@ -333,6 +406,26 @@ impl BlockSource for Content {
         }
         self.block(&map, index)
     }
+}
+
+/// Copies bytes from one cache file to another or within one, in the kernel where it can.
+fn copy_bytes(source: &File, mut from: u64, target: &File, mut to: u64, len: u64) -> std::io::Result<()> {
+    let end = to + len;
+    while to < end {
+        let copied = match system::copy_range((source, from), (target, to), end - to) {
+            // Behind its end a cache file stands for zeros.
+            Ok(0) => return system::punch_hole(target, to, end - to),
+            Ok(copied) => copied,
+            Err(_) => {
+                let mut buffer = vec![0; (end - to).min(COPY_BUFFER) as usize];
+                read_full(source, &mut buffer, from)?;
+                target.write_all_at(&buffer, to)?;
+                buffer.len() as u64
+            }
+        };
+        (from, to) = (from + copied, to + copied);
+    }
+    Ok(())
 }
 
 /// Reads until `buffer` is full or the file ends; returns how much it got.

@@ -77,7 +77,13 @@ impl BlockMap {
         (self.size & ((1 << self.bits) - 1) != 0).then(|| self.block_of(self.size))
     }
 
-    fn holds_data(&self, block: u32) -> bool {
+    /// The hash of a block that is clean or missing.
+    pub fn hash(&self, block: u32) -> Option<BlockHash> {
+        self.hashes.get(&block).copied()
+    }
+
+    /// True for a block that is no hole.
+    pub fn holds_data(&self, block: u32) -> bool {
         self.hashes.contains_key(&block) || self.dirty.contains(&block)
     }
 
@@ -159,6 +165,14 @@ impl BlockMap {
             self.missing.remove(&block);
             self.dirty.remove(&block);
         }
+        self.changed = true;
+    }
+
+    /// The whole of `block` was made equal to a block that servers have.
+    pub fn link(&mut self, block: u32, hash: BlockHash) {
+        self.missing.remove(&block);
+        self.dirty.remove(&block);
+        self.hashes.insert(block, hash);
         self.changed = true;
     }
 

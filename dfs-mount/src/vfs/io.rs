@@ -13,10 +13,14 @@ use super::handles::FileHandle;
 use super::node::Node;
 use super::{Caller, Vfs, now};
 use crate::cache::Content;
-use crate::cache::content::NotYet;
+use crate::cache::content::{CopyNotYet, NotYet};
 
 /// Bytes of one fetch.
 const FETCH: u64 = 4 << 20;
+/// The most that one copy_file_range copies; its caller goes on.
+const COPY: u64 = 256 << 20;
+/// Of these, as much as is copied while both contents are locked: a multiple of every block size.
+const COPY_STEP: u64 = 1 << 20;
 /// Fetches under way for one file.
 const PARALLEL_FETCHES: usize = 3;
 
@@ -113,6 +117,34 @@ impl Vfs {
         Ok(())
     }
 
+    /// copy_file_range(2) between open files, from (handle, offset) to (handle, offset). Returns how much was copied:
+    /// less than `len` where the source ends, or where it is much.
+    pub async fn copy(&self, from: (u64, u64), to: (u64, u64), len: u64, caller: Caller) -> Result<u32> {
+        let (source, target) = (self.handles.file(from.0)?, self.handles.file(to.0)?);
+        check_writer(&target)?;
+        if caller.uid != 0 {
+            self.kill_privileges(&target.node).await?;
+        }
+        let (len, mut done) = (len.min(COPY), 0);
+        loop {
+            let (a, b) = (source.content.clone(), target.content.clone());
+            let (from, to, len) = (from.1 + done, to.1 + done, len - done);
+            let copied = tokio::task::spawn_blocking(move || copy_steps(&a, &b, from, to, len)).await;
+            let (copied, problem) = copied.map_err(|e| Error::new(ErrorKind::Internal, format!("copying: {e}")))?;
+            done += copied;
+            let overcome = match problem {
+                None => return Ok(done as u32),
+                Some(CopyNotYet::Source(blocks)) => self.overcome(&source.node, &source.content, NotYet::Missing(blocks)).await,
+                Some(CopyNotYet::Target(problem)) => self.overcome(&target.node, &target.content, problem).await,
+            };
+            match overcome {
+                Ok(()) => {}
+                Err(_) if done > 0 => return Ok(done as u32),
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
     /// lseek(2) with SEEK_DATA (`data`) or SEEK_HOLE; `None` behind the end.
     pub fn seek(&self, handle: u64, offset: u64, data: bool) -> Result<Option<u64>> {
         Ok(self.handles.file(handle)?.content.seek(offset, data))
@@ -167,6 +199,21 @@ impl Vfs {
         });
         stream::iter(fetches).buffer_unordered(PARALLEL_FETCHES).try_collect().await
     }
+}
+
+/// Copies step by step, so that nobody waits long for either content; what stopped it, if it was not the end.
+fn copy_steps(source: &Content, target: &Content, from: u64, to: u64, len: u64) -> (u64, Option<CopyNotYet>) {
+    let mut done = 0;
+    while done < len {
+        let at = to + done;
+        let step = (COPY_STEP - at % COPY_STEP).min(len - done);
+        match target.copy_from(source, from + done, at, step, now()) {
+            Ok(0) => break,
+            Ok(copied) => done += copied,
+            Err(problem) => return (done, Some(problem)),
+        }
+    }
+    (done, None)
 }
 
 /// Whether the process of this thread still has a descriptor of the inode, other than the one it is closing.
