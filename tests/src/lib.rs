@@ -7,6 +7,7 @@
 
 #![warn(missing_docs)]
 
+pub mod alternate;
 pub mod bulk;
 pub mod cluster;
 pub mod http;
