@@ -127,11 +127,12 @@ impl Error {
         Self { kind: self.kind, message: format!("{context}: {}", self.message) }
     }
 
-    /// An operating system's error of a local disk: full disks are `NoSpace`, the rest `Internal`.
+    /// An operating system's error of a local disk: full disks are `NoSpace`, most of the rest `Internal`.
     pub fn from_io(error: &std::io::Error, context: impl std::fmt::Display) -> Self {
         let kind = match error.raw_os_error() {
             Some(libc::ENOSPC | libc::EDQUOT) => ErrorKind::NoSpace,
             Some(libc::EROFS) => ErrorKind::ReadOnly,
+            Some(libc::EFBIG) => ErrorKind::FileTooLarge,
             _ => ErrorKind::Internal,
         };
         Self::new(kind, format!("{context}: {error}"))

@@ -3,13 +3,13 @@
 use std::collections::HashMap;
 use std::io::Read;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use dfs_common::clients::Cluster;
 use dfs_common::ids::{InodeId, Token};
 use dfs_common::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
-use tokio::sync::OwnedMutexGuard;
 
 use super::interrupt::interruptible;
 use super::{Caller, Vfs};
@@ -27,9 +27,16 @@ struct Slot {
     last_expected: u64,
 }
 
+/// A slot and whether somebody waits in it for the service, which may take long; all else under the lock is short.
+#[derive(Debug, Default)]
+struct Guarded {
+    slot: tokio::sync::Mutex<Slot>,
+    waiting: AtomicBool,
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Locks {
-    slots: Mutex<HashMap<InodeId, Arc<tokio::sync::Mutex<Slot>>>>,
+    slots: Mutex<HashMap<InodeId, Arc<Guarded>>>,
 }
 
 /// How an open wants its lock.
@@ -42,7 +49,7 @@ pub(crate) enum Wait {
 }
 
 impl Locks {
-    fn slot(&self, ino: InodeId) -> Arc<tokio::sync::Mutex<Slot>> {
+    fn slot(&self, ino: InodeId) -> Arc<Guarded> {
         self.slots.lock().entry(ino).or_default().clone()
     }
 
@@ -50,7 +57,7 @@ impl Locks {
     fn tidy(&self, ino: InodeId) {
         let mut slots = self.slots.lock();
         // Two: the table's reference and the caller's.
-        if slots.get(&ino).is_some_and(|s| Arc::strong_count(s) <= 2 && s.try_lock().is_ok_and(|s| s.token.is_none() && s.users == 0)) {
+        if slots.get(&ino).is_some_and(|s| Arc::strong_count(s) <= 2 && s.slot.try_lock().is_ok_and(|s| s.token.is_none() && s.users == 0)) {
             slots.remove(&ino);
         }
     }
@@ -59,24 +66,26 @@ impl Locks {
 impl Vfs {
     /// Takes this mount's write lock of `ino` for one more user, waiting its turn; gives it back with [`Vfs::unlock`].
     pub(crate) async fn lock(&self, ino: InodeId, caller: Caller, wait: Wait) -> Result<Token> {
-        let slot = self.locks.slot(ino);
-        let result = self.lock_slot(&slot, ino, caller, wait).await;
+        let guarded = self.locks.slot(ino);
+        let result = self.lock_slot(&guarded, ino, caller, wait).await;
         if result.is_err() {
             self.locks.tidy(ino);
         }
         result
     }
 
-    async fn lock_slot(&self, slot: &Arc<tokio::sync::Mutex<Slot>>, ino: InodeId, caller: Caller, wait: Wait) -> Result<Token> {
+    async fn lock_slot(&self, guarded: &Guarded, ino: InodeId, caller: Caller, wait: Wait) -> Result<Token> {
         let start = std::time::Instant::now();
-        let mut held: OwnedMutexGuard<Slot> = match wait {
-            Wait::Never => slot.clone().try_lock_owned().map_err(|_| Error::from(ErrorKind::WouldBlock))?,
+        let mut held = match wait {
+            // What this mount does with the lock itself, such as giving it back, is no reason to refuse.
+            Wait::Never if guarded.waiting.load(Ordering::Relaxed) => return Err(ErrorKind::WouldBlock.into()),
+            Wait::Never => guarded.slot.lock().await,
             // Another process of this mount waits for the lock: it is first, and shares what it gets.
             Wait::Until(limit) => {
                 interruptible(caller, async {
                     match limit {
-                        None => Ok(slot.clone().lock_owned().await),
-                        Some(limit) => tokio::time::timeout(limit, slot.clone().lock_owned()).await.map_err(|_| busy(ino)),
+                        None => Ok(guarded.slot.lock().await),
+                        Some(limit) => tokio::time::timeout(limit, guarded.slot.lock()).await.map_err(|_| busy(ino)),
                     }
                 })
                 .await??
@@ -90,6 +99,7 @@ impl Vfs {
             Wait::Never => Some(Duration::ZERO),
             Wait::Until(limit) => limit.map(|l| l.saturating_sub(start.elapsed())),
         };
+        let _waiting = Flag::raise(&guarded.waiting, limit != Some(Duration::ZERO));
         let token = self.acquire(ino, caller, limit).await.map_err(|e| match (e.kind(), wait) {
             // The wait was used up behind another process of this mount.
             (ErrorKind::WouldBlock, Wait::Until(_)) => busy(ino),
@@ -119,9 +129,9 @@ impl Vfs {
 
     /// Ends one use of the lock; the last one gives it back to the service.
     pub(crate) async fn unlock(&self, ino: InodeId) {
-        let slot = self.locks.slot(ino);
+        let guarded = self.locks.slot(ino);
         {
-            let mut held = slot.lock().await;
+            let mut held = guarded.slot.lock().await;
             held.users -= 1;
             self.give_back_if_unused(ino, &mut held).await;
         }
@@ -130,8 +140,8 @@ impl Vfs {
 
     /// As [`Vfs::unlock`], but the lock stays a little: the caller was told to look the name up again and to come back.
     pub(crate) async fn unlock_later(self: &Arc<Self>, ino: InodeId) {
-        let slot = self.locks.slot(ino);
-        let mut held = slot.lock().await;
+        let guarded = self.locks.slot(ino);
+        let mut held = guarded.slot.lock().await;
         held.users -= 1;
         held.last_expected += 1;
         let expected = held.last_expected;
@@ -141,7 +151,7 @@ impl Vfs {
         tokio::spawn(async move {
             tokio::time::sleep(GRACE).await;
             {
-                let mut held = slot.lock().await;
+                let mut held = guarded.slot.lock().await;
                 held.expected.retain(|e| *e != expected);
                 vfs.give_back_if_unused(ino, &mut held).await;
             }
@@ -151,8 +161,8 @@ impl Vfs {
 
     /// An open has its lock: if one was expected, this is taken for it.
     pub(crate) async fn arrived(&self, ino: InodeId) {
-        let slot = self.locks.slot(ino);
-        slot.lock().await.expected.pop();
+        let guarded = self.locks.slot(ino);
+        guarded.slot.lock().await.expected.pop();
     }
 
     async fn give_back_if_unused(&self, ino: InodeId, held: &mut Slot) {
@@ -163,6 +173,22 @@ impl Vfs {
         if let Err(e) = self.cluster.release_lock(ino, token).await {
             log::warn!("the write lock of inode {ino} was not given back and ends with its lease: {e}");
         }
+    }
+}
+
+/// True for as long as this lives.
+struct Flag<'a>(&'a AtomicBool);
+
+impl<'a> Flag<'a> {
+    fn raise(flag: &'a AtomicBool, raised: bool) -> Self {
+        flag.store(raised, Ordering::Relaxed);
+        Self(flag)
+    }
+}
+
+impl Drop for Flag<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
     }
 }
 

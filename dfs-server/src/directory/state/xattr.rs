@@ -78,7 +78,7 @@ fn store(change: &mut Change<'_>, ino: InodeId, name: &Name, value: Option<Vec<u
     let (before, after) = (of(&old), of(&value));
     let (count, bytes) = (inode.xattrs - before.0 + after.0, inode.xattr_bytes - before.1 + after.1);
     if count > COUNT_MAX {
-        return Err(Error::new(ErrorKind::TooMany, format!("inode {ino} has {COUNT_MAX} extended attributes, the most it may have")));
+        return Err(Error::new(ErrorKind::NoSpace, format!("inode {ino} has {COUNT_MAX} extended attributes, the most it may have")));
     }
     if bytes > BYTES_MAX {
         return Err(Error::new(ErrorKind::NoSpace, format!("the extended attributes of inode {ino} would be over {BYTES_MAX} bytes")));
