@@ -58,6 +58,26 @@ fn cp_sends_no_content() {
 }
 
 #[test]
+fn cp_sends_no_content_to_a_server_that_has_it() {
+    // Any two of three servers have one in common with any other two.
+    let cluster = Cluster::replicated();
+    let m = cluster.mount();
+    let content = noise(16 << 20, 6);
+    fs::write(m.at("0"), &content).unwrap();
+    for n in 1..4 {
+        let before = sent(&m);
+        m.run(&format!("cp {} {n}", n - 1));
+        let after = sent(&m);
+        assert!(after.saturating_sub(before) < 256 << 10, "copy {n} has sent {} bytes", after - before);
+    }
+    cluster.wait_replicated();
+    let other = cluster.mount();
+    for n in 1..4 {
+        assert!(fs::read(other.at(n.to_string())).unwrap() == content, "copy {n}");
+    }
+}
+
+#[test]
 fn ranges_are_copied_as_they_are() {
     let (cluster, m) = one();
     let content = noise(5 * BLOCK + 4096, 2);

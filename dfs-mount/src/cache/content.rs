@@ -15,7 +15,7 @@ use bytes::Bytes;
 use dfs_common::attributes::Timestamp;
 use dfs_common::block::{BlockHash, Manifest};
 use dfs_common::clients::commit::BlockSource;
-use dfs_common::ids::Version;
+use dfs_common::ids::{ServerId, Version};
 use dfs_common::{Error, Result};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -60,6 +60,8 @@ struct State {
     base: Arc<Manifest>,
     /// False where this mount published the version without asking for disks.
     durable: bool,
+    /// Servers that have what was copied since the last commit.
+    origin: Vec<ServerId>,
 }
 
 /// An open cache file.
@@ -91,7 +93,7 @@ impl Content {
     /// Takes over `file` at `path`, whose blocks are in the state `map` of `version`, without changes.
     pub fn new(file: File, path: PathBuf, version: Version, map: BlockMap) -> Self {
         let base = Arc::new(map.clean_manifest().expect("a map that was made from a manifest makes that manifest"));
-        let state = State { map, path, version, mtime: None, committing: false, base, durable: true };
+        let state = State { map, path, version, mtime: None, committing: false, base, durable: true, origin: Vec::new() };
         Self { file, state: Mutex::new(state), committed: Notify::new(), fill: tokio::sync::Mutex::default(), commit: tokio::sync::Mutex::default() }
     }
 
@@ -133,6 +135,16 @@ impl Content {
         let state = self.state.lock();
         let missing = blocks.iter().copied().filter(|&b| state.map.is_missing(b)).collect();
         (state.base.clone(), missing)
+    }
+
+    /// Notes which servers have the blocks that are copied into this content.
+    pub fn set_origin(&self, servers: &[ServerId]) {
+        self.state.lock().origin = servers.to_vec();
+    }
+
+    /// Servers that have what was copied since the last commit: best a commit goes to one of them.
+    pub fn origin(&self) -> Vec<ServerId> {
+        self.state.lock().origin.clone()
     }
 
     /// Where the cache file is.
@@ -364,6 +376,7 @@ impl Content {
             state.base = Arc::new(manifest.clone());
             state.version = version;
             state.durable = durable;
+            state.origin.clear();
         }
         self.committed.notify_waiters();
     }

@@ -47,7 +47,10 @@ impl Vfs {
     async fn publish(&self, node: &Arc<Node>, content: &Arc<Content>, plan: &Plan, durable: bool) -> Result<Entry> {
         // Shares the lock that the writing handle holds; the service is not asked.
         let token = self.lock(node.ino, Caller::default(), Wait::Until(Some(self.cluster.directory.timeout()))).await?;
-        let placement = node.state.lock().entry.layout.placement.clone();
+        let mut placement = node.state.lock().entry.layout.placement.clone();
+        // A server that has what was copied makes the better primary: nothing need be sent to it.
+        let origin = content.origin();
+        placement.sort_by_key(|server| !origin.contains(server));
         let new = NewVersion {
             ino: node.ino,
             token,

@@ -125,6 +125,8 @@ impl Vfs {
         if caller.uid != 0 {
             self.kill_privileges(&target.node).await?;
         }
+        let holders = source.node.state.lock().entry.layout.holders.clone();
+        target.content.set_origin(&holders);
         let (len, mut done) = (len.min(COPY), 0);
         loop {
             let (a, b) = (source.content.clone(), target.content.clone());
