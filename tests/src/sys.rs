@@ -109,18 +109,17 @@ pub fn seek(file: &File, offset: i64, whence: i32) -> io::Result<i64> {
     check(unsafe { libc::lseek(file.as_raw_fd(), offset, whence) })
 }
 
+/// truncate(2), without an open file.
+pub fn truncate(at: &Path, size: i64) -> io::Result<()> {
+    let at = path(at);
+    // SAFETY: the string ends with NUL and lives until the call returns.
+    check(i64::from(unsafe { libc::truncate(at.as_ptr(), size) })).map(|_| ())
+}
+
 /// fallocate(2).
 pub fn fallocate(file: &File, mode: i32, offset: i64, length: i64) -> io::Result<()> {
     // SAFETY: takes numbers only.
     check(i64::from(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, length) })).map(|_| ())
-}
-
-/// copy_file_range(2) within one file; how many bytes it copied.
-pub fn copy_file_range(file: &File, from: u64, to: u64, len: usize) -> io::Result<usize> {
-    let (mut from, mut to) = (from as i64, to as i64);
-    // SAFETY: both offsets live until the call returns; the rest are numbers.
-    let copied = unsafe { libc::copy_file_range(file.as_raw_fd(), &raw mut from, file.as_raw_fd(), &raw mut to, len, 0) };
-    check(copied as i64).map(|n| n as usize)
 }
 
 /// copy_file_range(2), once: from (file, offset) to (file, offset).

@@ -162,6 +162,24 @@ fn fallocate_does_what_it_can_and_refuses_the_rest() {
 }
 
 #[test]
+fn a_truncation_behind_a_close_is_not_lost() {
+    let (cluster, m) = one();
+    let other = cluster.mount();
+    // The driver hears of the last close while the next call is on its way.
+    for round in 0..300 {
+        let path = m.at(format!("f{}", round % 7));
+        fs::write(&path, vec![b'x'; 5000 * (round % 2)]).unwrap();
+        for size in [23_456, 1] {
+            sys::truncate(&path, size as i64).unwrap();
+            assert_eq!(fs::metadata(&path).unwrap().len(), size, "round {round}");
+        }
+        if round % 50 == 49 {
+            assert_eq!(fs::read(other.at(format!("f{}", round % 7))).unwrap().len(), 1);
+        }
+    }
+}
+
+#[test]
 fn a_running_program_is_busy() {
     let (_cluster, m) = one();
     m.run("cp /bin/sleep s; chmod 755 s");

@@ -175,12 +175,16 @@ fn drop_privileges(node: &Node, set: &mut SetAttributes, content_changed: bool) 
 impl Vfs {
     /// Sets a file's length: of what is open for writing here, or of the file itself, as a version of its own.
     async fn truncate(self: &Arc<Self>, node: &Arc<Node>, size: u64, caller: Caller) -> Result<()> {
-        let open = {
-            let state = node.state.lock();
-            state.content.clone().filter(|_| state.writers > 0)
-        };
-        if let Some(content) = open {
-            return self.change(node, &content, || content.truncate(size, now())).await;
+        {
+            // A handle that is just being closed would not publish what changes behind its back: it is gone, or waits.
+            let _no_closes = node.opening.lock().await;
+            let open = {
+                let state = node.state.lock();
+                state.content.clone().filter(|_| state.writers > 0)
+            };
+            if let Some(content) = open {
+                return self.change(node, &content, || content.truncate(size, now())).await;
+            }
         }
         let handle = self.open_for(node, super::open::Intent::truncate(), caller).await?;
         let content = handle.content.clone();
