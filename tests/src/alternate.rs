@@ -204,12 +204,12 @@ impl Alternate {
         while done < len {
             // Ranges that overlap are an error within one file, as everywhere.
             if from.abs_diff(to) < len {
-                return match sys::copy_file_range(file, from as u64, to as u64, len) {
+                return match sys::copy_range((file, from as i64), (file, to as i64), len) {
                     Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(()),
                     other => bail!("overlapping ranges: {other:?}, and must be EINVAL"),
                 };
             }
-            let copied = sys::copy_file_range(file, (from + done) as u64, (to + done) as u64, len - done)?;
+            let copied = sys::copy_range((file, (from + done) as i64), (file, (to + done) as i64), len - done)?;
             ensure!(copied > 0, "copy_file_range stopped at {done}");
             done += copied;
         }
