@@ -15,7 +15,7 @@ use super::interrupt::interruptible;
 use super::{Caller, Vfs};
 
 /// How long a lock stays with a mount whose open was sent back to look the name up again.
-const GRACE: Duration = Duration::from_secs(2);
+const GRACE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Default)]
 struct Slot {

@@ -40,8 +40,8 @@ pub(crate) struct State {
     pub(crate) told: Version,
     /// The version that the kernel's page cache holds pages of.
     pub(crate) pages: Option<Version>,
-    /// OPEN was answered with ESTALE; the kernel looks the name up again and comes back.
-    pub(crate) sent_back: bool,
+    /// When OPEN was answered with ESTALE; the kernel looks the name up again and comes back.
+    pub(crate) sent_back: Option<Instant>,
     /// References that the kernel holds.
     lookups: u64,
     /// Open handles.
@@ -95,7 +95,7 @@ impl Node {
             told: entry.attributes.version,
             heard: Instant::now(),
             pages: None,
-            sent_back: false,
+            sent_back: None,
             lookups: 0,
             opens: 0,
             writers: 0,

@@ -16,6 +16,8 @@ use crate::cache::{BlockMap, Content};
 
 /// Between two attempts to publish what could not be published.
 const RETRY: Duration = Duration::from_secs(2);
+/// An open that was sent back is the same one again if it comes within this time.
+const COMES_BACK: Duration = Duration::from_secs(5);
 /// For so long after its creation a file is known without asking: less than another client needs to find and change it.
 const FRESH: Duration = Duration::from_millis(1);
 
@@ -167,17 +169,20 @@ impl Vfs {
             return Err(stale());
         }
         if intent.truncate || entry.attributes.version == state.told || state.content.is_some() {
-            state.sent_back = false;
+            state.sent_back = None;
             state.hear(entry);
             return Ok(state.entry.clone());
         }
-        if state.sent_back && !intent.write {
-            // It moves faster than the kernel looks it up: what the kernel was told a moment ago is a whole version, too.
-            state.sent_back = false;
+        if state.sent_back.take().is_some_and(|at| at.elapsed() < COMES_BACK) {
+            // The kernel comes back once only. Under the lock the current version stays; without it, the file moves faster
+            // than it is looked up, and what the kernel was told a moment ago is a whole version, too.
+            if intent.write {
+                state.hear(entry);
+            }
             return Ok(state.entry.clone());
         }
         // The kernel believes another size. It asks again, and is told this one.
-        state.sent_back = true;
+        state.sent_back = Some(Instant::now());
         Err(stale())
     }
 
