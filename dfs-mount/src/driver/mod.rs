@@ -90,7 +90,7 @@ fn start(arguments: Arguments) -> Result<()> {
     if !std::fs::metadata(&options.mountpoint).context("mountpoint")?.is_dir() {
         bail!("the mountpoint is not a directory");
     }
-    let mounted = mounted_source(&options.mountpoint)?;
+    let mounted = topmost_mount(&options.mountpoint)?.map(|mount| mount.1);
     if options.remount {
         return remount(&options, mounted.as_deref());
     }
@@ -140,6 +140,9 @@ fn run(options: &Options, parent: &mut Option<PipeWriter>) -> Result<()> {
     let vfs = Arc::new(runtime.block_on(connect(options))?);
     let mut mounted =
         fuse::mount(vfs.clone(), runtime.handle().clone(), &options.mountpoint, &options.source, options.access, &options.kernel).context("mount")?;
+    if let Some((id, _)) = topmost_mount(&options.mountpoint)? {
+        vfs.set_mount_id(id);
+    }
     runtime.spawn(vfs.clone().keep_session());
     runtime.spawn(end_on_signal(vfs.clone(), mounted.unmounter(), options.mountpoint.clone()));
     log::info!("{} is mounted on {}", options.source, options.mountpoint.display());
@@ -220,7 +223,7 @@ async fn end_on_signal(vfs: Arc<Vfs>, mut unmounter: Unmounter, mountpoint: Path
     if let Err(e) = unmounter.unmount() {
         log::warn!("{} is in use ({e}); detaching it", mountpoint.display());
     }
-    if mounted_source(&mountpoint).is_ok_and(|m| m.is_some())
+    if topmost_mount(&mountpoint).is_ok_and(|m| m.is_some())
         && let Err(e) = system::detach(&mountpoint)
     {
         log::error!("{} cannot be unmounted: {e}", mountpoint.display());
@@ -231,10 +234,10 @@ async fn end_on_signal(vfs: Arc<Vfs>, mut unmounter: Unmounter, mountpoint: Path
     std::process::exit(0);
 }
 
-/// What is mounted at `mountpoint` by this driver, topmost first.
-fn mounted_source(mountpoint: &Path) -> Result<Option<String>> {
+/// Id and source of what is mounted at `mountpoint` by this driver, topmost first.
+fn topmost_mount(mountpoint: &Path) -> Result<Option<(u64, String)>> {
     let text = std::fs::read_to_string("/proc/self/mountinfo").context("/proc/self/mountinfo")?;
-    Ok(options::mounted_source(&text, mountpoint))
+    Ok(options::topmost_mount(&text, mountpoint))
 }
 
 fn remount(options: &Options, mounted: Option<&str>) -> Result<()> {

@@ -255,16 +255,17 @@ fn default_cache(mountpoint: &Path) -> Result<PathBuf> {
     Ok(base.context("neither HOME nor XDG_CACHE_HOME is set: choose a cache with -o cache_dir=")?.join("dfs-mount").join(name))
 }
 
-/// The source of this driver's topmost mount at `mountpoint`, from the text of /proc/self/mountinfo.
-pub(super) fn mounted_source(mountinfo: &str, mountpoint: &Path) -> Option<String> {
-    let fields = |line: &str| -> Option<(String, String, String)> {
+/// Id and source of this driver's topmost mount at `mountpoint`, from the text of /proc/self/mountinfo.
+pub(super) fn topmost_mount(mountinfo: &str, mountpoint: &Path) -> Option<(u64, String)> {
+    let fields = |line: &str| -> Option<(u64, String, String, String)> {
         let (left, right) = line.split_once(" - ")?;
-        let target = unescape(left.split(' ').nth(4)?);
+        let mut left = left.split(' ');
+        let (id, target) = (left.next()?.parse().ok()?, unescape(left.nth(3)?));
         let mut right = right.split(' ');
-        Some((target, right.next()?.to_owned(), unescape(right.next()?)))
+        Some((id, target, right.next()?.to_owned(), unescape(right.next()?)))
     };
-    let topmost = mountinfo.lines().filter_map(fields).rfind(|(target, ..)| Path::new(target) == mountpoint)?;
-    (topmost.1 == "fuse.dfs-mount").then_some(topmost.2)
+    let (id, _, kind, source) = mountinfo.lines().filter_map(fields).rfind(|(_, target, ..)| Path::new(target) == mountpoint)?;
+    (kind == "fuse.dfs-mount").then_some((id, source))
 }
 
 /// mountinfo writes space, tab, newline and backslash as three octal digits.
@@ -328,7 +329,7 @@ mod tests {
     #[test]
     fn the_topmost_mount_counts() {
         let info = "36 35 0:40 / /mnt/a\\040b rw - fuse.dfs-mount http://h:1 rw\n37 35 0:41 / /x rw - fuse.dfs-mount s rw\n38 35 0:42 / /x rw - tmpfs t rw\n";
-        assert_eq!(mounted_source(info, Path::new("/mnt/a b")).as_deref(), Some("http://h:1"));
-        assert_eq!(mounted_source(info, Path::new("/x")), None);
+        assert_eq!(topmost_mount(info, Path::new("/mnt/a b")), Some((36, "http://h:1".to_owned())));
+        assert_eq!(topmost_mount(info, Path::new("/x")), None);
     }
 }

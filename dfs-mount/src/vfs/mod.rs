@@ -21,6 +21,7 @@ pub mod open;
 pub mod session;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use dfs_common::attributes::{Attributes, Entry, Timestamp};
@@ -71,6 +72,8 @@ pub struct Vfs {
     /// Removed inodes that this mount has let go and the directory has not been told of.
     released: Mutex<Vec<InodeId>>,
     release_soon: Notify,
+    /// The kernel's number of this mount; 0 where it is not known.
+    mount_id: AtomicU64,
 }
 
 impl Vfs {
@@ -85,7 +88,13 @@ impl Vfs {
             locks: Locks::default(),
             released: Mutex::default(),
             release_soon: Notify::new(),
+            mount_id: AtomicU64::new(0),
         }
+    }
+
+    /// The kernel's number of this mount, by which descriptors of its files are told from those of others.
+    pub fn set_mount_id(&self, id: u64) {
+        self.mount_id.store(id, Ordering::Relaxed);
     }
 
     /// Times for which the kernel may believe attributes and names.
