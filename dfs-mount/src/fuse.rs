@@ -299,14 +299,16 @@ impl Filesystem for Adapter {
         atime: Option<TimeOrNow>,
         mtime: Option<TimeOrNow>,
         _ctime: Option<SystemTime>,
-        _handle: Option<FileHandle>,
+        handle: Option<FileHandle>,
         _crtime: Option<SystemTime>,
         _chgtime: Option<SystemTime>,
         _bkuptime: Option<SystemTime>,
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let change = Change { mode: mode.map(|m| m & 0o7777), uid, gid, size, atime: atime.map(timestamp), mtime: mtime.map(timestamp) };
+        // The kernel names no handle for O_TRUNC, which always sets 0.
+        let (atime, mtime, by_handle) = (atime.map(timestamp), mtime.map(timestamp), handle.is_some() || size == Some(0));
+        let change = Change { mode: mode.map(|m| m & 0o7777), uid, gid, size, by_handle, atime, mtime };
         let (vfs, caller) = (self.vfs.clone(), caller(request));
         self.attributes(reply, async move { vfs.set_attributes(ino.0, change, caller).await });
     }

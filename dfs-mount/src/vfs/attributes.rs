@@ -26,6 +26,8 @@ pub struct Change {
     pub gid: Option<u32>,
     /// Length in bytes.
     pub size: Option<u64>,
+    /// Through a descriptor (ftruncate, O_TRUNC), whose close publishes the length; otherwise it is published at once.
+    pub by_handle: bool,
     /// Last access.
     pub atime: Option<Timestamp>,
     /// Last change of content.
@@ -71,7 +73,7 @@ impl Vfs {
         let ino = self.ino(id)?;
         let node = self.nodes.get(id);
         if let (Some(size), Some(node)) = (change.size, &node) {
-            self.truncate(node, size, caller).await?;
+            self.truncate(node, size, change.by_handle, caller).await?;
         }
         let mut set = SetAttributes {
             mode: change.mode,
@@ -174,7 +176,7 @@ fn drop_privileges(node: &Node, set: &mut SetAttributes, content_changed: bool) 
 
 impl Vfs {
     /// Sets a file's length: of what is open for writing here, or of the file itself, as a version of its own.
-    async fn truncate(self: &Arc<Self>, node: &Arc<Node>, size: u64, caller: Caller) -> Result<()> {
+    async fn truncate(self: &Arc<Self>, node: &Arc<Node>, size: u64, by_handle: bool, caller: Caller) -> Result<()> {
         {
             // A handle that is just being closed would not publish what changes behind its back: it is gone, or waits.
             let _no_closes = node.opening.lock().await;
@@ -183,7 +185,9 @@ impl Vfs {
                 state.content.clone().filter(|_| state.writers > 0)
             };
             if let Some(content) = open {
-                return self.change(node, &content, || content.truncate(size, now())).await;
+                self.change(node, &content, || content.truncate(size, now())).await?;
+                // The writer may be a close that is not over yet: nobody else would publish before this call returns.
+                return if by_handle { Ok(()) } else { self.commit(node, &content, false).await };
             }
         }
         let handle = self.open_for(node, super::open::Intent::truncate(), caller).await?;
