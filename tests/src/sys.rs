@@ -165,3 +165,8 @@ pub fn read_mapped(file: &File, length: usize) -> io::Result<Vec<u8>> {
         Ok(bytes)
     }
 }
+
+/// The error number of a call that must fail.
+pub fn errno<T: std::fmt::Debug>(result: std::io::Result<T>) -> i32 {
+    result.expect_err("it must fail").raw_os_error().expect("an errno")
+}

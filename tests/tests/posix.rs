@@ -7,16 +7,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, symlink};
 use std::path::Path;
 
+use dfs_tests::sys::errno;
 use dfs_tests::{Cluster, Mount, eventually, shell, sys};
 
 fn one() -> (Cluster, Mount) {
     let cluster = Cluster::small();
     let mount = cluster.mount();
     (cluster, mount)
-}
-
-fn errno<T: std::fmt::Debug>(result: std::io::Result<T>) -> i32 {
-    result.expect_err("it must fail").raw_os_error().expect("an errno")
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::process::Command;
 
+use dfs_tests::sys::errno;
 use dfs_tests::{Cluster, Mount, Rng, shell, sys};
 
 /// Of a new file, as `dfs-server` is run here.
@@ -14,10 +15,6 @@ fn one() -> (Cluster, Mount) {
     let cluster = Cluster::small();
     let mount = cluster.mount();
     (cluster, mount)
-}
-
-fn errno<T: std::fmt::Debug>(result: std::io::Result<T>) -> i32 {
-    result.expect_err("it must fail").raw_os_error().expect("an errno")
 }
 
 fn noise(len: u64, seed: u64) -> Vec<u8> {
