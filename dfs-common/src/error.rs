@@ -75,6 +75,8 @@ kinds! {
     Fenced => "fenced", 412, ESTALE, false;
     /// The session is unknown or has expired.
     SessionExpired => "session_expired", 440, ESTALE, false;
+    /// The service knows nothing of this session's leases: claim them.
+    Unclaimed => "unclaimed", 428, ESTALE, false;
     /// The wait was bounded and the bound is reached.
     Busy => "busy", 423, EBUSY, false;
     /// It would have had to wait, and the caller did not want to.

@@ -21,7 +21,7 @@ pub fn make(parent: InodeId, name: &str, kind: FileKind, mode: u32) -> Make {
 
 /// Creates a file with content through `client`; its write lock is given back.
 pub async fn write(client: &Client, parent: InodeId, name: &str, content: Bytes) -> Result<Entry> {
-    let entry = client.directory.call(&make(parent, name, FileKind::File, 0o644)).await.context("make")?;
+    let entry = client.directory.call(&make(parent, name, FileKind::File, 0o644)).await.context("make")?.entry;
     replace(client, &entry, content).await
 }
 
@@ -53,10 +53,10 @@ pub fn fill(cluster: &Cluster, count: u32, parallel: u32) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let client = Arc::new(cluster.client(Duration::from_secs(60)).await?);
-        let top = client.directory.call(&make(ROOT, "bulk", FileKind::Directory, 0o755)).await?;
+        let top = client.directory.call(&make(ROOT, "bulk", FileKind::Directory, 0o755)).await?.entry;
         let mut dirs = Vec::new();
         for d in 0..count.div_ceil(1000) {
-            let dir = client.directory.call(&make(top.attributes.ino, &d.to_string(), FileKind::Directory, 0o755)).await?;
+            let dir = client.directory.call(&make(top.attributes.ino, &d.to_string(), FileKind::Directory, 0o755)).await?.entry;
             dirs.push(dir.attributes.ino);
         }
         let dirs = Arc::new(dirs);

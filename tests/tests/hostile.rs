@@ -25,7 +25,7 @@ fn victim() -> (Cluster, Entry) {
         let client = cluster.client(Duration::from_secs(30)).await.unwrap();
         let entry = bulk::write(&client, ROOT, "f", vec![b'f'; 200_000].into()).await.unwrap();
         bulk::write(&client, ROOT, "g", "small".into()).await.unwrap();
-        let dir = client.directory.call(&bulk::make(ROOT, "d", FileKind::Directory, 0o755)).await.unwrap();
+        let dir = client.directory.call(&bulk::make(ROOT, "d", FileKind::Directory, 0o755)).await.unwrap().entry;
         bulk::write(&client, dir.attributes.ino, "h", "below".into()).await.unwrap();
         let mut link = bulk::make(ROOT, "l", FileKind::Symlink, 0o777);
         link.target = Some(dfs_common::name::Text(b"d/h".to_vec()));

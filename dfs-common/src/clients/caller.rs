@@ -8,6 +8,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::api::Operation;
+use crate::api::directory::Granted;
 use crate::ids::SessionId;
 use crate::transport::Transport;
 use crate::wire::{Method, Replay, Request, Response};
@@ -62,14 +63,26 @@ impl Caller {
 
     /// The same with a limit of its own.
     pub async fn call_within<O: Operation>(&self, operation: &O, limit: Duration) -> Result<O::Reply> {
+        self.exchange(operation, limit).await?.parse_json()
+    }
+
+    /// Carries out `operation`; with the answer, and with an error too, comes what leases it gives.
+    pub async fn call_leased<O: Operation>(&self, operation: &O) -> (Result<O::Reply>, Option<Granted>) {
+        match self.exchange(operation, self.timeout).await {
+            Ok(reply) => {
+                let granted = reply.meta.as_deref().and_then(|meta| serde_json::from_str(meta).ok());
+                (reply.parse_json(), granted)
+            }
+            Err(e) => (Err(e), None),
+        }
+    }
+
+    async fn exchange<O: Operation>(&self, operation: &O, limit: Duration) -> Result<Response> {
         let deadline = Instant::now() + limit;
         let mut request = Request::new(Method::Post, O::PATH).json(operation).session(self.session());
-        if !O::MUTATES || request.session.is_none() {
-            return self.send_until(&request, deadline).await?.parse_json();
-        }
-        let slot = self.slots.take().await;
-        request.replay = Some(slot.replay());
-        self.send_until(&request, deadline).await?.parse_json()
+        let slot = if O::MUTATES && request.session.is_some() { Some(self.slots.take().await) } else { None };
+        request.replay = slot.as_ref().map(Slot::replay);
+        self.send_until(&request, deadline).await
     }
 
     /// The same, with one attempt: transient errors are the caller's to judge.

@@ -207,7 +207,7 @@ pub(crate) async fn ln(session: &Session, arguments: &Ln) -> Outcome {
         session.make(parent, name, FileKind::Symlink, Some(Text(target.as_bytes().to_vec()))).await.at(&link)?
     } else {
         let ino = session.existing(target, false).await?.attributes.ino;
-        session.cluster.directory.call(&Link { ino, parent, name }).await.at(&link)?
+        session.cluster.directory.call(&Link { ino, parent, name }).await.at(&link)?.entry
     };
     if session.json { render::json(&made) } else { Ok(()) }
 }

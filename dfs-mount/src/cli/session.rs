@@ -186,7 +186,7 @@ impl Session {
             _ => 0o666 & !umask(),
         };
         let (uid, gid) = caller();
-        self.cluster.directory.call(&Make { parent, name, kind, mode, umask: 0, uid, gid, rdev: 0, target }).await
+        self.cluster.directory.call(&Make { parent, name, kind, mode, umask: 0, uid, gid, rdev: 0, target }).await.map(|made| made.entry)
     }
 
     /// Marks `ino` as in use by the running command.

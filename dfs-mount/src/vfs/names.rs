@@ -51,7 +51,7 @@ impl Vfs {
             rdev: new.rdev,
             target: new.target.map(Text),
         };
-        self.cluster.directory.call(&make).await
+        self.cluster.directory.call(&make).await.map(|made| made.entry)
     }
 
     /// Gives a file another name.
@@ -61,7 +61,7 @@ impl Vfs {
             // A new name must lead to the current version, which this node is not.
             return Err(ErrorKind::Stale.into());
         }
-        let entry = self.cluster.directory.call(&Link { ino: node.ino, parent: self.ino(parent)?, name: Name::new(name)? }).await?;
+        let entry = self.cluster.directory.call(&Link { ino: node.ino, parent: self.ino(parent)?, name: Name::new(name)? }).await?.entry;
         Ok(self.introduce(entry))
     }
 
@@ -73,7 +73,7 @@ impl Vfs {
     /// unlink or, with `directory`, rmdir.
     pub async fn remove(&self, parent: u64, name: &[u8], directory: bool) -> Result<()> {
         let remove = Remove { parent: self.ino(parent)?, name: Name::new(name)?, directory };
-        let Removed { entry } = self.cluster.directory.call(&remove).await?;
+        let Removed { entry, .. } = self.cluster.directory.call(&remove).await?;
         self.name_gone(entry);
         Ok(())
     }

@@ -160,6 +160,7 @@ impl Directory {
             client: live.record.client.clone(),
             idle_ms: now.clock.saturating_sub(live.seen).as_millis() as u64,
             age_ms: (now.wall.0.saturating_sub(live.record.opened.0).max(0) / 1_000_000) as u64,
+            leases: 0,
         });
         rows.collect()
     }
@@ -204,6 +205,8 @@ impl Directory {
             inodes: tables.inodes,
             orphans: tables.orphans,
             sessions: tables.sessions.len() as u64,
+            leases: 0,
+            events: 0,
             under_replicated: tables.under.len() as u64,
             requests,
         }

@@ -140,7 +140,7 @@ impl Bench {
             rdev: 0,
             target: None,
         };
-        self.client.directory.call(&make).await.unwrap()
+        self.client.directory.call(&make).await.unwrap().entry
     }
 
     async fn write(&self, entry: &Entry, content: &[u8]) -> Result<Entry> {

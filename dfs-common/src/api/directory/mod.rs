@@ -2,6 +2,7 @@
 //! [`sessions`], file [`servers`], and its own state.
 
 mod content;
+mod leases;
 mod names;
 mod servers;
 mod sessions;
@@ -9,6 +10,7 @@ mod sessions;
 use std::collections::BTreeMap;
 
 pub use content::*;
+pub use leases::*;
 pub use names::*;
 use serde::{Deserialize, Serialize};
 pub use servers::*;
@@ -22,21 +24,24 @@ operations! {
     OpenSession => "/v1/directory/open-session", false, Session;
     RenewSession => "/v1/directory/renew-session", false, Renewed;
     CloseSession => "/v1/directory/close-session", false, Done;
+    ClaimLeases => "/v1/directory/claim-leases", false, Claimed;
+    Events => "/v1/directory/events", false, EventBatch;
+    Waits => "/v1/directory/waits", false, Vec<WaitRow>;
     Sessions => "/v1/directory/sessions", false, Vec<SessionRow>;
     Lookup => "/v1/directory/lookup", false, Entry;
     GetAttributes => "/v1/directory/get-attributes", false, Entry;
     Resolve => "/v1/directory/resolve", false, Resolved;
     List => "/v1/directory/list", false, Page;
     ReadLink => "/v1/directory/read-link", false, Text;
-    Make => "/v1/directory/make", true, Entry;
-    Link => "/v1/directory/link", true, Entry;
+    Make => "/v1/directory/make", true, Made;
+    Link => "/v1/directory/link", true, Made;
     Remove => "/v1/directory/remove", true, Removed;
     Rename => "/v1/directory/rename", true, Renamed;
     SetAttributes => "/v1/directory/set-attributes", true, Entry;
     GetXattr => "/v1/directory/get-xattr", false, Text;
     ListXattrs => "/v1/directory/list-xattrs", false, Vec<Name>;
-    SetXattr => "/v1/directory/set-xattr", true, Done;
-    RemoveXattr => "/v1/directory/remove-xattr", true, Done;
+    SetXattr => "/v1/directory/set-xattr", true, Entry;
+    RemoveXattr => "/v1/directory/remove-xattr", true, Entry;
     StatFs => "/v1/directory/statfs", false, FsStatus;
     Sync => "/v1/directory/sync", false, Done;
     Place => "/v1/directory/place", true, Entry;
@@ -93,6 +98,10 @@ pub struct DirectoryStatus {
     pub orphans: u64,
     /// Live sessions.
     pub sessions: u64,
+    /// Leases that they hold.
+    pub leases: u64,
+    /// Events sent since the start.
+    pub events: u64,
     /// Files with fewer copies than they should have.
     pub under_replicated: u64,
     /// Requests answered, by resource.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::attributes::{Entry, FileKind, Timestamp};
+use crate::attributes::{Attributes, Entry, FileKind, Timestamp};
 use crate::ids::InodeId;
 use crate::name::{Name, Text};
 
@@ -120,6 +120,16 @@ pub struct Make {
     pub target: Option<Text>,
 }
 
+/// A new name and what it leads to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Made {
+    /// The inode.
+    #[serde(flatten)]
+    pub entry: Entry,
+    /// The directory, afterwards.
+    pub directory: Attributes,
+}
+
 /// Gives an inode that is no directory another name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -150,6 +160,8 @@ pub struct Removed {
     /// The inode behind the name, with its new link count. At 0 it is an orphan that the
     /// removing session, too, has to release by [`RenewSession`].
     pub entry: Entry,
+    /// The directory, afterwards.
+    pub directory: Attributes,
 }
 
 /// What a rename does with an existing target.
@@ -189,6 +201,10 @@ pub struct Renamed {
     pub entry: Entry,
     /// The inode that was at the target before, with its new link count.
     pub replaced: Option<Entry>,
+    /// The directory it was moved from, afterwards.
+    pub directory: Attributes,
+    /// The directory it was moved to, afterwards.
+    pub new_directory: Attributes,
 }
 
 /// Changes attributes; `None` leaves one as it is. Sizes change by publishing, never here.

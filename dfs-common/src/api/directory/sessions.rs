@@ -85,4 +85,7 @@ pub struct SessionRow {
     pub idle_ms: u64,
     /// Milliseconds since it was opened.
     pub age_ms: u64,
+    /// Leases that it holds.
+    #[serde(default)]
+    pub leases: u64,
 }

@@ -3,6 +3,7 @@
 //! Whoever drives it decides whether its rows are committed; until then nothing has
 //! happened. A mutation that fails is thrown away whole.
 
+use dfs_common::attributes::Attributes;
 use dfs_common::ids::{InodeId, SessionId};
 use dfs_common::{Error, ErrorKind, Result};
 
@@ -81,15 +82,15 @@ impl<'a> Change<'a> {
         Ok(inode)
     }
 
-    /// Notes that the entries of `parent` changed, and its count of subdirectories by `subdirectories`.
-    pub(super) fn touch_directory(&mut self, parent: InodeId, subdirectories: i32) -> Result<()> {
+    /// Notes that the entries of directory `ino` changed, and its count of subdirectories by `subdirectories`. Returns what it is then.
+    pub(super) fn touch_directory(&mut self, ino: InodeId, subdirectories: i32) -> Result<Attributes> {
         let now = self.now.wall;
-        let parent = self.edit(parent, |directory| {
+        let parent = self.edit(ino, |directory| {
             directory.nlink = directory.nlink.saturating_add_signed(subdirectories);
             (directory.mtime, directory.ctime) = (now, now);
         })?;
         assert!(parent.is_directory() && parent.nlink >= 2, "entries change only in directories that have names");
-        Ok(())
+        Ok(parent.entry(ino).attributes)
     }
 
     pub(super) fn put_dentry(&mut self, parent: InodeId, name: &[u8], ino: InodeId) {

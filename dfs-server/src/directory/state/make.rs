@@ -1,7 +1,7 @@
 //! Creating entries of every type.
 
-use dfs_common::api::directory::Make;
-use dfs_common::attributes::{Entry, FileKind, Timestamp};
+use dfs_common::api::directory::{Made, Make};
+use dfs_common::attributes::{FileKind, Timestamp};
 use dfs_common::ids::{InodeId, ROOT, Token, Version};
 use dfs_common::{Error, ErrorKind, Result};
 
@@ -17,7 +17,7 @@ const DIRECTORY_SIZE: u64 = 4096;
 /// The longest target of a symlink, in bytes (PATH_MAX without its NUL).
 const TARGET_MAX: usize = 4095;
 
-pub(crate) fn make(change: &mut Change<'_>, request: &Make) -> Result<Entry> {
+pub(crate) fn make(change: &mut Change<'_>, request: &Make) -> Result<Made> {
     let parent = load_directory(&change.view, request.parent)?;
     let name = request.name.as_bytes();
     if find(&change.view, request.parent, name)?.is_some() {
@@ -59,9 +59,9 @@ pub(crate) fn make(change: &mut Change<'_>, request: &Make) -> Result<Entry> {
     }
     change.put_inode(ino, &inode);
     change.put_dentry(request.parent, name, ino);
-    change.touch_directory(request.parent, i32::from(directory))?;
+    let directory = change.touch_directory(request.parent, i32::from(directory))?;
     change.effects.inodes += 1;
-    Ok(inode.entry(ino))
+    Ok(Made { entry: inode.entry(ino), directory })
 }
 
 /// The root of a new cluster.

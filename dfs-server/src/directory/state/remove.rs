@@ -1,7 +1,6 @@
 //! Hard links, unlink and rmdir.
 
-use dfs_common::api::directory::{Link, Remove, Removed};
-use dfs_common::attributes::Entry;
+use dfs_common::api::directory::{Link, Made, Remove, Removed};
 use dfs_common::ids::InodeId;
 use dfs_common::{Error, ErrorKind, Result};
 
@@ -10,7 +9,7 @@ use super::read::linked;
 use super::{LINK_MAX, keys};
 use crate::store::View;
 
-pub(crate) fn link(change: &mut Change<'_>, request: &Link) -> Result<Entry> {
+pub(crate) fn link(change: &mut Change<'_>, request: &Link) -> Result<Made> {
     let Link { ino, parent, name } = request;
     load_directory(&change.view, *parent)?;
     let inode = change.load(*ino)?;
@@ -32,8 +31,8 @@ pub(crate) fn link(change: &mut Change<'_>, request: &Link) -> Result<Entry> {
         inode.ctime = now;
     })?;
     change.put_dentry(*parent, name.as_bytes(), *ino);
-    change.touch_directory(*parent, 0)?;
-    Ok(inode.entry(*ino))
+    let directory = change.touch_directory(*parent, 0)?;
+    Ok(Made { entry: inode.entry(*ino), directory })
 }
 
 pub(crate) fn remove(change: &mut Change<'_>, request: &Remove) -> Result<Removed> {
@@ -49,9 +48,9 @@ pub(crate) fn remove(change: &mut Change<'_>, request: &Remove) -> Result<Remove
         (false, false) => {}
     }
     change.view.delete(keys::dentry(*parent, name.as_bytes()));
-    change.touch_directory(*parent, -i32::from(*directory))?;
+    let directory = change.touch_directory(*parent, -i32::from(*directory))?;
     let inode = change.drop_name(ino)?;
-    Ok(Removed { entry: inode.entry(ino) })
+    Ok(Removed { entry: inode.entry(ino), directory })
 }
 
 /// `NotEmpty` where directory `ino` has entries.

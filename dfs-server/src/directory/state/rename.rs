@@ -1,6 +1,7 @@
 //! Rename, with and without an existing target, and exchange: one atomic step each.
 
 use dfs_common::api::directory::{Rename, RenameMode, Renamed};
+use dfs_common::attributes::Entry;
 use dfs_common::ids::{InodeId, ROOT};
 use dfs_common::{Error, ErrorKind, Result};
 
@@ -26,7 +27,7 @@ pub(crate) fn rename(change: &mut Change<'_>, request: &Rename) -> Result<Rename
         // Two names of one inode: rename(2) leaves both.
         (_, Some(target)) if target == source => {
             let entry = linked(&change.view, source)?.entry(source);
-            return Ok(Renamed { replaced: Some(entry.clone()), entry });
+            return renamed(change, request, entry.clone(), Some(entry));
         }
         _ => {}
     }
@@ -62,7 +63,7 @@ fn replace(change: &mut Change<'_>, request: &Rename, (source, inode): (InodeId,
     change.touch_directory(*parent, -moved)?;
     change.touch_directory(*new_parent, moved - i32::from(replaced_directory))?;
     let entry = settle(change, source, *new_parent)?.entry(source);
-    Ok(Renamed { entry, replaced })
+    renamed(change, request, entry, replaced)
 }
 
 fn exchange(change: &mut Change<'_>, request: &Rename, (source, inode): (InodeId, &Inode), target: InodeId) -> Result<Renamed> {
@@ -78,7 +79,13 @@ fn exchange(change: &mut Change<'_>, request: &Rename, (source, inode): (InodeId
     change.touch_directory(*new_parent, gain)?;
     let replaced = Some(settle(change, target, *parent)?.entry(target));
     let entry = settle(change, source, *new_parent)?.entry(source);
-    Ok(Renamed { entry, replaced })
+    renamed(change, request, entry, replaced)
+}
+
+/// With both directories as they are after the last change to them.
+fn renamed(change: &Change<'_>, request: &Rename, entry: Entry, replaced: Option<Entry>) -> Result<Renamed> {
+    let directory = |ino: InodeId| change.load(ino).map(|inode| inode.entry(ino).attributes);
+    Ok(Renamed { entry, replaced, directory: directory(request.parent)?, new_directory: directory(request.new_parent)? })
 }
 
 /// Notes on a moved inode that it now lies in `parent`.

@@ -1,8 +1,7 @@
 //! Extended attributes, within the limits that the wire contract states.
 
-use dfs_common::api::Done;
 use dfs_common::api::directory::{GetXattr, ListXattrs, RemoveXattr, SetXattr, XattrMode};
-use dfs_common::attributes::FileKind;
+use dfs_common::attributes::{Entry, FileKind};
 use dfs_common::ids::InodeId;
 use dfs_common::name::{Name, Text};
 use dfs_common::{Error, ErrorKind, Result};
@@ -32,7 +31,7 @@ pub(crate) fn list_xattrs(view: &dyn View, request: &ListXattrs) -> Result<Vec<N
     view.scan(&from, &to, usize::MAX)?.iter().map(|(key, _)| Name::new(keys::name_of(key))).collect()
 }
 
-pub(crate) fn set_xattr(change: &mut Change<'_>, request: &SetXattr) -> Result<Done> {
+pub(crate) fn set_xattr(change: &mut Change<'_>, request: &SetXattr) -> Result<Entry> {
     let SetXattr { ino, name, value, mode } = request;
     check_name(name)?;
     if value.0.len() > VALUE_MAX {
@@ -59,7 +58,7 @@ pub(crate) fn set_xattr(change: &mut Change<'_>, request: &SetXattr) -> Result<D
     store(change, *ino, name, kept.map(|acl| acl.encode()))
 }
 
-pub(crate) fn remove_xattr(change: &mut Change<'_>, request: &RemoveXattr) -> Result<Done> {
+pub(crate) fn remove_xattr(change: &mut Change<'_>, request: &RemoveXattr) -> Result<Entry> {
     let RemoveXattr { ino, name } = request;
     check_name(name)?;
     change.load(*ino)?;
@@ -70,7 +69,7 @@ pub(crate) fn remove_xattr(change: &mut Change<'_>, request: &RemoveXattr) -> Re
 }
 
 /// Replaces or, with `None`, removes a value, within the limits of one inode.
-fn store(change: &mut Change<'_>, ino: InodeId, name: &Name, value: Option<Vec<u8>>) -> Result<Done> {
+fn store(change: &mut Change<'_>, ino: InodeId, name: &Name, value: Option<Vec<u8>>) -> Result<Entry> {
     let inode = change.load(ino)?;
     let key = keys::xattr(ino, name.as_bytes());
     let old = change.view.get(&key)?;
@@ -89,11 +88,11 @@ fn store(change: &mut Change<'_>, ino: InodeId, name: &Name, value: Option<Vec<u
         None => {}
     }
     let now = change.now.wall;
-    change.edit(ino, |inode| {
+    let inode = change.edit(ino, |inode| {
         (inode.xattrs, inode.xattr_bytes) = (count, bytes);
         inode.ctime = now;
     })?;
-    Ok(Done {})
+    Ok(inode.entry(ino))
 }
 
 fn is_acl(name: &Name) -> bool {

@@ -39,7 +39,7 @@ async fn a_restart_changes_nothing() {
     assert_eq!(client.call(&RenewSession { session, released: Vec::new() }).await.unwrap().orphans, [gone]);
     assert_eq!(client.register("a").await, server);
     let new = client.call_as(&Make { name: name("n"), ..make }, Some(Replay { slot: 9, sequence: 2 })).await.unwrap();
-    assert!(new.attributes.ino > made.attributes.ino, "numbers are never used twice");
+    assert!(new.entry.attributes.ino > made.entry.attributes.ino, "numbers are never used twice");
     let mut other = client.other();
     assert!(other.open_session().await > session);
 }

@@ -63,8 +63,8 @@ async fn symlinks_keep_their_target() {
 async fn devices_keep_their_number_and_files_have_none() {
     let client = Client::new();
     let make = |text, kind| Make { parent: ROOT, name: name(text), kind, mode: 0o100_644, umask: 0, uid: 0, gid: 0, rdev: 259, target: None };
-    let device = client.call(&make("dev", FileKind::BlockDevice)).await.unwrap().attributes;
-    let fifo = client.call(&make("fifo", FileKind::Fifo)).await.unwrap().attributes;
+    let device = client.call(&make("dev", FileKind::BlockDevice)).await.unwrap().entry.attributes;
+    let fifo = client.call(&make("fifo", FileKind::Fifo)).await.unwrap().entry.attributes;
     assert_eq!((device.rdev, fifo.rdev, fifo.mode), (259, 0, 0o644));
 }
 
@@ -75,7 +75,7 @@ async fn link_counts() {
     let file = client.file(ROOT, "a").await;
     let dir = client.dir(ROOT, "d").await;
     let link = |ino, text: &str| Link { ino, parent: dir, name: name(text) };
-    assert_eq!(client.call(&link(file, "b")).await.unwrap().attributes.nlink, 2);
+    assert_eq!(client.call(&link(file, "b")).await.unwrap().entry.attributes.nlink, 2);
     assert_eq!(kind(client.call(&link(file, "b")).await), ErrorKind::Exists);
     assert_eq!(kind(client.call(&link(dir, "c")).await), ErrorKind::NotPermitted);
     assert_eq!(client.remove(ROOT, "a", false).await.unwrap().entry.attributes.nlink, 1);
