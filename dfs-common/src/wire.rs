@@ -239,6 +239,11 @@ impl Response {
         serde_json::from_slice(&body).map_err(|e| Error::new(ErrorKind::Corrupt, format!("reply: {e}")))
     }
 
+    /// What leases the reply gives, by its [`META_HEADER`].
+    pub fn granted(&self) -> Option<crate::api::directory::Granted> {
+        self.meta.as_deref().and_then(|meta| serde_json::from_str(meta).ok())
+    }
+
     /// The body as bytes, or the error that the reply carries.
     pub fn into_bytes(self) -> Result<Bytes> {
         if (200..300).contains(&self.status) {

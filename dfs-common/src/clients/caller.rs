@@ -70,7 +70,7 @@ impl Caller {
     pub async fn call_leased<O: Operation>(&self, operation: &O) -> (Result<O::Reply>, Option<Granted>) {
         match self.exchange(operation, self.timeout).await {
             Ok(reply) => {
-                let granted = reply.meta.as_deref().and_then(|meta| serde_json::from_str(meta).ok());
+                let granted = reply.granted();
                 (reply.parse_json(), granted)
             }
             Err(e) => (Err(e), None),
@@ -87,10 +87,15 @@ impl Caller {
 
     /// The same, with one attempt: transient errors are the caller's to judge.
     pub async fn call_once<O: Operation>(&self, operation: &O) -> Result<O::Reply> {
+        self.call_once_within(operation, self.timeout).await
+    }
+
+    /// One attempt with a limit of its own.
+    pub async fn call_once_within<O: Operation>(&self, operation: &O, limit: Duration) -> Result<O::Reply> {
         let mut request = Request::new(Method::Post, O::PATH).json(operation).session(self.session());
         let slot = if O::MUTATES && request.session.is_some() { Some(self.slots.take().await) } else { None };
         request.replay = slot.as_ref().map(Slot::replay);
-        match tokio::time::timeout(self.timeout, self.send_once(&request)).await {
+        match tokio::time::timeout(limit, self.send_once(&request)).await {
             Ok(reply) => reply?.parse_json(),
             Err(_) => Err(self.timed_out(&request, "no answer")),
         }

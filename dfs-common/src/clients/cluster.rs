@@ -9,7 +9,7 @@ use parking_lot::RwLock;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{Caller, Connect, Peers};
-use crate::api::directory::{CloseSession, GetAttributes, OpenSession, RenewSession, Renewed, Session};
+use crate::api::directory::{CloseSession, GetAttributes, Granted, OpenSession, RenewSession, Renewed, Session};
 use crate::api::lock::{Acquire, Cancel, End, Grant, Owner, Release, Renew};
 use crate::attributes::Entry;
 use crate::credentials::ClusterToken;
@@ -30,6 +30,7 @@ pub struct Cluster {
     session: RwLock<Session>,
     client: OpenSession,
     next_request: AtomicU64,
+    reopening: tokio::sync::Mutex<()>,
 }
 
 /// Transports for the hot path: hyper, one pool a server. For mounts.
@@ -54,7 +55,7 @@ impl Cluster {
         let peers = Peers::new(connect);
         peers.refresh(&directory).await?;
         // Requests of different runs of one client must differ; the session is new in each.
-        Ok(Self { directory, lock, peers, session: RwLock::new(session), client, next_request: AtomicU64::new(1) })
+        Ok(Self { directory, lock, peers, session: RwLock::new(session), client, next_request: AtomicU64::new(1), reopening: tokio::sync::Mutex::default() })
     }
 
     /// What the directory said when the session was opened.
@@ -72,9 +73,13 @@ impl Cluster {
         self.session.read().block_bits
     }
 
-    /// Opens another session after this one has expired. Locks of the old one are lost; a commit under them is
+    /// Opens another session after `expired` has, unless that was done already. Locks of the old one are lost; a commit under them is
     /// refused where somebody else has published since. `Stale` where the URL now leads to another cluster.
-    pub async fn reopen(&self) -> Result<()> {
+    pub async fn reopen(&self, expired: SessionId) -> Result<()> {
+        let _one_at_a_time = self.reopening.lock().await;
+        if self.id() != expired {
+            return Ok(());
+        }
         let session = self.directory.call(&self.client).await?;
         if session.cluster != self.session.read().cluster {
             return Err(Error::new(ErrorKind::Stale, format!("{} is another cluster now", self.directory.peer())));
@@ -103,6 +108,14 @@ impl Cluster {
         let entry = self.directory.call(&GetAttributes { ino }).await?;
         self.learn(&entry).await?;
         Ok(entry)
+    }
+
+    /// The same, and what leases the answer gives.
+    pub async fn entry_leased(&self, ino: InodeId) -> (Result<Entry>, Option<Granted>) {
+        match self.directory.call_leased(&GetAttributes { ino }).await {
+            (Ok(entry), granted) => (self.learn(&entry).await.map(|()| entry), granted),
+            failed => failed,
+        }
     }
 
     /// Makes sure that every server in `entry`'s layout can be addressed.

@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use super::Cluster;
-use crate::api::directory::Place;
+use crate::api::directory::{Granted, Place};
 use crate::api::file::{BLOCKS, COMMIT, Commit, MAX_INLINE, Missing};
 use crate::attributes::{Entry, Timestamp};
 use crate::block::{BlockHash, Manifest};
@@ -69,11 +69,11 @@ pub struct NewVersion<'a> {
 }
 
 impl Cluster {
-    /// Commits `new`, whose servers are `placement` (from the file's layout). Returns the file as published.
+    /// Commits `new`, whose servers are `placement` (from the file's layout). Returns the file as published, and what leases that gives.
     ///
     /// Where a primary does not answer, the directory names others, until the timeout. `Conflict` or `Fenced`:
     /// somebody else published; nothing was changed.
-    pub async fn commit(&self, new: &NewVersion<'_>, placement: &[ServerId], source: &dyn BlockSource) -> Result<Entry> {
+    pub async fn commit(&self, new: &NewVersion<'_>, placement: &[ServerId], source: &dyn BlockSource) -> Result<(Entry, Option<Granted>)> {
         let deadline = tokio::time::Instant::now() + self.directory.timeout();
         let mut placement = placement.to_vec();
         let mut avoid: Vec<ServerId> = Vec::new();
@@ -81,7 +81,7 @@ impl Cluster {
         loop {
             let problem = match placement.split_first() {
                 Some((&primary, replicas)) => match self.commit_to(new, base_manifest, primary, replicas, source).await {
-                    Ok(entry) => return Ok(entry),
+                    Ok(published) => return Ok(published),
                     // The primary lacks blocks that it was thought to have: send whatever it lacks.
                     Err(e) if e.kind() == ErrorKind::NotFound && base_manifest.is_some() => {
                         base_manifest = None;
@@ -129,7 +129,7 @@ impl Cluster {
         primary: ServerId,
         replicas: &[ServerId],
         source: &dyn BlockSource,
-    ) -> Result<Entry> {
+    ) -> Result<(Entry, Option<Granted>)> {
         let fresh = fresh_blocks(new.manifest, base);
         let bytes: usize = fresh.iter().map(|&(index, _)| new.manifest.block_len(index)).sum();
         let inline = if bytes <= MAX_INLINE {
@@ -156,7 +156,9 @@ impl Cluster {
             body.extend_from_slice(&source.read(index)?);
         }
         let request = Request::new(Method::Post, COMMIT).session(Some(self.id())).meta(&commit).body(body.freeze());
-        self.peers.send(primary, request).await?.parse_json()
+        let reply = self.peers.send(primary, request).await?;
+        let granted = reply.granted();
+        reply.parse_json().map(|entry| (entry, granted))
     }
 
     /// Sends those of `fresh` that the primary does not have yet.

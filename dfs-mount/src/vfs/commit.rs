@@ -60,7 +60,7 @@ impl Vfs {
             mtime: plan.mtime,
             durable,
         };
-        let result = self.cluster.commit(&new, &placement, content.as_ref()).await;
+        let result = self.cluster.commit(&new, &placement, content.as_ref()).await.map(|published| published.0);
         self.unlock(node.ino).await;
         result
     }

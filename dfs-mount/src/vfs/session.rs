@@ -50,7 +50,7 @@ impl Vfs {
                         return;
                     }
                     // This client was stopped or cut off for longer than its lease.
-                    match self.cluster.reopen().await {
+                    match self.cluster.reopen(self.cluster.id()).await {
                         Ok(()) => log::warn!("opened session {} instead; write locks held before are lost", self.cluster.id()),
                         Err(e) => return log::error!("opening a new session: {e}"),
                     }

@@ -155,7 +155,7 @@ impl Bench {
             mtime: Timestamp(1),
             durable: content.len().is_multiple_of(2),
         };
-        self.client.commit(&version, &entry.layout.placement, &source).await
+        self.client.commit(&version, &entry.layout.placement, &source).await.map(|published| published.0)
     }
 
     /// The content as one server gives it, in ranges.
