@@ -144,6 +144,7 @@ fn run(options: &Options, parent: &mut Option<PipeWriter>) -> Result<()> {
         vfs.set_mount_id(id);
     }
     runtime.spawn(vfs.clone().keep_session());
+    runtime.spawn(vfs.clone().keep_leases());
     runtime.spawn(end_on_signal(vfs.clone(), mounted.unmounter(), options.mountpoint.clone()));
     log::info!("{} is mounted on {}", options.source, options.mountpoint.display());
     announce(parent)?;
@@ -168,8 +169,9 @@ async fn connect(options: &Options) -> Result<Vfs> {
     };
     let cluster = Cluster::open(&options.source, cluster::connect_http1(&token), client, options.timeout).await?;
     let shelf = Shelf::open(&options.cache_dir, &cluster.session().cluster, options.cache_size)?;
+    let root = cluster.entry(dfs_common::ids::ROOT).await?;
     let settings = Settings { lock_wait: options.lock_wait, entry_ttl: options.entry_timeout, attr_ttl: options.attr_timeout };
-    Ok(Vfs::new(Arc::new(cluster), shelf, settings))
+    Ok(Vfs::new(Arc::new(cluster), root, shelf, settings))
 }
 
 /// Tells whoever waits that the mount works: the parent, or systemd.

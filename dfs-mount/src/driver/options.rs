@@ -18,8 +18,9 @@ Mount options (-o):
   lock_wait=SECONDS     how long an open for writing waits for its turn before it
                         fails with EBUSY [default: until it comes]
   timeout=SECONDS       limit of each request to the servers [default: 60]
-  entry_timeout=SECONDS how long the kernel believes a name [default: 1]
-  attr_timeout=SECONDS  how long the kernel believes attributes [default: 1]
+  entry_timeout=SECONDS how long the kernel keeps a name at the most
+                        [default: as long as it is leased]
+  attr_timeout=SECONDS  the same for attributes
   log_file=FILE         [default: dfs-mount.log in the cache directory]
   log_level=LEVEL       error, warn, info, debug or trace [default: info]
   allow_other           everybody may use the mount, not only who made it
@@ -104,8 +105,8 @@ impl Default for Options {
             cache_size: 10 << 30,
             lock_wait: None,
             timeout: Duration::from_secs(60),
-            entry_timeout: Duration::from_secs(1),
-            attr_timeout: Duration::from_secs(1),
+            entry_timeout: Duration::MAX,
+            attr_timeout: Duration::MAX,
             log_file: None,
             log_level: log::LevelFilter::Info,
             access: Access::Owner,

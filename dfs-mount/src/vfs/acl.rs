@@ -5,6 +5,7 @@
 use dfs_common::Result;
 use dfs_common::api::directory::SetAttributes;
 
+use super::node::Node;
 use super::{Caller, Vfs};
 
 /// The extended attribute of the list that guards an inode.
@@ -14,18 +15,12 @@ const SGID: u32 = 0o2000;
 
 impl Vfs {
     /// A new access list changes the mode. As with chmod, sgid goes where the caller is not in the group.
-    pub(super) async fn access_list_changed(&self, id: u64, caller: Caller) -> Result<()> {
-        let mut entry = self.cluster.entry(self.ino(id)?).await?;
-        let attributes = &entry.attributes;
+    pub(super) async fn access_list_changed(&self, node: &Node, caller: Caller) -> Result<()> {
+        let attributes = node.attributes();
         if attributes.mode & SGID != 0 && !is_in_group(caller, attributes.gid) {
-            let set = SetAttributes { mode: Some(attributes.mode & !SGID), ..SetAttributes::none(attributes.ino) };
-            entry = self.cluster.directory.call(&set).await?;
-        }
-        if let Some(node) = self.nodes.get(id) {
-            let mut state = node.state.lock();
-            if !state.is_overtaken_by(&entry) {
-                state.hear(entry);
-            }
+            let set = SetAttributes { mode: Some(attributes.mode & !SGID), ..SetAttributes::none(node.ino) };
+            let (entry, stamp) = self.mutate(&set).await;
+            self.changed(node, entry?, &stamp);
         }
         Ok(())
     }

@@ -3,17 +3,21 @@
 use std::sync::Arc;
 
 use dfs_common::api::directory::{FsStatus, GetXattr, ListXattrs, RemoveXattr, SetAttributes, SetXattr, StatFs, Sync, XattrMode};
-use dfs_common::attributes::{Attributes, FileKind, Timestamp};
+use dfs_common::attributes::{Entry, FileKind, Timestamp};
 use dfs_common::name::{Name, Text};
 use dfs_common::{Error, ErrorKind, Result};
 
 use super::acl;
-use super::node::{Node, ROOT_ID};
+use super::coherence::Told;
+use super::leases::Stamp;
+use super::node::Node;
 use super::{Caller, Vfs, now};
 
 const SUID: u32 = 0o4000;
 const SGID: u32 = 0o2000;
 const GROUP_EXECUTE: u32 = 0o010;
+/// Values up to this many bytes are kept in memory.
+const KEPT_XATTR: usize = 4096;
 
 /// What setattr changes; `None` leaves one as it is.
 #[derive(Clone, Copy, Debug, Default)]
@@ -36,44 +40,36 @@ pub struct Change {
 
 impl Vfs {
     /// What `stat` shows.
-    pub async fn get_attributes(&self, id: u64) -> Result<Attributes> {
-        if id == ROOT_ID && self.nodes.get(id).is_none() {
-            return Ok(self.cluster.entry(dfs_common::ids::ROOT).await?.attributes);
-        }
+    pub async fn get_attributes(&self, id: u64) -> Result<Told> {
         let node = self.node(id)?;
         {
-            // An old version does not change any more; a file that is open for writing here changes only here.
-            let state = node.state.lock();
-            if state.superseded || (state.writers > 0 && state.heard.elapsed() < self.settings.attr_ttl) {
-                return Ok(state.attributes(id));
+            let telling = self.telling();
+            // An old version does not change any more.
+            let superseded = node.state.lock().superseded;
+            if superseded {
+                return Ok(telling.unleased(&node));
+            }
+            if let Some(told) = telling.known_attributes(&node) {
+                return Ok(told);
             }
         }
-        match self.cluster.entry(node.ino).await {
-            Ok(entry) => {
-                let mut state = node.state.lock();
-                // A version that overtook the open one is another node's; this one stays as it is.
-                if !state.is_overtaken_by(&entry) {
-                    state.hear(entry);
-                    state.told = state.entry.attributes.version;
-                }
-                Ok(state.attributes(id))
-            }
+        let (result, stamp) = self.ask_entry(node.ino).await;
+        match result {
+            Ok(entry) => Ok(self.telling().answered(&node, entry, stamp)),
             Err(e) if e.kind() == ErrorKind::NotFound => {
                 // Removed, and let go by everybody: what the kernel still refers to keeps its last attributes.
-                let mut state = node.state.lock();
-                state.removed = true;
-                Ok(state.attributes(id))
+                node.state.lock().removed = true;
+                Ok(self.telling().unleased(&node))
             }
             Err(e) => Err(e),
         }
     }
 
     /// chmod, chown, utimens, truncate.
-    pub async fn set_attributes(self: &Arc<Self>, id: u64, change: Change, caller: Caller) -> Result<Attributes> {
-        let ino = self.ino(id)?;
-        let node = self.nodes.get(id);
-        if let (Some(size), Some(node)) = (change.size, &node) {
-            self.truncate(node, size, change.by_handle, caller).await?;
+    pub async fn set_attributes(self: &Arc<Self>, id: u64, change: Change, caller: Caller) -> Result<Told> {
+        let node = self.node(id)?;
+        if let Some(size) = change.size {
+            self.truncate(&node, size, change.by_handle, caller).await?;
         }
         let mut set = SetAttributes {
             mode: change.mode,
@@ -81,20 +77,14 @@ impl Vfs {
             gid: change.gid,
             atime: change.atime,
             mtime: change.mtime,
-            ..SetAttributes::none(ino)
+            ..SetAttributes::none(node.ino)
         };
-        if let Some(node) = &node {
-            drop_privileges(node, &mut set, change.size.is_some() && caller.uid != 0);
-            if let (Some(mtime), Some(content)) = (change.mtime, node.state.lock().content.clone()) {
-                content.set_mtime(mtime);
-            }
+        drop_privileges(&node, &mut set, change.size.is_some() && caller.uid != 0);
+        if let (Some(mtime), Some(content)) = (change.mtime, node.state.lock().content.clone()) {
+            content.set_mtime(mtime);
         }
-        if set != SetAttributes::none(ino) {
-            let entry = self.cluster.directory.call(&set).await?;
-            match &node {
-                Some(node) => node.state.lock().hear(entry),
-                None => return Ok(entry.attributes),
-            }
+        if set != SetAttributes::none(node.ino) {
+            self.set(&node, &set).await?;
         }
         self.get_attributes(id).await
     }
@@ -104,19 +94,51 @@ impl Vfs {
         let mut set = SetAttributes::none(node.ino);
         drop_privileges(node, &mut set, true);
         if set.mode.is_some() {
-            let entry = self.cluster.directory.call(&set).await?;
-            node.state.lock().hear(entry);
+            self.set(node, &set).await?;
+            self.forget_attributes(node.id);
         }
         Ok(())
+    }
+
+    async fn set(&self, node: &Node, set: &SetAttributes) -> Result<()> {
+        let (entry, stamp) = self.mutate(set).await;
+        self.changed(node, entry?, &stamp);
+        Ok(())
+    }
+
+    /// This mount has changed `node`, which is `entry` now.
+    pub(crate) fn changed(&self, node: &Node, entry: Entry, stamp: &Stamp) {
+        let mut telling = self.telling();
+        telling.changed(node, stamp);
+        telling.hear(node, entry, stamp);
     }
 
     /// The value of an extended attribute.
     pub async fn get_xattr(&self, id: u64, name: &[u8]) -> Result<Vec<u8>> {
         let none = || Error::from(ErrorKind::NoAttribute);
-        if self.nodes.get(id).is_some_and(|n| !n.state.lock().entry.attributes.has_xattrs) && is_asked_often(name) {
-            return Err(none());
+        let (node, name) = (self.node(id)?, xattr_name(name)?);
+        let believes = self.telling().believes();
+        {
+            let state = node.state.lock();
+            if believes && state.leased {
+                if !state.entry.attributes.has_xattrs {
+                    return Err(none());
+                }
+                if let Some(value) = state.xattrs.get(&name) {
+                    return value.clone().ok_or_else(none);
+                }
+            }
         }
-        Ok(self.cluster.directory.call(&GetXattr { ino: self.ino(id)?, name: xattr_name(name)? }).await?.0)
+        let (result, stamp) = self.ask(&GetXattr { ino: node.ino, name: name.clone() }).await;
+        let value = match result {
+            Ok(value) => Some(value.0),
+            Err(e) if e.kind() == ErrorKind::NoAttribute => None,
+            Err(e) => return Err(e),
+        };
+        if value.as_ref().is_none_or(|v| v.len() <= KEPT_XATTR) {
+            self.telling().hear_xattr(&node, name, value.clone(), &stamp);
+        }
+        value.ok_or_else(none)
     }
 
     /// The names of all extended attributes, each ended by a NUL.
@@ -127,17 +149,18 @@ impl Vfs {
 
     /// Sets an extended attribute.
     pub async fn set_xattr(&self, id: u64, name: &[u8], value: &[u8], mode: XattrMode, caller: Caller) -> Result<()> {
-        let set = SetXattr { ino: self.ino(id)?, name: xattr_name(name)?, value: Text(value.to_vec()), mode };
-        self.cluster.directory.call(&set).await?;
-        if let Some(node) = self.nodes.get(id) {
-            node.state.lock().entry.attributes.has_xattrs = true;
-        }
-        if name == acl::ACCESS { self.access_list_changed(id, caller).await } else { Ok(()) }
+        let node = self.node(id)?;
+        let (entry, stamp) = self.mutate(&SetXattr { ino: node.ino, name: xattr_name(name)?, value: Text(value.to_vec()), mode }).await;
+        self.changed(&node, entry?, &stamp);
+        if name == acl::ACCESS { self.access_list_changed(&node, caller).await } else { Ok(()) }
     }
 
     /// Removes an extended attribute.
     pub async fn remove_xattr(&self, id: u64, name: &[u8]) -> Result<()> {
-        self.cluster.directory.call(&RemoveXattr { ino: self.ino(id)?, name: xattr_name(name)? }).await.map(|_| ())
+        let node = self.node(id)?;
+        let (entry, stamp) = self.mutate(&RemoveXattr { ino: node.ino, name: xattr_name(name)? }).await;
+        self.changed(&node, entry?, &stamp);
+        Ok(())
     }
 
     /// What `df` shows.
@@ -149,11 +172,6 @@ impl Vfs {
     pub async fn sync_names(&self) -> Result<()> {
         self.cluster.directory.call(&Sync {}).await.map(|_| ())
     }
-}
-
-/// Programs and the kernel ask for these on every file; a file without attributes has none of them.
-fn is_asked_often(name: &[u8]) -> bool {
-    name.starts_with(b"security.") || name.starts_with(b"system.")
 }
 
 fn xattr_name(name: &[u8]) -> Result<Name> {

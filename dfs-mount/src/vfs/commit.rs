@@ -6,6 +6,7 @@ use dfs_common::attributes::Entry;
 use dfs_common::clients::commit::NewVersion;
 use dfs_common::{Error, ErrorKind, Result};
 
+use super::leases::Stamp;
 use super::locks::Wait;
 use super::node::Node;
 use super::{Caller, Vfs, now};
@@ -33,18 +34,21 @@ impl Vfs {
         let Some(plan) = plan else { return Ok(()) };
         // Whatever happens below, writers must be let on again.
         let mut guard = EndCommit { content, published: None };
-        let entry = self.publish(node, content, &plan, durable).await?;
+        let (entry, stamp) = self.publish(node, content, &plan, durable).await?;
         guard.published = Some((entry.attributes.version, plan, durable));
         drop(guard);
-        let mut state = node.state.lock();
         let version = entry.attributes.version;
-        state.hear(entry);
-        state.told = version;
-        state.pages = Some(version);
+        self.changed(node, entry, &stamp);
+        {
+            let mut state = node.state.lock();
+            state.told = version;
+            state.pages = Some(version);
+        }
+        self.forget_attributes(node.id);
         Ok(())
     }
 
-    async fn publish(&self, node: &Arc<Node>, content: &Arc<Content>, plan: &Plan, durable: bool) -> Result<Entry> {
+    async fn publish(&self, node: &Arc<Node>, content: &Arc<Content>, plan: &Plan, durable: bool) -> Result<(Entry, Stamp)> {
         // Shares the lock that the writing handle holds; the service is not asked.
         let token = self.lock(node.ino, Caller::default(), Wait::Until(Some(self.cluster.directory.timeout()))).await?;
         let mut placement = node.state.lock().entry.layout.placement.clone();
@@ -60,9 +64,10 @@ impl Vfs {
             mtime: plan.mtime,
             durable,
         };
-        let result = self.cluster.commit(&new, &placement, content.as_ref()).await.map(|published| published.0);
+        let claim = self.leases.lock().claim();
+        let published = self.cluster.commit(&new, &placement, content.as_ref()).await;
         self.unlock(node.ino).await;
-        result
+        published.map(|(entry, granted)| (entry, Stamp::of(claim, granted)))
     }
 }
 

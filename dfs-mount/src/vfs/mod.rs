@@ -5,34 +5,43 @@
 //! It owns the nodes that the kernel knows, open handles, and this mount's write locks.
 //! It knows nothing of FUSE: `fuse.rs` translates, so that everything here runs without
 //! a mount. What the kernel is told of a file is what the directory service said last,
-//! with this mount's own unpublished changes over it.
+//! with this mount's own unpublished changes over it; how long it may keep that is decided
+//! by [`leases`] and [`coherence`], and taken back by [`events`].
 
 pub mod acl;
 pub mod attributes;
+pub mod coherence;
 pub mod commit;
 pub mod directories;
+mod entries;
+pub mod events;
 pub mod handles;
 pub mod interrupt;
 pub mod io;
+mod leases;
 pub mod locks;
 pub mod names;
 pub mod node;
 pub mod open;
 pub mod session;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
-use dfs_common::attributes::{Attributes, Entry, Timestamp};
+use dfs_common::attributes::{Entry, Timestamp};
 use dfs_common::clients::Cluster;
 use dfs_common::ids::InodeId;
+use dfs_common::name::Name;
 use dfs_common::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::cache::Shelf;
+use coherence::Place;
+use events::KernelCache;
 use handles::Handles;
+use leases::Leases;
 use locks::Locks;
 use node::{Node, Nodes};
 
@@ -41,9 +50,9 @@ use node::{Node, Nodes};
 pub struct Settings {
     /// How long an open for writing waits for its turn; `None`: until it comes or the caller is interrupted.
     pub lock_wait: Option<Duration>,
-    /// How long the kernel may believe a name.
+    /// How long the kernel may keep a name at the most; its lease bounds it too.
     pub entry_ttl: Duration,
-    /// How long the kernel may believe attributes.
+    /// The same for attributes.
     pub attr_ttl: Duration,
 }
 
@@ -69,6 +78,12 @@ pub struct Vfs {
     nodes: Nodes,
     handles: Handles,
     locks: Locks,
+    leases: Mutex<Leases>,
+    /// Of the namespace, as of the last event.
+    revision: AtomicU64,
+    kernel: OnceLock<Arc<dyn KernelCache>>,
+    /// The session is about to be closed, or is.
+    ending: AtomicBool,
     /// Removed inodes that this mount has let go and the directory has not been told of.
     released: Mutex<Vec<InodeId>>,
     release_soon: Notify,
@@ -77,15 +92,21 @@ pub struct Vfs {
 }
 
 impl Vfs {
-    /// The file system of `cluster`, cached in `shelf`.
-    pub fn new(cluster: Arc<Cluster>, shelf: Shelf, settings: Settings) -> Self {
+    /// The file system of `cluster`, whose root is `root`, cached in `shelf`.
+    pub fn new(cluster: Arc<Cluster>, root: Entry, shelf: Shelf, settings: Settings) -> Self {
+        let nodes = Nodes::default();
+        nodes.add_root(root);
         Self {
             cluster,
             shelf,
             settings,
-            nodes: Nodes::default(),
+            nodes,
             handles: Handles::default(),
             locks: Locks::default(),
+            leases: Mutex::default(),
+            revision: AtomicU64::new(0),
+            kernel: OnceLock::new(),
+            ending: AtomicBool::new(false),
             released: Mutex::default(),
             release_soon: Notify::new(),
             mount_id: AtomicU64::new(0),
@@ -97,11 +118,6 @@ impl Vfs {
         self.mount_id.store(id, Ordering::Relaxed);
     }
 
-    /// Times for which the kernel may believe attributes and names.
-    pub fn ttls(&self) -> (Duration, Duration) {
-        (self.settings.attr_ttl, self.settings.entry_ttl)
-    }
-
     /// The node behind a kernel's node id.
     fn node(&self, id: u64) -> Result<Arc<Node>> {
         self.nodes.get(id).ok_or_else(|| Error::new(ErrorKind::Stale, format!("node {id} is unknown")))
@@ -109,12 +125,12 @@ impl Vfs {
 
     /// The inode behind a kernel's node id.
     fn ino(&self, id: u64) -> Result<InodeId> {
-        if id == node::ROOT_ID { Ok(dfs_common::ids::ROOT) } else { self.node(id).map(|n| n.ino) }
+        self.node(id).map(|n| n.ino)
     }
 
-    /// Registers an entry that the kernel is about to be told of, once more.
-    fn introduce(&self, entry: Entry) -> Attributes {
-        self.nodes.introduce(entry)
+    /// A name in the directory behind a kernel's node id.
+    fn place(&self, directory: u64, name: &[u8]) -> Result<Place> {
+        Ok(Place { directory: self.node(directory)?, name: Name::new(name)? })
     }
 }
 

@@ -1,10 +1,14 @@
 //! Names: lookup, making, linking, removing and renaming entries.
 
-use dfs_common::api::directory::{Link, Lookup, Make, ReadLink, Remove, Removed, Rename, RenameMode};
-use dfs_common::attributes::{Attributes, Entry, FileKind};
-use dfs_common::name::{Name, Text};
+use std::time::Duration;
+
+use dfs_common::api::directory::{Link, Lookup, Made, Make, ReadLink, Remove, Rename, RenameMode};
+use dfs_common::attributes::{Entry, FileKind};
+use dfs_common::name::Text;
 use dfs_common::{Error, ErrorKind, Result};
 
+use super::coherence::{Place, Told};
+use super::leases::Stamp;
 use super::{Caller, Vfs};
 
 /// A new entry that is no regular file.
@@ -21,11 +25,21 @@ pub struct NewEntry {
 }
 
 impl Vfs {
-    /// Finds `name` in the directory `parent`.
-    pub async fn lookup(&self, parent: u64, name: &[u8]) -> Result<Attributes> {
-        let lookup = Lookup { parent: self.ino(parent)?, name: Name::new(name)? };
-        let entry = self.cluster.directory.call(&lookup).await?;
-        Ok(self.introduce(entry))
+    /// Finds `name` in the directory `parent`. An absent name is an answer, too.
+    pub async fn lookup(&self, parent: u64, name: &[u8]) -> Result<Told> {
+        let place = self.place(parent, name)?;
+        let known = self.telling().known(&place);
+        if let Some(told) = known {
+            return Ok(told);
+        }
+        let lookup = Lookup { parent: place.directory.ino, name: place.name.clone() };
+        let (result, stamp) = self.ask(&lookup).await;
+        let telling = self.telling();
+        match result {
+            Ok(entry) => Ok(telling.introduce(entry, &stamp, Some(place))),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(telling.absent(place, stamp)),
+            Err(e) => Err(e),
+        }
     }
 
     /// The kernel dropped `count` references to a node.
@@ -33,16 +47,12 @@ impl Vfs {
         self.nodes.forget(id, count);
     }
 
-    /// mkdir, mknod, symlink.
-    pub async fn make(&self, parent: u64, name: &[u8], new: NewEntry, caller: Caller) -> Result<Attributes> {
-        let entry = self.make_entry(parent, name, new, caller).await?;
-        Ok(self.introduce(entry))
-    }
-
-    pub(crate) async fn make_entry(&self, parent: u64, name: &[u8], new: NewEntry, caller: Caller) -> Result<Entry> {
+    /// mkdir, mknod, symlink, and the first half of create.
+    pub async fn make(&self, parent: u64, name: &[u8], new: NewEntry, caller: Caller) -> Result<Told> {
+        let place = self.place(parent, name)?;
         let make = Make {
-            parent: self.ino(parent)?,
-            name: Name::new(name)?,
+            parent: place.directory.ino,
+            name: place.name.clone(),
             kind: new.kind,
             mode: new.mode & 0o7777,
             umask: caller.umask,
@@ -51,18 +61,34 @@ impl Vfs {
             rdev: new.rdev,
             target: new.target.map(Text),
         };
-        self.cluster.directory.call(&make).await.map(|made| made.entry)
+        let (made, stamp) = self.mutate(&make).await;
+        let made = made?;
+        let is_new_directory = make.kind == FileKind::Directory && stamp.grants(made.entry.attributes.ino);
+        let told = self.told_of_new_name(made, place, &stamp);
+        if is_new_directory && let Some(node) = told.node() {
+            node.state.lock().entries.is_new();
+        }
+        Ok(told)
     }
 
     /// Gives a file another name.
-    pub async fn link(&self, id: u64, parent: u64, name: &[u8]) -> Result<Attributes> {
-        let node = self.node(id)?;
+    pub async fn link(&self, id: u64, parent: u64, name: &[u8]) -> Result<Told> {
+        let (node, place) = (self.node(id)?, self.place(parent, name)?);
         if node.state.lock().superseded {
             // A new name must lead to the current version, which this node is not.
             return Err(ErrorKind::Stale.into());
         }
-        let entry = self.cluster.directory.call(&Link { ino: node.ino, parent: self.ino(parent)?, name: Name::new(name)? }).await?.entry;
-        Ok(self.introduce(entry))
+        let (made, stamp) = self.mutate(&Link { ino: node.ino, parent: place.directory.ino, name: place.name.clone() }).await;
+        let made = made?;
+        self.telling().changed(&node, &stamp);
+        Ok(self.told_of_new_name(made, place, &stamp))
+    }
+
+    fn told_of_new_name(&self, made: Made, place: Place, stamp: &Stamp) -> Told {
+        let mut telling = self.telling();
+        telling.changed_entry(&place, Some(made.entry.attributes.ino), Duration::ZERO, stamp);
+        telling.hear_attributes(&place.directory, made.directory, stamp);
+        telling.introduce(made.entry, stamp, Some(place))
     }
 
     /// The target of a symlink.
@@ -72,28 +98,72 @@ impl Vfs {
 
     /// unlink or, with `directory`, rmdir.
     pub async fn remove(&self, parent: u64, name: &[u8], directory: bool) -> Result<()> {
-        let remove = Remove { parent: self.ino(parent)?, name: Name::new(name)?, directory };
-        let Removed { entry, .. } = self.cluster.directory.call(&remove).await?;
-        self.name_gone(entry);
+        let place = self.place(parent, name)?;
+        let (removed, stamp) = self.mutate(&Remove { parent: place.directory.ino, name: place.name.clone(), directory }).await;
+        let removed = removed?;
+        {
+            let mut telling = self.telling();
+            telling.changed_entry(&place, None, Duration::ZERO, &stamp);
+            telling.hear_attributes(&place.directory, removed.directory, &stamp);
+        }
+        self.name_gone(&place, removed.entry, &stamp);
         Ok(())
     }
 
     /// renameat2 without RENAME_WHITEOUT.
     pub async fn rename(&self, parent: u64, name: &[u8], new_parent: u64, new_name: &[u8], mode: RenameMode) -> Result<()> {
-        let rename =
-            Rename { parent: self.ino(parent)?, name: Name::new(name)?, new_parent: self.ino(new_parent)?, new_name: Name::new(new_name)?, mode };
-        let renamed = self.cluster.directory.call(&rename).await?;
-        if let Some(replaced) = renamed.replaced.filter(|_| mode != RenameMode::Exchange) {
-            self.name_gone(replaced);
+        let (from, to) = (self.place(parent, name)?, self.place(new_parent, new_name)?);
+        let rename = Rename { parent: from.directory.ino, name: from.name.clone(), new_parent: to.directory.ino, new_name: to.name.clone(), mode };
+        let (renamed, stamp) = self.mutate(&rename).await;
+        let renamed = renamed?;
+        let moved = renamed.entry.attributes.ino;
+        let other = renamed.replaced.as_ref().map(|r| r.attributes.ino);
+        if other == Some(moved) {
+            // Two names of one inode: both stay.
+            return Ok(());
+        }
+        let exchanged = other.filter(|_| mode == RenameMode::Exchange);
+        {
+            // The kernel moves what it keeps along with the name.
+            let mut telling = self.telling();
+            let kept = telling.changed_entry(&from, exchanged, Duration::ZERO, &stamp);
+            let other_kept = telling.changed_entry(&to, Some(moved), kept, &stamp);
+            if exchanged.is_some() {
+                telling.changed_entry(&from, exchanged, other_kept, &stamp);
+            }
+            telling.hear_attributes(&from.directory, renamed.directory, &stamp);
+            telling.hear_attributes(&to.directory, renamed.new_directory, &stamp);
+        }
+        self.name_moved(renamed.entry, &from, &to, &stamp);
+        match renamed.replaced {
+            Some(replaced) if exchanged.is_some() => self.name_moved(replaced, &to, &from, &stamp),
+            Some(replaced) => self.name_gone(&to, replaced, &stamp),
+            None => {}
         }
         Ok(())
     }
 
-    /// A name of `entry` is gone. Where it was the last, the inode lives on only for those who have it open.
-    fn name_gone(&self, entry: Entry) {
+    fn name_moved(&self, entry: Entry, from: &Place, to: &Place, stamp: &Stamp) {
+        let Some(node) = self.nodes.current(entry.attributes.ino) else { return };
+        {
+            let mut telling = self.telling();
+            telling.changed(&node, stamp);
+            telling.hear(&node, entry, stamp);
+        }
+        let mut state = node.state.lock();
+        state.remove_place(from.directory.ino, &from.name);
+        state.add_place(to.directory.ino, &to.name);
+    }
+
+    /// `place` no longer leads to `entry`. Where it was the last name, the inode lives on only for those who have it open.
+    fn name_gone(&self, place: &Place, entry: Entry, stamp: &Stamp) {
         let (ino, orphan) = (entry.attributes.ino, entry.attributes.nlink == 0);
         if let Some(node) = self.nodes.current(ino) {
-            node.state.lock().hear(entry);
+            let mut telling = self.telling();
+            telling.changed(&node, stamp);
+            telling.hear(&node, entry, stamp);
+            drop(telling);
+            node.state.lock().remove_place(place.directory.ino, &place.name);
         }
         if orphan {
             self.let_go_if_closed(ino);

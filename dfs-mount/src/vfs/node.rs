@@ -11,8 +11,10 @@ use std::time::Instant;
 
 use dfs_common::attributes::{Attributes, Entry, FileKind};
 use dfs_common::ids::{InodeId, Version};
+use dfs_common::name::Name;
 use parking_lot::Mutex;
 
+use super::entries::Entries;
 use crate::cache::Content;
 
 /// The kernel's id of the root.
@@ -34,8 +36,16 @@ pub(crate) struct Node {
 pub(crate) struct State {
     /// What the directory said last.
     pub(crate) entry: Entry,
-    /// When that was.
-    pub(crate) heard: Instant,
+    /// The number of the answer that this came with; 0 where it is not known.
+    as_of: u64,
+    /// Nobody changes it without telling this mount first.
+    pub(crate) leased: bool,
+    /// Extended attributes that were asked for since; `None`: there is none of that name.
+    pub(crate) xattrs: HashMap<Name, Option<Vec<u8>>>,
+    /// For a directory.
+    pub(crate) entries: Entries,
+    /// Directories and names by which the kernel may have come here.
+    pub(crate) places: Vec<(InodeId, Name)>,
     /// The version whose size the kernel believes.
     pub(crate) told: Version,
     /// The version that the kernel's page cache holds pages of.
@@ -62,14 +72,43 @@ impl State {
         self.writers == 0 && self.content.as_ref().is_some_and(|c| c.version() < entry.attributes.version)
     }
 
-    /// Takes over what the directory says now. Answers may overtake one another: an older version is not believed.
-    pub(crate) fn hear(&mut self, entry: Entry) {
-        if entry.attributes.version < self.entry.attributes.version {
+    /// Takes over what the directory said as of `number` (`None`: nobody knows), `leased` or not. Answers may overtake
+    /// one another: what is older than what is known, or no better, is not believed.
+    pub(crate) fn hear(&mut self, entry: Entry, number: Option<u64>, leased: bool) {
+        let is_older = number.is_some_and(|number| number < self.as_of) || (self.leased && !leased);
+        if is_older || entry.attributes.version < self.entry.attributes.version {
             return;
         }
         self.removed |= entry.attributes.nlink == 0;
+        if self.entry != entry {
+            self.xattrs.clear();
+        }
         self.entry = entry;
-        self.heard = Instant::now();
+        self.as_of = number.unwrap_or(self.as_of);
+        self.leased = leased;
+    }
+
+    /// The lease on the attributes is over.
+    pub(crate) fn unlease(&mut self) {
+        self.leased = false;
+        self.xattrs.clear();
+    }
+
+    /// Numbers start anew.
+    pub(crate) fn renumber(&mut self) {
+        self.as_of = 0;
+    }
+
+    /// The kernel may come here by `name` in `directory`.
+    pub(crate) fn add_place(&mut self, directory: InodeId, name: &Name) {
+        if !self.places.iter().any(|(d, n)| *d == directory && n == name) {
+            self.places.push((directory, name.clone()));
+        }
+    }
+
+    /// That name leads elsewhere now.
+    pub(crate) fn remove_place(&mut self, directory: InodeId, name: &Name) {
+        self.places.retain(|(d, n)| *d != directory || n != name);
     }
 
     /// What `stat` shows: the directory's word, with unpublished changes over it.
@@ -93,7 +132,11 @@ impl Node {
     fn new(id: u64, entry: Entry) -> Self {
         let state = State {
             told: entry.attributes.version,
-            heard: Instant::now(),
+            as_of: 0,
+            leased: false,
+            xattrs: HashMap::new(),
+            entries: Entries::default(),
+            places: Vec::new(),
             pages: None,
             sent_back: None,
             lookups: 0,
@@ -155,19 +198,43 @@ impl Nodes {
         current.into_iter().chain(old).cloned().collect()
     }
 
-    /// Counts one more reference by the kernel to the node of `entry` and returns what to tell it.
-    pub(crate) fn introduce(&self, entry: Entry) -> Attributes {
+    /// The root's node, which the kernel never forgets.
+    pub(crate) fn add_root(&self, entry: Entry) {
+        let mut tables = self.tables.lock();
+        let root = Arc::new(Node::new(ROOT_ID, entry));
+        root.state.lock().lookups = 1;
+        tables.current.insert(root.ino, ROOT_ID);
+        tables.by_id.insert(ROOT_ID, root);
+    }
+
+    /// Counts one more reference to the current node of `ino`, if what is known of it is leased.
+    pub(crate) fn refer(&self, ino: InodeId) -> Option<Arc<Node>> {
+        let tables = self.tables.lock();
+        let node = tables.current.get(&ino).and_then(|id| tables.by_id.get(id))?;
+        let mut state = node.state.lock();
+        if !state.leased {
+            return None;
+        }
+        state.told = state.entry.attributes.version;
+        state.lookups += 1;
+        Some(node.clone())
+    }
+
+    /// Counts one more reference by the kernel to the node of `entry`, which was heard as of `number`, `leased` or not.
+    pub(crate) fn introduce(&self, entry: Entry, number: Option<u64>, leased: bool) -> Arc<Node> {
         let mut tables = self.tables.lock();
         let ino = entry.attributes.ino;
         if let Some(node) = tables.current.get(&ino).and_then(|id| tables.by_id.get(id)).cloned() {
             let mut state = node.state.lock();
             if !state.is_overtaken_by(&entry) {
-                state.hear(entry);
+                state.hear(entry, number, leased);
                 state.told = state.entry.attributes.version;
                 state.lookups += 1;
-                return state.attributes(node.id);
+                drop(state);
+                return node;
             }
             state.superseded = true;
+            state.unlease();
             tables.superseded.entry(ino).or_default().push(node.id);
         }
         let id = if tables.by_id.contains_key(&ino.0) {
@@ -176,37 +243,54 @@ impl Nodes {
         } else {
             ino.0
         };
-        let node = Arc::new(Node::new(id, entry));
-        node.state.lock().lookups = 1;
-        let attributes = node.attributes();
-        tables.by_id.insert(id, node);
+        let node = Arc::new(Node::new(id, entry.clone()));
+        {
+            let mut state = node.state.lock();
+            state.lookups = 1;
+            state.hear(entry, number, leased);
+        }
+        tables.by_id.insert(id, node.clone());
         tables.current.insert(ino, id);
-        attributes
+        node
     }
 
     /// The kernel dropped `count` references.
     pub(crate) fn forget(&self, id: u64, count: u64) {
-        let mut tables = self.tables.lock();
-        let Some(node) = tables.by_id.get(&id).cloned() else { return };
-        {
-            let mut state = node.state.lock();
-            state.lookups = state.lookups.saturating_sub(count);
+        let places = {
+            let mut tables = self.tables.lock();
+            let Some(node) = tables.by_id.get(&id).cloned() else { return };
+            {
+                let mut state = node.state.lock();
+                state.lookups = state.lookups.saturating_sub(count);
+            }
+            tables.drop_if_unused(&node)
+        };
+        self.forget_places(places);
+    }
+
+    fn forget_places(&self, places: Vec<(InodeId, (InodeId, Name))>) {
+        for (ino, (directory, name)) in places {
+            if let Some(directory) = self.current(directory) {
+                directory.state.lock().entries.forgotten(&name, ino);
+            }
         }
-        tables.drop_if_unused(&node);
     }
 
     /// A handle was closed: the node goes if the kernel has forgotten it before.
     pub(crate) fn closed(&self, node: &Arc<Node>) {
-        self.tables.lock().drop_if_unused(node);
+        let places = self.tables.lock().drop_if_unused(node);
+        self.forget_places(places);
     }
 }
 
 impl Tables {
-    fn drop_if_unused(&mut self, node: &Arc<Node>) {
-        let state = node.state.lock();
+    /// Returns the names that led to it, if it goes.
+    fn drop_if_unused(&mut self, node: &Arc<Node>) -> Vec<(InodeId, (InodeId, Name))> {
+        let mut state = node.state.lock();
         if state.lookups > 0 || state.opens > 0 || state.writers > 0 {
-            return;
+            return Vec::new();
         }
+        let places = std::mem::take(&mut state.places).into_iter().map(|place| (node.ino, place)).collect();
         self.by_id.remove(&node.id);
         if self.current.get(&node.ino) == Some(&node.id) {
             self.current.remove(&node.ino);
@@ -217,6 +301,7 @@ impl Tables {
                 self.superseded.remove(&node.ino);
             }
         }
+        places
     }
 }
 
@@ -238,7 +323,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let shelf = Shelf::open(dir.path(), "c", 1 << 20).unwrap();
         let nodes = Nodes::default();
-        assert_eq!(nodes.introduce(entry(5, 1)).ino, InodeId(5));
+        assert_eq!(nodes.introduce(entry(5, 1), None, false).id, 5);
         let old = nodes.get(5).unwrap();
         let content = shelf.create(old.ino, Version(1), BlockMap::new(&Manifest::empty(16), true), false).unwrap();
         {
@@ -246,10 +331,10 @@ mod tests {
             state.content = Some(Arc::new(content));
             state.opens = 1;
         }
-        assert_eq!(nodes.introduce(entry(5, 1)).ino, InodeId(5));
-        let alias = nodes.introduce(entry(5, 2)).ino.0;
+        assert_eq!(nodes.introduce(entry(5, 1), None, false).id, 5);
+        let alias = nodes.introduce(entry(5, 2), None, false).id;
         assert_ne!(alias, 5);
-        assert_eq!(nodes.introduce(entry(5, 2)).ino.0, alias);
+        assert_eq!(nodes.introduce(entry(5, 2), None, false).id, alias);
         assert!(old.state.lock().superseded);
         assert_eq!(old.attributes().version, Version(1));
 
@@ -257,13 +342,28 @@ mod tests {
         nodes.forget(5, 2);
         assert!(nodes.get(5).is_none());
         nodes.forget(alias, 2);
-        assert_eq!(nodes.introduce(entry(5, 3)).ino, InodeId(5));
+        assert_eq!(nodes.introduce(entry(5, 3), None, false).id, 5);
     }
 
     #[test]
     fn an_answer_that_was_overtaken_is_not_believed() {
         let nodes = Nodes::default();
-        nodes.introduce(entry(5, 3));
-        assert_eq!(nodes.introduce(entry(5, 2)).version, Version(3));
+        let node = nodes.introduce(entry(5, 3), None, false);
+        nodes.introduce(entry(5, 2), None, false);
+        assert_eq!(node.attributes().version, Version(3));
+        let changed = |mode| {
+            let mut entry = entry(5, 3);
+            entry.attributes.mode = mode;
+            entry
+        };
+        for (mode, number, leased, expected) in
+            [(1, Some(7), true, 1), (2, Some(6), true, 1), (3, Some(7), false, 1), (4, None, false, 1), (5, Some(8), true, 5)]
+        {
+            node.state.lock().hear(changed(mode), number, leased);
+            assert_eq!(node.attributes().mode, expected, "{mode}");
+        }
+        node.state.lock().unlease();
+        node.state.lock().hear(changed(6), None, false);
+        assert_eq!(node.attributes().mode, 6);
     }
 }

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dfs_common::attributes::{Attributes, Entry, FileKind};
+use dfs_common::attributes::{Entry, FileKind};
 use dfs_common::block::Manifest;
 use dfs_common::{Error, ErrorKind, Result};
 
+use super::coherence::Told;
 use super::handles::FileHandle;
 use super::locks::Wait;
 use super::names::NewEntry;
@@ -18,8 +19,6 @@ use crate::cache::{BlockMap, Content};
 const RETRY: Duration = Duration::from_secs(2);
 /// An open that was sent back is the same one again if it comes within this time.
 const COMES_BACK: Duration = Duration::from_secs(5);
-/// For so long after its creation a file is known without asking: less than another client needs to find and change it.
-const FRESH: Duration = Duration::from_millis(1);
 
 /// What an open wants, from open(2)'s flags.
 #[derive(Clone, Copy, Debug)]
@@ -34,8 +33,6 @@ pub struct Intent {
     pub exclusive: bool,
     /// Open only to set the length: nothing is shown to the kernel, so it need not know the version.
     truncate: bool,
-    /// When the file was created by this very call.
-    fresh: Option<Instant>,
 }
 
 impl Intent {
@@ -47,12 +44,11 @@ impl Intent {
             nonblock: flags & libc::O_NONBLOCK != 0,
             exclusive: flags & libc::O_EXCL != 0,
             truncate: false,
-            fresh: None,
         }
     }
 
     pub(crate) fn truncate() -> Self {
-        Self { write: true, append: false, nonblock: false, exclusive: false, truncate: true, fresh: None }
+        Self { write: true, append: false, nonblock: false, exclusive: false, truncate: true }
     }
 }
 
@@ -79,21 +75,18 @@ impl Vfs {
     }
 
     /// Creates a file and opens it; one that exists is opened, unless `intent` is exclusive.
-    pub async fn create(self: &Arc<Self>, parent: u64, name: &[u8], mode: u32, intent: Intent, caller: Caller) -> Result<(Attributes, Opened)> {
+    pub async fn create(self: &Arc<Self>, parent: u64, name: &[u8], mode: u32, intent: Intent, caller: Caller) -> Result<(Told, Opened)> {
         let new = NewEntry { kind: FileKind::File, mode, rdev: 0, target: None };
-        let entry = match self.make_entry(parent, name, new, caller).await {
-            Ok(entry) => entry,
-            Err(e) if e.kind() == ErrorKind::Exists && !intent.exclusive => {
-                let attributes = self.lookup(parent, name).await?;
-                let opened = self.open(attributes.ino.0, intent, caller).await;
-                return opened.inspect_err(|_| self.forget(attributes.ino.0, 1)).map(|o| (attributes, o));
-            }
-            Err(e) => return Err(e),
+        let told = match self.make(parent, name, new, caller).await {
+            Err(e) if e.kind() == ErrorKind::Exists && !intent.exclusive => self.lookup(parent, name).await?,
+            other => other?,
         };
-        let attributes = self.introduce(entry);
-        let intent = Intent { fresh: Some(Instant::now()), ..intent };
-        let opened = self.open(attributes.ino.0, intent, caller).await.inspect_err(|_| self.forget(attributes.ino.0, 1))?;
-        Ok((attributes, opened))
+        let Some(id) = told.node().map(|node| node.id) else {
+            // It was there a moment ago. The kernel looks again, and comes back.
+            return Err(Error::new(ErrorKind::Stale, "the name is gone again"));
+        };
+        let opened = self.open(id, intent, caller).await.inspect_err(|_| self.forget(id, 1))?;
+        Ok((told, opened))
     }
 
     pub(crate) async fn open_for(self: &Arc<Self>, node: &Arc<Node>, intent: Intent, caller: Caller) -> Result<FileHandle> {
@@ -152,33 +145,40 @@ impl Vfs {
                 return Err(stale());
             }
             // A file that this mount is writing changes only here.
-            // A fresh one whose lock came at once: nobody can have found it, waited for and used the lock before. If
-            // somebody had, the commit would be refused as built on an old version.
-            let untouched = intent.fresh.is_some_and(|made| made.elapsed() < FRESH);
-            if state.writers > 0 || untouched {
+            if state.writers > 0 {
                 return Ok(state.entry.clone());
             }
         }
-        let entry = match self.cluster.entry(node.ino).await {
-            Ok(entry) => entry,
-            Err(e) if e.kind() == ErrorKind::NotFound => return Err(stale()),
-            Err(e) => return Err(e),
+        let known = self.telling().known_entry(node);
+        let (entry, stamp) = match known {
+            Some(entry) => (entry, None),
+            None => match self.ask_entry(node.ino).await {
+                (Ok(entry), stamp) => (entry, Some(stamp)),
+                (Err(e), _) if e.kind() == ErrorKind::NotFound => return Err(stale()),
+                (Err(e), _) => return Err(e),
+            },
         };
-        let mut state = node.state.lock();
-        if state.is_overtaken_by(&entry) || (entry.attributes.nlink == 0 && state.opens == 0) {
+        let telling = self.telling();
+        let (overtaken, told) = {
+            let state = node.state.lock();
+            (
+                state.is_overtaken_by(&entry) || (entry.attributes.nlink == 0 && state.opens == 0),
+                intent.truncate || entry.attributes.version == state.told || state.content.is_some(),
+            )
+        };
+        if overtaken {
             return Err(stale());
         }
-        if intent.truncate || entry.attributes.version == state.told || state.content.is_some() {
-            state.sent_back = None;
-            state.hear(entry);
-            return Ok(state.entry.clone());
+        let comes_back = node.state.lock().sent_back.take().is_some_and(|at| at.elapsed() < COMES_BACK);
+        // The kernel comes back once only. Under the lock the current version stays; without it, the file moves faster
+        // than it is looked up, and what the kernel was told a moment ago is a whole version, too.
+        if let Some(stamp) = &stamp
+            && (told || (comes_back && intent.write))
+        {
+            telling.hear(node, entry, stamp);
         }
-        if state.sent_back.take().is_some_and(|at| at.elapsed() < COMES_BACK) {
-            // The kernel comes back once only. Under the lock the current version stays; without it, the file moves faster
-            // than it is looked up, and what the kernel was told a moment ago is a whole version, too.
-            if intent.write {
-                state.hear(entry);
-            }
+        let mut state = node.state.lock();
+        if told || comes_back {
             return Ok(state.entry.clone());
         }
         // The kernel believes another size. It asks again, and is told this one.

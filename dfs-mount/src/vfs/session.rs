@@ -2,6 +2,7 @@
 //! publishing everything at the end.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use dfs_common::ErrorKind;
@@ -33,6 +34,7 @@ impl Vfs {
     /// One renewal, and as many more as there are orphans to answer for.
     async fn renew(&self) {
         loop {
+            let session = self.cluster.id();
             let released = std::mem::take(&mut *self.released.lock());
             match self.cluster.renew(released.clone()).await {
                 Ok(renewed) => {
@@ -50,7 +52,7 @@ impl Vfs {
                         return;
                     }
                     // This client was stopped or cut off for longer than its lease.
-                    match self.cluster.reopen(self.cluster.id()).await {
+                    match self.cluster.reopen(session).await {
                         Ok(()) => log::warn!("opened session {} instead; write locks held before are lost", self.cluster.id()),
                         Err(e) => return log::error!("opening a new session: {e}"),
                     }
@@ -102,6 +104,7 @@ impl Vfs {
     /// Ends the session in order: publishes within `limit`, takes leave of the servers within `leave`.
     pub async fn end(&self, limit: Duration, leave: Duration) {
         let unpublished = self.publish_all(limit).await;
+        self.ending.store(true, Ordering::Relaxed);
         let farewell = async {
             if !self.released.lock().is_empty() {
                 self.renew().await;

@@ -1,257 +1,28 @@
-//! The only file that names the FUSE library. Every callback calls one method of the
-//! file system, replies, and sends its errors through one place.
-//!
-//! No callback waits: what is in the cache is answered from the calling thread, all
-//! else runs as a task on the mount's runtime and replies from there.
+//! Every callback calls one method of the file system, replies, and sends its errors
+//! through one place.
 
 use std::ffi::OsStr;
-use std::future::Future;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use dfs_common::api::directory::XattrMode;
-use dfs_common::attributes::{Attributes, FileKind, Timestamp};
-use dfs_common::{Error, ErrorKind};
+use dfs_common::attributes::{Attributes, FileKind};
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags,
-    KernelConfig, LockOwner, MountOption, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, SessionACL, TimeOrNow, WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags,
+    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
-use tokio::runtime::Handle;
 
+use super::Adapter;
+use super::convert::{BLOCK, caller, directory_flags, errno, file_attr, file_type, kind_of_mode, open_flags, timestamp, xattr_reply};
+use crate::vfs::Caller;
 use crate::vfs::attributes::Change;
+use crate::vfs::coherence::Telling;
+use crate::vfs::directories::{Listed, Listing};
 use crate::vfs::names::{NewEntry, rename_mode};
-use crate::vfs::open::{Intent, Opened};
-use crate::vfs::{Caller, Vfs, now};
-
-/// What statfs calls a block, and stat an I/O size.
-const BLOCK: u32 = 4096;
-/// The size of the dentries' inodes is the unit of st_blocks.
-const STAT_BLOCK: u64 = 512;
-
-/// Whom the mount serves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// Who mounted it.
-    Owner,
-    /// Also root.
-    Root,
-    /// Everybody.
-    All,
-}
-
-/// A kernel mount in front of a [`Vfs`].
-pub struct Mounted {
-    session: fuser::Session<Adapter>,
-}
-
-impl std::fmt::Debug for Mounted {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Mounted").finish_non_exhaustive()
-    }
-}
-
-/// Takes the mount out of the tree, from any thread.
-#[derive(Debug)]
-pub struct Unmounter(fuser::SessionUnmounter);
-
-impl Unmounter {
-    /// As umount(8): an error where it is busy.
-    pub fn unmount(&mut self) -> io::Result<()> {
-        self.0.unmount()
-    }
-}
-
-/// Mounts `vfs` at `mountpoint`. When this returns the kernel has finished its handshake and the mount works
-/// as soon as [`Mounted::serve`] runs. `options` are those of mount(8) that the kernel understands.
-pub fn mount(vfs: Arc<Vfs>, runtime: Handle, mountpoint: &Path, source: &str, access: Access, options: &[String]) -> io::Result<Mounted> {
-    let mut config = fuser::Config::default();
-    config.mount_options = vec![MountOption::FSName(source.to_owned()), MountOption::DefaultPermissions];
-    // As an option of its own: the library's Subtype is lost where root mounts without fusermount.
-    config.mount_options.push(MountOption::CUSTOM("subtype=dfs-mount".to_owned()));
-    config.mount_options.extend(options.iter().map(|o| kernel_option(o)));
-    config.acl = match access {
-        Access::Owner => SessionACL::Owner,
-        Access::Root => SessionACL::RootAndOwner,
-        Access::All => SessionACL::All,
-    };
-    config.n_threads = Some(2);
-    config.clone_fd = true;
-    Ok(Mounted { session: fuser::Session::new(Adapter { vfs, runtime }, mountpoint, &config)? })
-}
-
-fn kernel_option(option: &str) -> MountOption {
-    match option {
-        "ro" => MountOption::RO,
-        "rw" => MountOption::RW,
-        "dev" => MountOption::Dev,
-        "nodev" => MountOption::NoDev,
-        "suid" => MountOption::Suid,
-        "nosuid" => MountOption::NoSuid,
-        "exec" => MountOption::Exec,
-        "noexec" => MountOption::NoExec,
-        "atime" => MountOption::Atime,
-        "noatime" => MountOption::NoAtime,
-        "sync" => MountOption::Sync,
-        "async" => MountOption::Async,
-        "dirsync" => MountOption::DirSync,
-        other => MountOption::CUSTOM(other.to_owned()),
-    }
-}
-
-impl Mounted {
-    /// For whoever ends the mount.
-    pub fn unmounter(&mut self) -> Unmounter {
-        Unmounter(self.session.unmount_callable())
-    }
-
-    /// Serves requests until the mount is gone.
-    pub fn serve(self) -> io::Result<()> {
-        self.session.run()
-    }
-}
-
-/// Between the library's callbacks and the file system.
-struct Adapter {
-    vfs: Arc<Vfs>,
-    runtime: Handle,
-}
-
-impl Adapter {
-    /// Runs `operation` on the mount's runtime; `answer` gets its result.
-    fn run<T, F>(&self, operation: F, answer: impl FnOnce(Result<T, Errno>) + Send + 'static)
-    where
-        F: Future<Output = Result<T, Error>> + Send + 'static,
-    {
-        self.runtime.spawn(async move { answer(operation.await.map_err(|e| errno(&e))) });
-    }
-
-    fn entry(&self, reply: ReplyEntry, operation: impl Future<Output = Result<Attributes, Error>> + Send + 'static) {
-        let (attr_ttl, entry_ttl) = self.vfs.ttls();
-        self.run(operation, move |result| match result {
-            Ok(attributes) => reply.entry_with_ttls(&attr_ttl, &entry_ttl, &file_attr(&attributes), Generation(0)),
-            Err(e) => reply.error(e),
-        });
-    }
-
-    fn make(&self, reply: ReplyEntry, parent: INodeNo, name: &OsStr, new: NewEntry, caller: Caller) {
-        let (vfs, name) = (self.vfs.clone(), name.to_owned());
-        self.entry(reply, async move { vfs.make(parent.0, name.as_bytes(), new, caller).await });
-    }
-
-    fn attributes(&self, reply: ReplyAttr, operation: impl Future<Output = Result<Attributes, Error>> + Send + 'static) {
-        let (ttl, _) = self.vfs.ttls();
-        self.run(operation, move |result| match result {
-            Ok(attributes) => reply.attr(&ttl, &file_attr(&attributes)),
-            Err(e) => reply.error(e),
-        });
-    }
-
-    fn data(&self, reply: ReplyData, operation: impl Future<Output = Result<Vec<u8>, Error>> + Send + 'static) {
-        self.run(operation, move |result| match result {
-            Ok(bytes) => reply.data(&bytes),
-            Err(e) => reply.error(e),
-        });
-    }
-
-    fn empty(&self, reply: ReplyEmpty, operation: impl Future<Output = Result<(), Error>> + Send + 'static) {
-        self.run(operation, move |result| match result {
-            Ok(()) => reply.ok(),
-            Err(e) => reply.error(e),
-        });
-    }
-}
-
-/// The one place where errors become numbers, and where the ones that a person should hear of are logged.
-fn errno(error: &Error) -> Errno {
-    match error.kind() {
-        ErrorKind::Unavailable
-        | ErrorKind::TimedOut
-        | ErrorKind::Corrupt
-        | ErrorKind::Internal
-        | ErrorKind::Unauthenticated
-        | ErrorKind::SessionExpired => {
-            log::error!("{error}");
-        }
-        kind => log::debug!("{}: {error}", kind.code()),
-    }
-    Errno::from_i32(error.kind().errno())
-}
-
-fn caller(request: &Request) -> Caller {
-    Caller { uid: request.uid(), gid: request.gid(), umask: 0, pid: request.pid() }
-}
-
-fn file_type(kind: FileKind) -> FileType {
-    match kind {
-        FileKind::File => FileType::RegularFile,
-        FileKind::Directory => FileType::Directory,
-        FileKind::Symlink => FileType::Symlink,
-        FileKind::Fifo => FileType::NamedPipe,
-        FileKind::Socket => FileType::Socket,
-        FileKind::CharDevice => FileType::CharDevice,
-        FileKind::BlockDevice => FileType::BlockDevice,
-    }
-}
-
-fn file_attr(a: &Attributes) -> FileAttr {
-    FileAttr {
-        ino: INodeNo(a.ino.0),
-        size: a.size,
-        blocks: a.stored.div_ceil(STAT_BLOCK),
-        atime: a.atime.to_system_time(),
-        mtime: a.mtime.to_system_time(),
-        ctime: a.ctime.to_system_time(),
-        crtime: a.crtime.to_system_time(),
-        kind: file_type(a.kind),
-        perm: a.mode as u16,
-        nlink: a.nlink,
-        uid: a.uid,
-        gid: a.gid,
-        rdev: a.rdev,
-        blksize: BLOCK,
-        flags: 0,
-    }
-}
-
-/// The type in a mode of mknod(2).
-fn kind_of_mode(mode: u32) -> Option<FileKind> {
-    match mode & libc::S_IFMT {
-        0 | libc::S_IFREG => Some(FileKind::File),
-        libc::S_IFIFO => Some(FileKind::Fifo),
-        libc::S_IFSOCK => Some(FileKind::Socket),
-        libc::S_IFCHR => Some(FileKind::CharDevice),
-        libc::S_IFBLK => Some(FileKind::BlockDevice),
-        _ => None,
-    }
-}
-
-fn timestamp(time: TimeOrNow) -> Timestamp {
-    match time {
-        TimeOrNow::SpecificTime(time) => match time.duration_since(SystemTime::UNIX_EPOCH) {
-            Ok(_) => Timestamp::from_system_time(time),
-            // The library subtracts the nanoseconds of a time before 1970 instead of adding them.
-            Err(before) => Timestamp::from_parts(-(before.duration().as_secs() as i64), before.duration().subsec_nanos()),
-        },
-        TimeOrNow::Now => now(),
-    }
-}
-
-fn open_flags(opened: Opened) -> FopenFlags {
-    if opened.keep_cache { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() }
-}
-
-fn xattr_reply(reply: ReplyXattr, size: u32, result: Result<Vec<u8>, Errno>) {
-    match result {
-        Ok(value) if size == 0 => reply.size(value.len() as u32),
-        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
-        Ok(value) => reply.data(&value),
-        Err(e) => reply.error(e),
-    }
-}
+use crate::vfs::open::Intent;
 
 impl Filesystem for Adapter {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
@@ -337,12 +108,14 @@ impl Filesystem for Adapter {
 
     fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (vfs, name) = (self.vfs.clone(), name.to_owned());
-        self.empty(reply, async move { vfs.remove(parent.0, name.as_bytes(), false).await });
+        let changing = self.vfs.changing(&[(parent.0, name.as_bytes())]);
+        self.empty(reply, changing, async move { vfs.remove(parent.0, name.as_bytes(), false).await });
     }
 
     fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (vfs, name) = (self.vfs.clone(), name.to_owned());
-        self.empty(reply, async move { vfs.remove(parent.0, name.as_bytes(), true).await });
+        let changing = self.vfs.changing(&[(parent.0, name.as_bytes())]);
+        self.empty(reply, changing, async move { vfs.remove(parent.0, name.as_bytes(), true).await });
     }
 
     fn rename(
@@ -358,7 +131,8 @@ impl Filesystem for Adapter {
         let (no_replace, exchange) = (flags.contains(RenameFlags::RENAME_NOREPLACE), flags.contains(RenameFlags::RENAME_EXCHANGE));
         let others = !flags.difference(RenameFlags::RENAME_NOREPLACE | RenameFlags::RENAME_EXCHANGE).is_empty();
         let (vfs, name, new_name) = (self.vfs.clone(), name.to_owned(), new_name.to_owned());
-        self.empty(reply, async move {
+        let changing = self.vfs.changing(&[(parent.0, name.as_bytes()), (new_parent.0, new_name.as_bytes())]);
+        self.empty(reply, changing, async move {
             let mode = rename_mode(no_replace, exchange, others)?;
             vfs.rename(parent.0, name.as_bytes(), new_parent.0, new_name.as_bytes(), mode).await
         });
@@ -379,9 +153,16 @@ impl Filesystem for Adapter {
 
     fn create(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, flags: i32, reply: ReplyCreate) {
         let (vfs, name, caller, intent) = (self.vfs.clone(), name.to_owned(), Caller { umask, ..caller(request) }, Intent::from_flags(flags));
-        let (ttl, _) = vfs.ttls();
+        let teller = vfs.clone();
         self.run(async move { vfs.create(parent.0, name.as_bytes(), mode, intent, caller).await }, move |result| match result {
-            Ok((attributes, opened)) => reply.created(&ttl, &file_attr(&attributes), Generation(0), FileHandle(opened.handle), open_flags(opened)),
+            Ok((told, opened)) => {
+                let telling = teller.telling();
+                let keep = telling.keep(&told);
+                let Some(attributes) = told.attributes() else { return reply.error(Errno::ESTALE) };
+                // One time for both: the shorter one, which is that of attributes that may change while the file is written.
+                let ttl = keep.attributes.min(keep.entry);
+                reply.created(&ttl, &file_attr(attributes), Generation(0), FileHandle(opened.handle), open_flags(opened));
+            }
             Err(e) => reply.error(e),
         });
     }
@@ -435,31 +216,30 @@ impl Filesystem for Adapter {
             return reply.ok();
         }
         let (vfs, caller) = (self.vfs.clone(), caller(request));
-        self.empty(reply, async move { vfs.flush(handle.0, caller).await });
+        self.empty(reply, (), async move { vfs.flush(handle.0, caller).await });
     }
 
     fn release(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, _: Option<LockOwner>, _flush: bool, reply: ReplyEmpty) {
         let vfs = self.vfs.clone();
-        self.empty(reply, async move { vfs.release(handle.0).await });
+        self.empty(reply, (), async move { vfs.release(handle.0).await });
     }
 
     fn fsync(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         let vfs = self.vfs.clone();
-        self.empty(reply, async move { vfs.fsync(handle.0).await });
+        self.empty(reply, (), async move { vfs.fsync(handle.0).await });
     }
 
     fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let vfs = self.vfs.clone();
-        self.run(async move { vfs.open_directory(ino.0).await }, move |result| match result {
-            Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
-            Err(e) => reply.error(e),
-        });
+        match self.vfs.open_directory(ino.0) {
+            Ok(opened) => reply.opened(FileHandle(opened.handle), directory_flags(opened)),
+            Err(e) => reply.error(errno(&e)),
+        }
     }
 
     fn readdir(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let vfs = self.vfs.clone();
         self.run(async move { vfs.list(handle.0, offset).await }, move |result| match result {
-            Ok(entries) => {
+            Ok((_, entries)) => {
                 for e in entries {
                     if reply.add(INodeNo(e.ino.0), e.next, file_type(e.kind), OsStr::from_bytes(&e.name)) {
                         break;
@@ -472,17 +252,25 @@ impl Filesystem for Adapter {
     }
 
     fn readdirplus(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
-        let vfs = self.vfs.clone();
-        let listing = vfs.clone();
-        self.run(async move { listing.list(handle.0, offset).await }, move |result| match result {
-            Ok(entries) => {
-                let (ttl, _) = vfs.ttls();
+        let (vfs, teller) = (self.vfs.clone(), self.vfs.clone());
+        self.run(async move { vfs.list(handle.0, offset).await }, move |result| match result {
+            Ok((listing, entries)) => {
+                let mut refused = None;
+                let telling = teller.telling();
                 for e in entries {
-                    if add_plus(&vfs, &mut reply, e, &ttl) {
-                        break;
+                    match add_plus(&telling, &listing, &mut reply, e) {
+                        Added::Full(id) => {
+                            refused = id;
+                            break;
+                        }
+                        Added::Yes => {}
                     }
                 }
                 reply.ok();
+                drop(telling);
+                if let Some(id) = refused {
+                    teller.forget(id, 1);
+                }
             }
             Err(e) => reply.error(e),
         });
@@ -495,7 +283,7 @@ impl Filesystem for Adapter {
 
     fn fsyncdir(&self, _request: &Request, _ino: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         let vfs = self.vfs.clone();
-        self.empty(reply, async move { vfs.sync_names().await });
+        self.empty(reply, (), async move { vfs.sync_names().await });
     }
 
     fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
@@ -517,7 +305,7 @@ impl Filesystem for Adapter {
             _ => XattrMode::Set,
         };
         let (vfs, name, value, caller) = (self.vfs.clone(), name.to_owned(), value.to_vec(), caller(request));
-        self.empty(reply, async move { vfs.set_xattr(ino.0, name.as_bytes(), &value, mode, caller).await });
+        self.empty(reply, (), async move { vfs.set_xattr(ino.0, name.as_bytes(), &value, mode, caller).await });
     }
 
     fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -532,12 +320,12 @@ impl Filesystem for Adapter {
 
     fn removexattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (vfs, name) = (self.vfs.clone(), name.to_owned());
-        self.empty(reply, async move { vfs.remove_xattr(ino.0, name.as_bytes()).await });
+        self.empty(reply, (), async move { vfs.remove_xattr(ino.0, name.as_bytes()).await });
     }
 
     fn fallocate(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, offset: u64, length: u64, mode: i32, reply: ReplyEmpty) {
         let vfs = self.vfs.clone();
-        self.empty(reply, async move { vfs.allocate(handle.0, offset, length, mode).await });
+        self.empty(reply, (), async move { vfs.allocate(handle.0, offset, length, mode).await });
     }
 
     fn lseek(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
@@ -579,21 +367,25 @@ impl Filesystem for Adapter {
     }
 }
 
-/// Adds one entry with its attributes; true where it did not fit. Only an entry that fits is referred to by the kernel.
-fn add_plus(vfs: &Vfs, reply: &mut ReplyDirectoryPlus, listed: crate::vfs::directories::Listed, ttl: &Duration) -> bool {
+/// Whether an entry of a listing fitted.
+enum Added {
+    Yes,
+    /// The node that was referred to in vain.
+    Full(Option<u64>),
+}
+
+/// Adds one entry with its attributes. Only an entry that fits is referred to by the kernel.
+fn add_plus(telling: &Telling<'_>, listing: &Listing, reply: &mut ReplyDirectoryPlus, listed: Listed) -> Added {
     let (ino, kind, next, name) = (listed.ino, listed.kind, listed.next, listed.name.clone());
-    match vfs.introduce_listed(listed) {
-        Some(attributes) => {
-            let full = reply.add(INodeNo(attributes.ino.0), next, OsStr::from_bytes(&name), ttl, &file_attr(&attributes), Generation(0));
-            if full {
-                vfs.forget(attributes.ino.0, 1);
-            }
-            full
-        }
-        None => {
-            // Of `.` and `..` the kernel takes number and type, and refers to nothing.
-            let attr = file_attr(&Attributes::bare(ino, kind));
-            reply.add(INodeNo(ino.0), next, OsStr::from_bytes(&name), &Duration::ZERO, &attr, Generation(0))
-        }
+    let name = OsStr::from_bytes(&name);
+    let told = telling.introduce_listed(listing, listed);
+    if let Some((told, attributes)) = told.as_ref().and_then(|told| told.attributes().map(|attributes| (told, attributes))) {
+        let keep = telling.keep(told);
+        let ttl = keep.attributes.min(keep.entry);
+        let full = reply.add(INodeNo(attributes.ino.0), next, name, &ttl, &file_attr(attributes), Generation(0));
+        return if full { Added::Full(Some(attributes.ino.0)) } else { Added::Yes };
     }
+    // Of `.` and `..` the kernel takes number and type, and refers to nothing.
+    let attr = file_attr(&Attributes::bare(ino, kind));
+    if reply.add(INodeNo(ino.0), next, name, &Duration::ZERO, &attr, Generation(0)) { Added::Full(None) } else { Added::Yes }
 }

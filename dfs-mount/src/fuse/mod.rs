@@ -1,0 +1,199 @@
+//! The only folder that names the FUSE library: [`operations`] are its callbacks,
+//! [`convert`] its types, [`notify`] what is sent to the kernel unasked.
+//!
+//! No callback waits: what can be answered at once is answered by the calling thread, all
+//! else goes on as a task on the mount's runtime and replies from there.
+
+mod convert;
+mod notify;
+mod operations;
+
+use std::ffi::OsStr;
+use std::future::Future;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use dfs_common::Error;
+use dfs_common::attributes::{Attributes, FileKind};
+use dfs_common::ids::InodeId;
+use fuser::{Errno, Generation, INodeNo, MountOption, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, SessionACL};
+use tokio::runtime::Handle;
+
+use crate::vfs::coherence::Told;
+use crate::vfs::names::NewEntry;
+use crate::vfs::{Caller, Vfs};
+use convert::{errno, file_attr};
+use notify::Notifications;
+
+/// Whom the mount serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Who mounted it.
+    Owner,
+    /// Also root.
+    Root,
+    /// Everybody.
+    All,
+}
+
+/// A kernel mount in front of a [`Vfs`].
+pub struct Mounted {
+    session: fuser::Session<Adapter>,
+}
+
+impl std::fmt::Debug for Mounted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Mounted").finish_non_exhaustive()
+    }
+}
+
+/// Takes the mount out of the tree, from any thread.
+#[derive(Debug)]
+pub struct Unmounter(fuser::SessionUnmounter);
+
+impl Unmounter {
+    /// As umount(8): an error where it is busy.
+    pub fn unmount(&mut self) -> io::Result<()> {
+        self.0.unmount()
+    }
+}
+
+/// Mounts `vfs` at `mountpoint`. When this returns the kernel has finished its handshake and the mount works
+/// as soon as [`Mounted::serve`] runs. `options` are those of mount(8) that the kernel understands.
+pub fn mount(vfs: Arc<Vfs>, runtime: Handle, mountpoint: &Path, source: &str, access: Access, options: &[String]) -> io::Result<Mounted> {
+    let mut config = fuser::Config::default();
+    config.mount_options = vec![MountOption::FSName(source.to_owned()), MountOption::DefaultPermissions];
+    // As an option of its own: the library's Subtype is lost where root mounts without fusermount.
+    config.mount_options.push(MountOption::CUSTOM("subtype=dfs-mount".to_owned()));
+    config.mount_options.extend(options.iter().map(|o| kernel_option(o)));
+    config.acl = match access {
+        Access::Owner => SessionACL::Owner,
+        Access::Root => SessionACL::RootAndOwner,
+        Access::All => SessionACL::All,
+    };
+    config.n_threads = Some(2);
+    config.clone_fd = true;
+    let session = fuser::Session::new(Adapter { vfs: vfs.clone(), runtime }, mountpoint, &config)?;
+    vfs.set_kernel(Arc::new(Notifications::new(&session)?));
+    Ok(Mounted { session })
+}
+
+fn kernel_option(option: &str) -> MountOption {
+    match option {
+        "ro" => MountOption::RO,
+        "rw" => MountOption::RW,
+        "dev" => MountOption::Dev,
+        "nodev" => MountOption::NoDev,
+        "suid" => MountOption::Suid,
+        "nosuid" => MountOption::NoSuid,
+        "exec" => MountOption::Exec,
+        "noexec" => MountOption::NoExec,
+        "atime" => MountOption::Atime,
+        "noatime" => MountOption::NoAtime,
+        "sync" => MountOption::Sync,
+        "async" => MountOption::Async,
+        "dirsync" => MountOption::DirSync,
+        other => MountOption::CUSTOM(other.to_owned()),
+    }
+}
+
+impl Mounted {
+    /// For whoever ends the mount.
+    pub fn unmounter(&mut self) -> Unmounter {
+        Unmounter(self.session.unmount_callable())
+    }
+
+    /// Serves requests until the mount is gone.
+    pub fn serve(self) -> io::Result<()> {
+        self.session.run()
+    }
+}
+
+/// Between the library's callbacks and the file system.
+struct Adapter {
+    vfs: Arc<Vfs>,
+    runtime: Handle,
+}
+
+impl Adapter {
+    /// Carries out `operation`; `answer` gets its result. What need not wait is done when this returns.
+    fn run<T, F>(&self, operation: F, answer: impl FnOnce(Result<T, Errno>) + Send + 'static)
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Error>> + Send + 'static,
+    {
+        let mut operation: Pin<Box<F>> = Box::pin(operation);
+        let first = {
+            let _runtime = self.runtime.enter();
+            operation.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+        };
+        match first {
+            Poll::Ready(result) => answer(result.map_err(|e| errno(&e))),
+            // The task polls it again, so no wake-up is lost.
+            Poll::Pending => drop(self.runtime.spawn(async move { answer(operation.await.map_err(|e| errno(&e))) })),
+        }
+    }
+
+    /// Answers with a name and where it leads.
+    fn entry(&self, reply: ReplyEntry, operation: impl Future<Output = Result<Told, Error>> + Send + 'static) {
+        let vfs = self.vfs.clone();
+        self.run(operation, move |result| match result {
+            Ok(told) => {
+                let telling = vfs.telling();
+                let keep = telling.keep(&told);
+                match told.attributes() {
+                    Some(attributes) => reply.entry_with_ttls(&keep.attributes, &keep.entry, &file_attr(attributes), Generation(0)),
+                    None if keep.entry.is_zero() => reply.error(Errno::ENOENT),
+                    // An absent name is kept as one that leads to node 0.
+                    None => {
+                        let nothing = Attributes::bare(InodeId(0), FileKind::File);
+                        reply.entry_with_ttls(&keep.attributes, &keep.entry, &file_attr(&nothing), Generation(0));
+                    }
+                }
+            }
+            Err(e) => reply.error(e),
+        });
+    }
+
+    fn make(&self, reply: ReplyEntry, parent: INodeNo, name: &OsStr, new: NewEntry, caller: Caller) {
+        let (vfs, name) = (self.vfs.clone(), name.to_owned());
+        self.entry(reply, async move { vfs.make(parent.0, name.as_bytes(), new, caller).await });
+    }
+
+    fn attributes(&self, reply: ReplyAttr, operation: impl Future<Output = Result<Told, Error>> + Send + 'static) {
+        let vfs = self.vfs.clone();
+        self.run(operation, move |result| match result {
+            Ok(told) => {
+                let telling = vfs.telling();
+                let keep = telling.keep(&told);
+                match told.attributes() {
+                    Some(attributes) => reply.attr(&keep.attributes, &file_attr(attributes)),
+                    None => reply.error(Errno::ESTALE),
+                }
+            }
+            Err(e) => reply.error(e),
+        });
+    }
+
+    fn data(&self, reply: ReplyData, operation: impl Future<Output = Result<Vec<u8>, Error>> + Send + 'static) {
+        self.run(operation, move |result| match result {
+            Ok(bytes) => reply.data(&bytes),
+            Err(e) => reply.error(e),
+        });
+    }
+
+    /// Answers without content; `during` lives until the kernel has the answer.
+    fn empty<D: Send + 'static>(&self, reply: ReplyEmpty, during: D, operation: impl Future<Output = Result<(), Error>> + Send + 'static) {
+        self.run(operation, move |result| {
+            match result {
+                Ok(()) => reply.ok(),
+                Err(e) => reply.error(e),
+            }
+            drop(during);
+        });
+    }
+}

@@ -1,0 +1,371 @@
+//! Keeping what this mount says true: answers are taken over with what they grant, the
+//! kernel is told how long it may keep them, and events make them old.
+//!
+//! Lock order: [`Leases`], then the tables of nodes, then one node's state.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use dfs_common::api::Operation;
+use dfs_common::api::directory::Event;
+use dfs_common::attributes::{Attributes, Entry};
+use dfs_common::ids::InodeId;
+use dfs_common::name::Name;
+use dfs_common::{ErrorKind, Result};
+use parking_lot::MutexGuard;
+
+use super::Vfs;
+use super::leases::{Leases, Stamp};
+use super::node::Node;
+
+/// Extended attributes of one inode that are kept in memory.
+const XATTRS_MAX: usize = 32;
+
+/// A name in a directory.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    pub(crate) directory: Arc<Node>,
+    pub(crate) name: Name,
+}
+
+/// Something for the kernel: an inode's attributes, or that a name is absent.
+#[derive(Debug)]
+pub struct Told {
+    /// `None` for an absent name.
+    attributes: Option<Attributes>,
+    node: Option<Arc<Node>>,
+    stamp: Stamp,
+    place: Option<Place>,
+}
+
+impl Told {
+    pub(crate) fn node(&self) -> Option<&Arc<Node>> {
+        self.node.as_ref()
+    }
+
+    /// What `stat` shows; `None` for an absent name.
+    pub fn attributes(&self) -> Option<&Attributes> {
+        self.attributes.as_ref()
+    }
+}
+
+/// How long the kernel may keep what it is told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Keep {
+    /// The name.
+    pub entry: Duration,
+    /// The attributes.
+    pub attributes: Duration,
+}
+
+/// What the kernel must forget before an event is acknowledged.
+#[derive(Debug, Default)]
+pub(crate) struct Clear {
+    pub(crate) attributes: Vec<Arc<Node>>,
+    pub(crate) listings: Vec<u64>,
+    pub(crate) entries: Vec<Place>,
+}
+
+/// This mount is changing names: until the kernel has its answer it may keep what it had under them.
+#[derive(Debug)]
+pub struct Changing(Vec<Place>);
+
+impl Drop for Changing {
+    fn drop(&mut self) {
+        for Place { directory, name } in &self.0 {
+            directory.state.lock().entries.end_change(name);
+        }
+    }
+}
+
+/// The right to tell the kernel what it may keep: while this lives no event is taken in.
+#[derive(Debug)]
+pub struct Telling<'a> {
+    vfs: &'a Vfs,
+    leases: MutexGuard<'a, Leases>,
+    now: Instant,
+    believed: Duration,
+}
+
+impl Vfs {
+    /// See [`Telling`]. Not to be kept across anything that waits.
+    pub fn telling(&self) -> Telling<'_> {
+        let leases = self.leases.lock();
+        let now = Instant::now();
+        // Without a way to clear the kernel's caches it is to keep nothing.
+        let believed = if self.kernel.get().is_some() { leases.believed_for(now) } else { Duration::ZERO };
+        Telling { vfs: self, leases, now, believed }
+    }
+
+    /// Notes that `name` in `parent` is about to be changed by this mount, until the result is dropped.
+    pub fn changing(&self, names: &[(u64, &[u8])]) -> Changing {
+        let places = names.iter().filter_map(|(parent, name)| {
+            let place = Place { directory: self.nodes.get(*parent)?, name: Name::new(name).ok()? };
+            place.directory.state.lock().entries.begin_change(place.name.clone());
+            Some(place)
+        });
+        Changing(places.collect())
+    }
+
+    /// Asks the directory service; the answer comes with what it grants.
+    pub(crate) async fn ask<O: Operation>(&self, operation: &O) -> (Result<O::Reply>, Stamp) {
+        let claim = self.leases.lock().claim();
+        let (result, granted) = self.cluster.directory.call_leased(operation).await;
+        (result, Stamp::of(claim, granted))
+    }
+
+    /// As [`Vfs::ask`], for the attributes of `ino`.
+    pub(crate) async fn ask_entry(&self, ino: InodeId) -> (Result<Entry>, Stamp) {
+        let claim = self.leases.lock().claim();
+        let (result, granted) = self.cluster.entry_leased(ino).await;
+        (result, Stamp::of(claim, granted))
+    }
+
+    /// Changes something at the directory service. Where the session has expired, it was not changed, and is under a new session.
+    pub(crate) async fn mutate<O: Operation>(&self, operation: &O) -> (Result<O::Reply>, Stamp) {
+        let session = self.cluster.id();
+        match self.ask(operation).await {
+            (Err(e), _) if e.kind() == ErrorKind::SessionExpired => match self.cluster.reopen(session).await {
+                Ok(()) => self.ask(operation).await,
+                Err(e) => (Err(e), Stamp::default()),
+            },
+            other => other,
+        }
+    }
+
+    /// Takes in events, as if nobody had been told what they concern; returns what the kernel must forget.
+    pub(crate) fn take_in(&self, events: &[Event]) -> Clear {
+        let mut clear = Clear::default();
+        let mut telling = self.telling();
+        for event in events {
+            telling.leases.changed(event.number, event.ino, event.name.clone());
+            telling.forget(event.ino, event.name.as_ref(), event.over, &mut clear);
+        }
+        clear
+    }
+
+    /// The first step of a claim: what is leased, and from here on nothing more is.
+    pub(crate) fn begin_claim(&self) -> Vec<InodeId> {
+        self.leases.lock().pause();
+        let leased = |node: &Arc<Node>| {
+            let state = node.state.lock();
+            (state.leased || state.entries.is_leased()).then_some(node.ino)
+        };
+        self.nodes.all().iter().filter_map(leased).collect()
+    }
+
+    /// The last step of a claim, as of `event`: of `held`, `lost` is over, and so is everything else.
+    pub(crate) fn end_claim(&self, event: u64, held: &[InodeId], lost: &[InodeId]) -> Clear {
+        let kept: std::collections::HashSet<InodeId> = held.iter().copied().collect();
+        let lost: std::collections::HashSet<InodeId> = lost.iter().copied().collect();
+        let mut clear = Clear::default();
+        let mut telling = self.telling();
+        telling.leases.claimed(event);
+        for node in self.nodes.all() {
+            node.state.lock().renumber();
+            if !kept.contains(&node.ino) || lost.contains(&node.ino) {
+                telling.forget(node.ino, None, true, &mut clear);
+            }
+        }
+        clear
+    }
+}
+
+impl Telling<'_> {
+    /// Whether what is leased may be answered from.
+    pub(crate) fn believes(&self) -> bool {
+        !self.believed.is_zero()
+    }
+
+    /// The name as it is known here, if it is leased, with one more reference to where it leads.
+    pub(crate) fn known(&self, place: &Place) -> Option<Told> {
+        if !self.believes() {
+            return None;
+        }
+        let leads_to = place.directory.state.lock().entries.get(&place.name)?;
+        let node = match leads_to {
+            Some(ino) => Some(self.vfs.nodes.refer(ino)?),
+            None => None,
+        };
+        Some(self.told(node, self.leases.cached(true), Some(place.clone())))
+    }
+
+    /// The attributes of `node` as they are known here, if they are leased.
+    pub(crate) fn known_attributes(&self, node: &Arc<Node>) -> Option<Told> {
+        let leased = node.state.lock().leased && self.believes();
+        leased.then(|| self.told(Some(node.clone()), self.leases.cached(true), None))
+    }
+
+    /// The same with where the content is.
+    pub(crate) fn known_entry(&self, node: &Node) -> Option<Entry> {
+        let state = node.state.lock();
+        (state.leased && self.believes()).then(|| state.entry.clone())
+    }
+
+    /// What is known of `node`, to be kept by nobody.
+    pub(crate) fn unleased(&self, node: &Arc<Node>) -> Told {
+        self.told(Some(node.clone()), Stamp::default(), None)
+    }
+
+    fn told(&self, node: Option<Arc<Node>>, stamp: Stamp, place: Option<Place>) -> Told {
+        Told { attributes: node.as_ref().map(|n| n.attributes()), node, stamp, place }
+    }
+
+    /// Takes over what an answer said of `node`.
+    pub(crate) fn hear(&self, node: &Node, entry: Entry, stamp: &Stamp) {
+        let leased = self.leases.covers(stamp, node.ino);
+        node.state.lock().hear(entry, self.leases.number(stamp), leased);
+    }
+
+    /// The same, of attributes alone.
+    pub(crate) fn hear_attributes(&self, node: &Node, attributes: Attributes, stamp: &Stamp) {
+        let layout = node.state.lock().entry.layout.clone();
+        self.hear(node, Entry { attributes, layout }, stamp);
+    }
+
+    /// An extended attribute as an answer said it; kept as long as the attributes are leased.
+    pub(crate) fn hear_xattr(&self, node: &Node, name: Name, value: Option<Vec<u8>>, stamp: &Stamp) {
+        let mut state = node.state.lock();
+        if state.leased && self.leases.covers(stamp, node.ino) && state.xattrs.len() < XATTRS_MAX {
+            state.xattrs.insert(name, value);
+        }
+    }
+
+    /// What an answer to GETATTR says: heard, told.
+    pub(crate) fn answered(&self, node: &Arc<Node>, entry: Entry, stamp: Stamp) -> Told {
+        {
+            let mut state = node.state.lock();
+            // A version that overtook the open one is another node's; this one stays as it is.
+            if !state.is_overtaken_by(&entry) {
+                let leased = self.leases.covers(&stamp, node.ino);
+                state.hear(entry, self.leases.number(&stamp), leased);
+                state.told = state.entry.attributes.version;
+            }
+        }
+        self.told(Some(node.clone()), stamp, None)
+    }
+
+    /// Registers an inode that the kernel is about to be told of once more, and by which name.
+    pub(crate) fn introduce(&self, entry: Entry, stamp: &Stamp, place: Option<Place>) -> Told {
+        let leased = self.leases.covers(stamp, entry.attributes.ino);
+        let node = self.vfs.nodes.introduce(entry, self.leases.number(stamp), leased);
+        self.lease_directory(place.as_ref(), stamp);
+        self.told(Some(node), stamp.clone(), place)
+    }
+
+    /// An answer says that the name is absent.
+    pub(crate) fn absent(&self, place: Place, stamp: Stamp) -> Told {
+        self.lease_directory(Some(&place), &stamp);
+        self.told(None, stamp, Some(place))
+    }
+
+    fn lease_directory(&self, place: Option<&Place>, stamp: &Stamp) {
+        if let Some(Place { directory, .. }) = place
+            && self.leases.covers_directory(stamp, directory.ino)
+        {
+            directory.state.lock().entries.lease();
+        }
+    }
+
+    /// A listing of `directory` has come; the kernel may keep it only if nothing has changed since.
+    pub(crate) fn listed(&self, directory: &Node, stamp: &Stamp) {
+        let mut state = directory.state.lock();
+        if self.leases.covers_directory(stamp, directory.ino) {
+            state.entries.lease();
+        }
+        if !self.leases.covers(stamp, directory.ino) {
+            state.entries.listing_kept = false;
+        }
+    }
+
+    /// This mount has changed attributes of `node`.
+    pub(crate) fn changed(&mut self, node: &Node, stamp: &Stamp) {
+        match self.leases.number(stamp) {
+            Some(number) => self.leases.changed(number, node.ino, None),
+            None => node.state.lock().unlease(),
+        }
+    }
+
+    /// This mount has changed where `place` leads: to `leads_to` now, or nowhere. What the kernel keeps under that name it
+    /// keeps for `kept`. Returns for how long it may keep what was there.
+    pub(crate) fn changed_entry(&mut self, place: &Place, leads_to: Option<InodeId>, kept: Duration, stamp: &Stamp) -> Duration {
+        let Place { directory, name } = place;
+        if let Some(number) = self.leases.number(stamp) {
+            self.leases.changed(number, directory.ino, Some(name.clone()));
+        }
+        let holds = self.leases.covers_entry(stamp, directory.ino, name);
+        let mut state = directory.state.lock();
+        state.unlease();
+        if !holds {
+            state.entries.changes(name, self.now);
+            return Duration::ZERO;
+        }
+        let before = state.entries.gone(name, self.now);
+        if leads_to.is_some() {
+            state.entries.learn(name, leads_to, self.now, kept);
+        }
+        before
+    }
+
+    /// How long the kernel may keep `told`; from here on it counts as told.
+    pub fn keep(&self, told: &Told) -> Keep {
+        let mut keep = Keep::default();
+        if !self.believes() {
+            return keep;
+        }
+        if let Some(node) = &told.node
+            && self.leases.covers(&told.stamp, node.ino)
+            // What is written here changes without a word to anybody.
+            && node.state.lock().writers == 0
+        {
+            keep.attributes = self.believed.min(self.vfs.settings.attr_ttl);
+        }
+        if let Some(Place { directory, name }) = &told.place
+            && self.leases.covers_entry(&told.stamp, directory.ino, name)
+        {
+            let wanted = self.believed.min(self.vfs.settings.entry_ttl);
+            let mut state = directory.state.lock();
+            let kept = state.entries.keep_for(wanted, self.now);
+            let ino = told.node.as_ref().map(|n| n.ino);
+            keep.entry = if state.entries.learn(name, ino, self.now, kept) { kept } else { Duration::ZERO };
+            drop(state);
+            if let Some(node) = &told.node {
+                node.state.lock().add_place(directory.ino, name);
+            }
+        }
+        keep
+    }
+
+    /// Nobody was told what an event, or the end of a lease, concerns.
+    fn forget(&self, ino: InodeId, name: Option<&Name>, over: bool, clear: &mut Clear) {
+        for node in self.vfs.nodes.all_of(ino) {
+            let mut state = node.state.lock();
+            state.unlease();
+            let mut names = Vec::new();
+            let mut places = Vec::new();
+            match name {
+                Some(name) => {
+                    clear.listings.push(node.id);
+                    if state.entries.changes(name, self.now) {
+                        names.push(name.clone());
+                    }
+                }
+                None if over && state.entries.is_leased() => {
+                    clear.listings.push(node.id);
+                    names = state.entries.over(self.now);
+                }
+                // A newer version gets a node of its own: names must no longer lead to this one.
+                None if state.opens > 0 && state.writers == 0 => places = state.places.clone(),
+                None => {}
+            }
+            drop(state);
+            clear.entries.extend(names.into_iter().map(|name| Place { directory: node.clone(), name }));
+            clear.entries.extend(places.into_iter().filter_map(|(directory, name)| {
+                let directory = self.vfs.nodes.current(directory)?;
+                let kept = directory.state.lock().entries.uncover(&name, self.now);
+                kept.then_some(Place { directory, name })
+            }));
+            clear.attributes.push(node);
+        }
+    }
+}

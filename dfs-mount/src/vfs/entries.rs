@@ -1,0 +1,202 @@
+//! What is known of a directory's entries under a lease, and which of them the kernel
+//! was told to keep. Pure; time comes in as an argument.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use dfs_common::ids::InodeId;
+use dfs_common::name::Name;
+
+/// Absent names that are known at a time; the kernel never says that it has forgotten one.
+const ABSENT_MAX: usize = 4096;
+/// A directory whose entries are all known is kept so up to this many.
+const COMPLETE_MAX: usize = 10_000;
+
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    /// Where the name leads; `None`: it is absent.
+    leads_to: Option<InodeId>,
+    /// The kernel keeps it until then at the longest.
+    kept_until: Option<Instant>,
+}
+
+/// What is known of a directory's entries.
+#[derive(Debug, Default)]
+pub(crate) struct Entries {
+    /// There is a lease: what is known holds.
+    leased: bool,
+    /// Whatever is not known is absent.
+    complete: bool,
+    /// The kernel's copy of the listing is as leased as the entries.
+    pub(crate) listing_kept: bool,
+    known: HashMap<Name, Known>,
+    absent: usize,
+    /// Names that this mount is changing: the kernel may keep an entry that it was told of under another one.
+    changing: Vec<Name>,
+    /// Until then the kernel keeps nothing, because clearing it had to wait.
+    contended_until: Option<Instant>,
+}
+
+impl Entries {
+    /// A lease on the directory was given.
+    pub(crate) fn lease(&mut self) {
+        self.leased = true;
+    }
+
+    /// The directory is new and empty.
+    pub(crate) fn is_new(&mut self) {
+        (self.leased, self.complete) = (true, true);
+    }
+
+    pub(crate) fn is_leased(&self) -> bool {
+        self.leased
+    }
+
+    /// Where `name` leads, `Some(None)` where it is absent; `None`: not known.
+    pub(crate) fn get(&self, name: &Name) -> Option<Option<InodeId>> {
+        if !self.leased {
+            return None;
+        }
+        match self.known.get(name) {
+            Some(known) => Some(known.leads_to),
+            None => self.complete.then_some(None),
+        }
+    }
+
+    /// How long the kernel may keep an entry, of the time `wanted`: not at all where clearing it would have to wait.
+    pub(crate) fn keep_for(&self, wanted: Duration, now: Instant) -> Duration {
+        if !self.leased || self.contended_until.is_some_and(|until| until > now) { Duration::ZERO } else { wanted }
+    }
+
+    /// `name` leads to `leads_to`, and the kernel keeps that for `kept`. False where there is no room for it: the kernel must not keep it then.
+    pub(crate) fn learn(&mut self, name: &Name, leads_to: Option<InodeId>, now: Instant, kept: Duration) -> bool {
+        if !self.leased {
+            return false;
+        }
+        if leads_to.is_none() && self.absent >= ABSENT_MAX {
+            self.known.retain(|_, k| k.leads_to.is_some() || k.kept_until.is_some_and(|until| until > now));
+            self.absent = self.known.values().filter(|k| k.leads_to.is_none()).count();
+            if self.absent >= ABSENT_MAX {
+                return false;
+            }
+        }
+        let before = self.take(name);
+        // What the kernel was told before lasts if it is the longer one.
+        let kept_until = (!kept.is_zero()).then(|| now + kept).max(before.and_then(|k| k.kept_until));
+        self.absent += usize::from(leads_to.is_none());
+        self.known.insert(name.clone(), Known { leads_to, kept_until });
+        self.complete &= self.known.len() <= COMPLETE_MAX;
+        true
+    }
+
+    fn take(&mut self, name: &Name) -> Option<Known> {
+        let known = self.known.remove(name)?;
+        self.absent -= usize::from(known.leads_to.is_none());
+        Some(known)
+    }
+
+    /// This mount has moved `name` away, or removed it: it is absent, and the kernel knows that by itself.
+    /// Returns how long the kernel keeps what was there.
+    pub(crate) fn gone(&mut self, name: &Name, now: Instant) -> Duration {
+        let before = self.take(name).and_then(|k| k.kept_until);
+        self.learn(name, None, now, Duration::ZERO);
+        before.map_or(Duration::ZERO, |until| until.saturating_duration_since(now))
+    }
+
+    /// The kernel has forgotten the inode: its names are no longer kept, nor known.
+    pub(crate) fn forgotten(&mut self, name: &Name, ino: InodeId) {
+        if self.known.get(name).is_some_and(|k| k.leads_to == Some(ino)) {
+            self.take(name);
+            self.complete = false;
+        }
+    }
+
+    /// An entry is about to change elsewhere. True where the kernel may keep it.
+    pub(crate) fn changes(&mut self, name: &Name, now: Instant) -> bool {
+        self.listing_kept = false;
+        self.complete = false;
+        let kept = self.take(name).is_some_and(|k| k.kept_until.is_some_and(|until| until > now));
+        kept || self.changing.contains(name)
+    }
+
+    /// The kernel shall no longer keep `name`, which stays known. True where it may have it.
+    pub(crate) fn uncover(&mut self, name: &Name, now: Instant) -> bool {
+        let kept = self.known.get_mut(name).and_then(|known| known.kept_until.take());
+        kept.is_some_and(|until| until > now)
+    }
+
+    /// The lease is over. Returns the names that the kernel may keep.
+    pub(crate) fn over(&mut self, now: Instant) -> Vec<Name> {
+        let known = std::mem::take(&mut self.known).into_iter();
+        let kept = known.filter(|(_, k)| k.kept_until.is_some_and(|until| until > now)).map(|(name, _)| name);
+        let kept = kept.chain(self.changing.iter().cloned()).collect();
+        (self.leased, self.complete, self.listing_kept, self.absent) = (false, false, false, 0);
+        kept
+    }
+
+    /// This mount begins, or ends, changing `name`.
+    pub(crate) fn begin_change(&mut self, name: Name) {
+        self.changing.push(name);
+    }
+
+    pub(crate) fn end_change(&mut self, name: &Name) {
+        if let Some(at) = self.changing.iter().position(|n| n == name) {
+            self.changing.swap_remove(at);
+        }
+    }
+
+    /// The kernel keeps nothing for a while.
+    pub(crate) fn contend(&mut self, until: Instant) {
+        self.contended_until = Some(until);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEPT: Duration = Duration::from_secs(10);
+
+    fn name(text: &str) -> Name {
+        Name::new(text.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn only_what_the_kernel_keeps_is_cleared() {
+        let (mut entries, now) = (Entries::default(), Instant::now());
+        assert!(!entries.learn(&name("a"), None, now, KEPT), "nothing is known without a lease");
+        entries.lease();
+        assert!(entries.learn(&name("a"), Some(InodeId(2)), now, KEPT));
+        assert!(entries.learn(&name("b"), None, now, Duration::ZERO));
+        assert_eq!((entries.get(&name("a")), entries.get(&name("b")), entries.get(&name("c"))), (Some(Some(InodeId(2))), Some(None), None));
+        assert!(!entries.changes(&name("b"), now) && !entries.changes(&name("c"), now));
+        assert!(entries.changes(&name("a"), now) && entries.get(&name("a")).is_none());
+        entries.learn(&name("a"), Some(InodeId(2)), now, KEPT);
+        assert!(!entries.changes(&name("a"), now + KEPT), "the kernel has given it up by then");
+    }
+
+    #[test]
+    fn a_new_directory_is_known_whole_until_somebody_else_changes_it() {
+        let (mut entries, now) = (Entries::default(), Instant::now());
+        entries.is_new();
+        assert_eq!(entries.get(&name("x")), Some(None));
+        entries.learn(&name("x"), Some(InodeId(3)), now, KEPT);
+        assert_eq!(entries.gone(&name("x"), now), KEPT);
+        assert_eq!(entries.get(&name("x")), Some(None));
+        entries.changes(&name("y"), now);
+        assert_eq!((entries.get(&name("y")), entries.get(&name("x"))), (None, Some(None)));
+    }
+
+    #[test]
+    fn a_name_that_is_being_changed_here_may_be_kept() {
+        let (mut entries, now) = (Entries::default(), Instant::now());
+        entries.lease();
+        entries.begin_change(name("new"));
+        assert!(entries.changes(&name("new"), now));
+        entries.end_change(&name("new"));
+        assert!(!entries.changes(&name("new"), now));
+        entries.learn(&name("old"), Some(InodeId(4)), now, KEPT);
+        assert_eq!(entries.over(now), [name("old")]);
+        assert!(!entries.is_leased());
+    }
+}

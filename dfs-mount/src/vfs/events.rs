@@ -1,0 +1,183 @@
+//! Hearing what others are about to change: claims leases, waits for events, clears the
+//! kernel's caches, and acknowledges by asking for the next.
+//!
+//! The kernel's copy of a name is cleared under the lock of its directory, which an
+//! operation in flight there holds while it waits for the directory service, which may
+//! wait for this acknowledgement. So clearing names is bounded in time, on a thread of
+//! its own; when it takes longer, everything that the kernel keeps is made old at once,
+//! which waits for nobody.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use dfs_common::api::directory::{ClaimLeases, EventBatch, Events};
+use dfs_common::{Error, ErrorKind, Result};
+use tokio::time::{sleep, timeout};
+
+use super::Vfs;
+use super::coherence::{Clear, Place};
+
+/// First pause after a failure; doubles up to [`MAX_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const MAX_PAUSE: Duration = Duration::from_secs(1);
+/// How long clearing names may wait for operations in flight.
+const CLEAR_LIMIT: Duration = Duration::from_millis(10);
+/// For so long the kernel keeps no names of a directory where it had to wait.
+const CONTENDED: Duration = Duration::from_secs(1);
+/// The answer to a request for events may be this much later than the wait that was asked for.
+const ANSWER_SLACK: Duration = Duration::from_secs(2);
+/// Looks for an inode that the kernel was told of and has not taken in yet, and the time between them.
+const LOOKS: u32 = 20;
+const LOOK_EVERY: Duration = Duration::from_micros(500);
+
+/// The kernel's caches of this mount. Errors: `NotFound` where it keeps no such thing.
+pub trait KernelCache: Send + Sync + std::fmt::Debug {
+    /// Attributes of a node. Waits for nobody.
+    fn forget_attributes(&self, id: u64) -> io::Result<()>;
+    /// The listing of a directory. Waits for nobody.
+    fn forget_listing(&self, id: u64) -> io::Result<()>;
+    /// A name in a directory, known or absent. Waits for operations in flight in that directory.
+    fn forget_entry(&self, directory: u64, name: &[u8]) -> io::Result<()>;
+    /// Every name. Waits for nobody.
+    fn forget_all(&self) -> io::Result<()>;
+}
+
+impl Vfs {
+    /// Gives access to the kernel's caches: from here on it is told to keep what is leased.
+    pub fn set_kernel(&self, kernel: Arc<dyn KernelCache>) {
+        assert!(self.kernel.set(kernel).is_ok(), "one kernel, once");
+    }
+
+    /// Claims leases and takes in events, until the mount ends.
+    pub async fn keep_leases(self: Arc<Self>) {
+        let (mut after, mut pause) = (None, FIRST_PAUSE);
+        while !self.ending.load(Ordering::Relaxed) {
+            let session = self.cluster.id();
+            let result = match after {
+                None => self.claim_leases().await,
+                Some(after) => self.next_events(after).await,
+            };
+            match result {
+                Ok(number) => {
+                    after = Some(number);
+                    pause = FIRST_PAUSE;
+                    continue;
+                }
+                Err(e) if matches!(e.kind(), ErrorKind::Unclaimed | ErrorKind::Invalid) && after.is_some() => {
+                    log::info!("leases are claimed again: {e}");
+                    after = None;
+                    continue;
+                }
+                Err(e) if e.kind() == ErrorKind::SessionExpired && !self.ending.load(Ordering::Relaxed) => {
+                    after = None;
+                    match self.cluster.reopen(session).await {
+                        Ok(()) => log::warn!("session {session} has expired; opened session {}. Write locks held before are lost", self.cluster.id()),
+                        Err(e) => log::warn!("opening a new session: {e}"),
+                    }
+                }
+                Err(e) => log::debug!("events: {e}"),
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(MAX_PAUSE);
+        }
+    }
+
+    fn lease(&self) -> Duration {
+        Duration::from_millis(self.cluster.session().lease_ms)
+    }
+
+    async fn claim_leases(&self) -> Result<u64> {
+        let mut held = self.begin_claim();
+        held.sort_unstable();
+        held.dedup();
+        held.truncate(ClaimLeases::MAX_HELD);
+        let claim = ClaimLeases { session: self.cluster.id(), revision: self.revision.load(Ordering::Relaxed), held };
+        let sent = Instant::now();
+        let claimed = self.cluster.directory.call_once_within(&claim, self.cluster.directory.timeout()).await?;
+        let clear = self.end_claim(claimed.event, &claim.held, &claimed.lost);
+        self.clear(clear).await;
+        self.revision.store(claimed.revision, Ordering::Relaxed);
+        self.leases.lock().renewed(sent, self.lease());
+        Ok(claimed.event)
+    }
+
+    /// Acknowledges `after`, waits for what comes next and takes it in. Returns its number.
+    async fn next_events(&self, after: u64) -> Result<u64> {
+        let wait = self.lease() / 6;
+        let events = Events { session: self.cluster.id(), after, wait_ms: (wait.as_millis() as u64).clamp(1, Events::MAX_WAIT_MS) };
+        let sent = Instant::now();
+        // An answer that does not come in time is lost, with its connection.
+        let limit = (wait + ANSWER_SLACK).min(wait.max(Duration::from_millis(100)) * 3);
+        let EventBatch { events, revision } = self.cluster.directory.call_once_within(&events, limit).await?;
+        self.leases.lock().renewed(sent, self.lease());
+        let last = events.last().map_or(after, |event| event.number);
+        if !events.is_empty() {
+            self.clear(self.take_in(&events)).await;
+        }
+        self.revision.store(revision, Ordering::Relaxed);
+        Ok(last)
+    }
+
+    /// Makes the kernel forget; what it is told meanwhile is told by those who have seen the events.
+    async fn clear(&self, clear: Clear) {
+        let Some(kernel) = self.kernel.get() else { return };
+        for id in clear.listings {
+            report(kernel.forget_listing(id));
+        }
+        let mut late = Vec::new();
+        for node in clear.attributes {
+            match kernel.forget_attributes(node.id) {
+                // The kernel was told of it a moment ago and has not taken that in, or it has just forgotten it.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => late.push(node),
+                result => report(result),
+            }
+        }
+        self.clear_entries(clear.entries).await;
+        for _ in 0..LOOKS {
+            late.retain(|node| self.nodes.get(node.id).is_some() && kernel.forget_attributes(node.id).is_err());
+            if late.is_empty() {
+                break;
+            }
+            sleep(LOOK_EVERY).await;
+        }
+    }
+
+    async fn clear_entries(&self, places: Vec<Place>) {
+        let Some(kernel) = self.kernel.get().cloned().filter(|_| !places.is_empty()) else { return };
+        let directories: Vec<_> = places.iter().map(|place| place.directory.clone()).collect();
+        let names: Vec<_> = places.into_iter().map(|place| (place.directory.id, place.name)).collect();
+        let thread_kernel = kernel.clone();
+        let mut clearing = tokio::task::spawn_blocking(move || {
+            for (directory, name) in names {
+                report(thread_kernel.forget_entry(directory, name.as_bytes()));
+            }
+        });
+        if timeout(CLEAR_LIMIT, &mut clearing).await.is_ok() {
+            return;
+        }
+        log::debug!("operations in flight hold up an event: everything is looked up again");
+        let until = Instant::now() + CONTENDED;
+        directories.iter().for_each(|directory| directory.state.lock().entries.contend(until));
+        if let Err(e) = kernel.forget_all() {
+            // An older kernel: what it was told is old by itself when the lease is half over.
+            log::debug!("this kernel cannot forget all names: {e}");
+            let _ = timeout(self.lease() / 2, clearing).await;
+        }
+    }
+
+    /// The attributes that the kernel keeps of a node changed by what this mount did.
+    pub(crate) fn forget_attributes(&self, id: u64) {
+        if let Some(kernel) = self.kernel.get() {
+            report(kernel.forget_attributes(id));
+        }
+    }
+}
+
+fn report(result: io::Result<()>) {
+    match result {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => log::warn!("clearing the kernel's cache: {}", Error::from_io(&e, "notification")),
+        _ => {}
+    }
+}
