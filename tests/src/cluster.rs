@@ -19,6 +19,7 @@ use dfs_common::api::{file, lock};
 use crate::http;
 use crate::mount::Mount;
 use crate::process::{Daemon, binary, free_port, tail};
+use crate::proxy::Proxy;
 
 /// A daemon needs no longer than this to become ready, or to see another one return.
 const READY: Duration = Duration::from_secs(40);
@@ -47,6 +48,8 @@ pub struct Builder {
     directory_args: Vec<String>,
     file_args: Vec<String>,
     file_data: Vec<Option<PathBuf>>,
+    proxied: bool,
+    environment: Vec<(String, String)>,
 }
 
 impl Builder {
@@ -100,6 +103,20 @@ impl Builder {
         self
     }
 
+    /// Mounts reach every service through a [`Proxy`]. Not for one process.
+    #[must_use]
+    pub fn proxied(mut self) -> Self {
+        self.proxied = true;
+        self
+    }
+
+    /// The directory service (or the one process) runs with this variable.
+    #[must_use]
+    pub fn directory_environment(mut self, variables: &[(String, String)]) -> Self {
+        self.environment.extend_from_slice(variables);
+        self
+    }
+
     /// Starts it and waits until it is ready; panics with the logs where it does not become so.
     pub fn start(self) -> Cluster {
         let dir = tempfile::Builder::new().prefix("dfs-test-").tempdir().expect("temporary directory");
@@ -126,6 +143,7 @@ struct Member {
     role: Role,
     url: String,
     daemon: Daemon,
+    proxy: Option<Proxy>,
 }
 
 /// A running cluster.
@@ -156,6 +174,8 @@ impl Cluster {
             directory_args: Vec::new(),
             file_args: Vec::new(),
             file_data: Vec::new(),
+            proxied: false,
+            environment: Vec::new(),
         }
     }
 
@@ -169,7 +189,7 @@ impl Cluster {
         Self::builder().file_servers(3).copies(2).start()
     }
 
-    fn add(&mut self, role: Role, name: &str, port: u16, data: Option<&Path>, command: &str, mut more: Vec<String>) {
+    fn add(&mut self, role: Role, name: &str, (port, proxy): (u16, Option<Proxy>), data: Option<&Path>, command: &str, mut more: Vec<String>) {
         let data = data.map_or_else(|| self.dir.path().join(name), Path::to_owned);
         std::fs::create_dir_all(&data).expect("data directory");
         let mut args: Vec<OsString> = [command, "--port", &port.to_string(), "--data"].iter().map(OsString::from).collect();
@@ -178,14 +198,16 @@ impl Cluster {
         args.push(self.token_file.clone().into());
         args.extend(more.drain(..).map(OsString::from));
         let daemon = Daemon::new(name, binary("dfs-server"), args, self.dir.path());
-        self.daemons.push(Member { role, url: url(port), daemon });
+        self.daemons.push(Member { role, url: url(port), daemon, proxy });
     }
 
     fn add_all(&mut self, builder: &Builder) {
+        assert!(!builder.proxied, "a proxy stands before each service, and here they are one");
         let mut args = vec!["--file-servers".into(), builder.file_servers.to_string()];
         args.extend(Self::directory_options(builder));
         args.extend(builder.file_args.clone());
-        self.add(Role::All, "all", free_port(), None, "all", args);
+        self.add(Role::All, "all", (free_port(), None), None, "all", args);
+        self.daemon(Role::All).set_environment(&builder.environment);
     }
 
     fn directory_options(builder: &Builder) -> Vec<String> {
@@ -204,17 +226,24 @@ impl Cluster {
     }
 
     fn add_roles(&mut self, builder: &Builder) {
+        let proxy = |port| builder.proxied.then(|| Proxy::start(&url(port)));
         let (directory, lock) = (free_port(), free_port());
-        let mut args = vec!["--lock-url".into(), url(lock)];
+        let before_lock = proxy(lock);
+        let lock_url = before_lock.as_ref().map_or_else(|| url(lock), |p| p.url().to_owned());
+        let mut args = vec!["--lock-url".into(), lock_url];
         args.extend(Self::directory_options(builder));
-        self.add(Role::Directory, "directory", directory, None, "directory", args);
-        self.add(Role::Lock, "lock", lock, None, "lock", vec!["--lease-seconds".into(), builder.lease_seconds.to_string()]);
+        self.add(Role::Directory, "directory", (directory, proxy(directory)), None, "directory", args);
+        self.daemon(Role::Directory).set_environment(&builder.environment);
+        let args = vec!["--lease-seconds".into(), builder.lease_seconds.to_string()];
+        self.add(Role::Lock, "lock", (lock, before_lock), None, "lock", args);
         for index in 0..builder.file_servers {
-            let name = format!("file-{index}");
+            let (name, port) = (format!("file-{index}"), free_port());
             let mut args = vec!["--directory".into(), url(directory), "--name".into(), name.clone()];
+            let before = proxy(port);
+            args.extend(before.iter().flat_map(|p| ["--advertise".into(), p.url().to_owned()]));
             args.extend(builder.file_args.clone());
             let data = builder.file_data.get(index).and_then(Option::as_deref);
-            self.add(Role::File(index), &name, free_port(), data, "file", args);
+            self.add(Role::File(index), &name, (port, before), data, "file", args);
         }
     }
 
@@ -296,7 +325,19 @@ impl Cluster {
 
     /// What a mount's source is.
     pub fn source(&self) -> &str {
-        self.url(Role::Directory)
+        let role = if self.has_all() { Role::All } else { Role::Directory };
+        let member = self.member(role);
+        member.proxy.as_ref().map_or(&member.url, Proxy::url)
+    }
+
+    /// What stands between mounts and a service of a cluster that is [`Builder::proxied`].
+    pub fn proxy(&self, role: Role) -> &Proxy {
+        self.member(role).proxy.as_ref().unwrap_or_else(|| panic!("there is no proxy before {role:?}"))
+    }
+
+    /// All of them.
+    pub fn proxies(&self) -> impl Iterator<Item = &Proxy> {
+        self.daemons.iter().filter_map(|m| m.proxy.as_ref())
     }
 
     /// The cluster's secret.
@@ -376,8 +417,13 @@ impl Cluster {
 
     /// A mount with `options` (comma separated) besides.
     pub fn mount_with(&self, options: &str) -> Mount {
+        self.mount_in(options, &[])
+    }
+
+    /// The same, with these variables.
+    pub fn mount_in(&self, options: &str, environment: &[(String, String)]) -> Mount {
         let number = self.mounts.fetch_add(1, Ordering::Relaxed);
-        Mount::new(self, &format!("mnt-{number}"), options).unwrap_or_else(|e| panic!("mount: {e}\n{}", self.logs()))
+        Mount::with_environment(self, &format!("mnt-{number}"), options, environment).unwrap_or_else(|e| panic!("mount: {e}\n{}", self.logs()))
     }
 
     /// A session of the typed clients, for use within one tokio runtime.

@@ -15,6 +15,7 @@ pub mod http;
 pub mod model;
 pub mod mount;
 pub mod process;
+pub mod proxy;
 pub mod rng;
 pub mod rules;
 pub mod shell;
@@ -24,5 +25,6 @@ pub mod wait;
 
 pub use cluster::{Cluster, Role};
 pub use mount::Mount;
+pub use proxy::Proxy;
 pub use rng::Rng;
 pub use wait::{eventually, within};

@@ -22,11 +22,17 @@ pub struct Mount {
     pid: i32,
     options: String,
     source: String,
+    environment: Vec<(String, String)>,
 }
 
 impl Mount {
     /// Mounts `cluster` at a fresh directory called `name`; the error is what dfs-mount printed.
     pub fn new(cluster: &Cluster, name: &str, options: &str) -> Result<Self> {
+        Self::with_environment(cluster, name, options, &[])
+    }
+
+    /// The same, with these variables.
+    pub fn with_environment(cluster: &Cluster, name: &str, options: &str, environment: &[(String, String)]) -> Result<Self> {
         let dir = cluster.dir();
         let (path, cache, log) = (dir.join(name), dir.join(format!("{name}.cache")), dir.join(format!("{name}.log")));
         std::fs::create_dir_all(&path)?;
@@ -35,7 +41,7 @@ impl Mount {
         if !options.is_empty() {
             all = format!("{all},{options}");
         }
-        let mut mount = Self { path, cache, log, pid: 0, options: all, source: cluster.source().to_owned() };
+        let mut mount = Self { path, cache, log, pid: 0, options: all, source: cluster.source().to_owned(), environment: environment.to_vec() };
         mount.start()?;
         Ok(mount)
     }
@@ -43,7 +49,7 @@ impl Mount {
     /// Mounts again after [`Mount::kill`] or [`Mount::unmount`], with the same cache.
     pub fn start(&mut self) -> Result<()> {
         let mut command = Command::new(binary("dfs-mount"));
-        command.arg(&self.source).arg(&self.path).arg("-o").arg(&self.options);
+        command.arg(&self.source).arg(&self.path).arg("-o").arg(&self.options).envs(self.environment.iter().cloned());
         let out = shell::output(command.stdin(Stdio::null()));
         if out.code != 0 {
             bail!("exit code {}: {}", out.code, out.text);
@@ -89,6 +95,11 @@ impl Mount {
     /// The most resident memory that it ever had.
     pub fn peak_rss(&self) -> u64 {
         peak_rss(self.pid)
+    }
+
+    /// Sends a signal to the driver.
+    pub fn signal(&self, signal: i32) {
+        sys::signal(self.pid, signal);
     }
 
     /// Runs a script in the mount's root; panics with its output where it fails.

@@ -57,13 +57,19 @@ pub struct Daemon {
     program: PathBuf,
     args: Vec<OsString>,
     log: PathBuf,
+    environment: Vec<(String, String)>,
     child: Option<Child>,
 }
 
 impl Daemon {
     /// Not started yet. Its output is appended to `DIR/NAME.log`.
     pub fn new(name: &str, program: PathBuf, args: Vec<OsString>, dir: &Path) -> Self {
-        Self { name: name.to_owned(), program, args, log: dir.join(format!("{name}.log")), child: None }
+        Self { name: name.to_owned(), program, args, log: dir.join(format!("{name}.log")), environment: Vec::new(), child: None }
+    }
+
+    /// With these variables, from the next start on.
+    pub fn set_environment(&mut self, environment: &[(String, String)]) {
+        self.environment = environment.to_vec();
     }
 
     /// Starts it.
@@ -76,6 +82,7 @@ impl Daemon {
             .stdout(log.try_clone().expect("log file"))
             .stderr(log)
             .env("RUST_BACKTRACE", "1")
+            .envs(self.environment.iter().cloned())
             .spawn()
             .unwrap_or_else(|e| panic!("{}: {e}", self.program.display()));
         self.child = Some(child);

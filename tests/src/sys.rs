@@ -32,6 +32,16 @@ pub fn close(file: File) -> io::Result<()> {
     check(i64::from(unsafe { libc::close(file.into_raw_fd()) })).map(|_| ())
 }
 
+/// Makes the end of `stream` an RST instead of a FIN (`SO_LINGER` of 0 s).
+pub fn reset_on_close(stream: &std::net::TcpStream) {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    // SAFETY: an open socket; pointer and length describe `linger`, which lives until the call returns.
+    unsafe {
+        let (value, size) = (std::ptr::from_ref(&linger).cast(), size_of::<libc::linger>() as libc::socklen_t);
+        libc::setsockopt(stream.as_raw_fd(), libc::SOL_SOCKET, libc::SO_LINGER, value, size);
+    }
+}
+
 /// renameat2(2) with `flags`.
 pub fn rename2(from: &Path, to: &Path, flags: u32) -> io::Result<()> {
     let (from, to) = (path(from), path(to));

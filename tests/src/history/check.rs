@@ -91,11 +91,14 @@ impl Checker {
     }
 
     fn called(&mut self, id: Id, op: Operation) {
-        self.configs = self.configs.drain().map(|mut config| {
-            config.call(id, &op);
-            config
-        })
-        .collect();
+        self.configs = self
+            .configs
+            .drain()
+            .map(|mut config| {
+                config.call(id, &op);
+                config
+            })
+            .collect();
         self.operations.insert(id, op);
     }
 

@@ -154,7 +154,10 @@ fn links_share_everything() {
     bad(&[&base], &stat(1, (31, 40), A, 0o644, 1, 100));
     bad(&[&base], &op(1, (31, 40), Call::Link { from: A, to: H }, done()));
     good(&[&base, &[op(1, (31, 40), Call::Link { from: A, to: H }, Outcome::Exists)]]);
-    bad(&[&base, &[op(1, (31, 40), Call::SetXattr { name: H, value: 5 }, done())]], &op(2, (41, 50), Call::GetXattr { name: A }, Outcome::Fine(Shown::Xattr(0))));
+    bad(
+        &[&base, &[op(1, (31, 40), Call::SetXattr { name: H, value: 5 }, done())]],
+        &op(2, (41, 50), Call::GetXattr { name: A }, Outcome::Fine(Shown::Xattr(0))),
+    );
 }
 
 #[test]
@@ -162,8 +165,17 @@ fn an_inode_number_stands_for_one_file() {
     let first = write(0, (0, 10), A, 1);
     let replaced = [op(0, (30, 40), Call::Unlink { name: A }, done())];
     let second = write(0, (41, 50), A, 2);
-    bad(&[&first, &[stat(1, (11, 20), A, 0o644, 1, 100)], &replaced, &second, &[stat(2, (51, 52), B, 0, 0, 0)][..0], &[op(1, (53, 54), Call::Link { from: A, to: H }, done())]],
-        &op(1, (60, 70), Call::Stat { name: H }, Outcome::Fine(Shown::Attributes { number: 7, directory: false, mode: 0o644, links: 1, bytes: 100 })));
+    bad(
+        &[
+            &first,
+            &[stat(1, (11, 20), A, 0o644, 1, 100)],
+            &replaced,
+            &second,
+            &[stat(2, (51, 52), B, 0, 0, 0)][..0],
+            &[op(1, (53, 54), Call::Link { from: A, to: H }, done())],
+        ],
+        &op(1, (60, 70), Call::Stat { name: H }, Outcome::Fine(Shown::Attributes { number: 7, directory: false, mode: 0o644, links: 1, bytes: 100 })),
+    );
     let mut other = stat(2, (60, 70), A, 0o644, 1, 100);
     good(&[&first, &[stat(1, (11, 20), A, 0o644, 1, 100)], &[other.clone()]]);
     other.outcome = Outcome::Fine(Shown::Attributes { number: 8, directory: false, mode: 0o644, links: 1, bytes: 100 });
@@ -173,7 +185,12 @@ fn an_inode_number_stands_for_one_file() {
 #[test]
 fn directories_are_made_once() {
     let make = |client, at, outcome| op(client, at, Call::MakeDir { name: D }, outcome);
-    good(&[&[make(0, (0, 10), done()), make(1, (5, 9), Outcome::Exists), op(1, (11, 20), Call::RemoveDir { name: D }, done()), list(0, (21, 22), 0)]]);
+    good(&[&[
+        make(0, (0, 10), done()),
+        make(1, (5, 9), Outcome::Exists),
+        op(1, (11, 20), Call::RemoveDir { name: D }, done()),
+        list(0, (21, 22), 0),
+    ]]);
     assert!(check(&[&[make(0, (0, 10), done()), make(1, (5, 9), done())]]).is_err());
     bad(&[&[make(0, (0, 10), done())]], &op(1, (11, 20), Call::RemoveDir { name: D }, Outcome::Absent));
 }

@@ -201,7 +201,11 @@ impl Client {
     /// Open, write, close: nothing in between, so that this client never looks at what only its own mount has yet.
     fn write(&mut self, call: &Call, name: Name, append: bool) -> Outcome {
         let mut options = OpenOptions::new();
-        if append { options.append(true) } else { options.write(true).truncate(true).create(true).mode(0o644) };
+        if append {
+            options.append(true)
+        } else {
+            options.write(true).truncate(true).create(true).mode(0o644)
+        };
         let start = self.now();
         let opened = options.open(self.path(name));
         let end = self.now();

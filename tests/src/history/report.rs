@@ -43,7 +43,9 @@ fn outcome(names: &Names, outcome: &Outcome) -> String {
     match outcome {
         Outcome::Fine(Shown::Nothing) => "done".into(),
         Outcome::Fine(Shown::Attributes { number, directory: true, .. }) => format!("a directory, number {number}"),
-        Outcome::Fine(Shown::Attributes { number, mode, links, bytes, .. }) => format!("number {number}, mode {mode:o}, {links} links, {bytes} bytes"),
+        Outcome::Fine(Shown::Attributes { number, mode, links, bytes, .. }) => {
+            format!("number {number}, mode {mode:o}, {links} links, {bytes} bytes")
+        }
         Outcome::Fine(Shown::Content(it)) => content(it),
         Outcome::Fine(Shown::Listing(bits)) => listing(names, *bits),
         Outcome::Fine(Shown::Xattr(0)) => "no such attribute".into(),
@@ -97,8 +99,13 @@ pub fn violation(
     }
     out += "the last operations there that returned before:\n";
     let concerns = |o: &Operation| o.call == Call::List || o.call.names() & bits != 0 || matches!(o.call, Call::Close { .. });
-    let mut lines: Vec<String> =
-        recent.iter().rev().filter(|(i, o)| *i != id && concerns(o) && (op.call != Call::List || !o.call.only_reads())).take(EARLIER).map(|(i, o)| operation(names, *i, o)).collect();
+    let mut lines: Vec<String> = recent
+        .iter()
+        .rev()
+        .filter(|(i, o)| *i != id && concerns(o) && (op.call != Call::List || !o.call.only_reads()))
+        .take(EARLIER)
+        .map(|(i, o)| operation(names, *i, o))
+        .collect();
     lines.reverse();
     lines.iter().for_each(|line| out += &format!("  {line}\n"));
     out += "under way then:\n";

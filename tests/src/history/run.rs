@@ -55,7 +55,14 @@ impl Stats {
 
 impl std::fmt::Display for Stats {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        writeln!(f, "{} operations in {:.1} s, checked in {:.1} s: {:?}", self.total(), self.worked.as_secs_f64(), self.checked.as_secs_f64(), self.counts)?;
+        writeln!(
+            f,
+            "{} operations in {:.1} s, checked in {:.1} s: {:?}",
+            self.total(),
+            self.worked.as_secs_f64(),
+            self.checked.as_secs_f64(),
+            self.counts
+        )?;
         write!(f, "longest (ms): {:?}; stale: {:?}; unclear: {:?}", self.longest_ms, self.stale, self.unclear)
     }
 }
