@@ -86,6 +86,9 @@ pub struct Policy {
     /// Block size of new files, 64K to 1M [default: 256K]
     #[arg(long, value_name = "SIZE")]
     block_size: Option<ByteSize>,
+    /// Lets clients keep what they believe when it changes; for tests
+    #[arg(long, hide = true, num_args = 0, default_missing_value = "true")]
+    without_invalidation: Option<bool>,
 }
 
 /// What concerns content.
@@ -298,7 +301,7 @@ impl Common {
 
 impl Policy {
     fn fill(&mut self, file: Policy) {
-        fill!(self, file; copies, keep_versions, lease_seconds, heartbeat_ms, pin, block_size);
+        fill!(self, file; copies, keep_versions, lease_seconds, heartbeat_ms, pin, block_size, without_invalidation);
     }
 
     fn lease(&self) -> Duration {
@@ -321,6 +324,7 @@ impl Policy {
             lock_url,
             pins: pins?,
             block_bits,
+            invalidate: self.without_invalidation != Some(true),
         })
     }
 }

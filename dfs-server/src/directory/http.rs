@@ -11,8 +11,9 @@ use dfs_common::{Error, ErrorKind, Result};
 use futures_util::future::BoxFuture;
 
 use super::Directory;
-use super::state::{self, Change};
-use super::writer::Terms;
+use super::leases::Author;
+use super::state::{self, Change, Leased};
+use super::writer::{Answer, Reply, Terms};
 use crate::store::View;
 
 /// The most inodes or versions that one request names.
@@ -37,13 +38,13 @@ impl Directory {
             self.touch(session);
         }
         match request.path.as_str() {
-            Lookup::PATH => self.read(&request, state::lookup),
-            GetAttributes::PATH => self.read(&request, state::get_attributes),
+            Lookup::PATH => self.read_leased(&request, state::lookup),
+            GetAttributes::PATH => self.read_leased(&request, state::get_attributes),
             Resolve::PATH => self.read(&request, state::resolve),
-            List::PATH => self.read(&request, state::list),
-            ReadLink::PATH => self.read(&request, state::read_link),
-            GetXattr::PATH => self.read(&request, state::get_xattr),
-            ListXattrs::PATH => self.read(&request, state::list_xattrs),
+            List::PATH => self.read_leased(&request, state::list),
+            ReadLink::PATH => self.read_leased(&request, state::read_link),
+            GetXattr::PATH => self.read_leased(&request, state::get_xattr),
+            ListXattrs::PATH => self.read_leased(&request, state::list_xattrs),
             Versions::PATH => self.read(&request, state::versions),
             HeldVersions::PATH => self.read(&request, state::held_versions),
             Make::PATH => self.mutate(&request, state::make).await,
@@ -53,7 +54,7 @@ impl Directory {
             SetAttributes::PATH => self.mutate(&request, state::set_attributes).await,
             SetXattr::PATH => self.mutate(&request, state::set_xattr).await,
             RemoveXattr::PATH => self.mutate(&request, state::remove_xattr).await,
-            Place::PATH => self.mutate(&request, state::place).await,
+            Place::PATH => self.place(&request).await,
             Publish::PATH => self.publish(&request).await,
             Sync::PATH => self.sync(request.parse_json()?).await,
             _ => self.answer_of_cluster(&request).await,
@@ -66,6 +67,9 @@ impl Directory {
             OpenSession::PATH => self.open_session(request.parse_json()?).await,
             RenewSession::PATH => self.renew_session(request.parse_json()?).await,
             CloseSession::PATH => self.close_session(request.parse_json()?).await,
+            ClaimLeases::PATH => self.claim_leases(request.parse_json()?).await,
+            Events::PATH => self.events(request.parse_json()?).await,
+            Waits::PATH => request.parse_json::<Waits>().map(|_| Response::json(&self.leasing.waits())),
             Sessions::PATH => request.parse_json::<Sessions>().map(|_| Response::json(&self.sessions())),
             RegisterServer::PATH => self.register(request.parse_json()?).await,
             Heartbeat::PATH => self.heartbeat(request.parse_json()?).await,
@@ -80,40 +84,93 @@ impl Directory {
         }
     }
 
+    /// Reads what nobody holds leases on.
     fn read<O: Operation>(&self, request: &Request, read: fn(&dyn View, &O) -> Result<O::Reply>) -> Result<Response> {
         let operation = request.parse_json()?;
         let reply = read(&*self.store.snapshot(), &operation)?;
         Ok(Response::json(&reply))
     }
 
-    async fn mutate<O: Operation>(&self, request: &Request, mutate: fn(&mut Change<'_>, &O) -> Result<O::Reply>) -> Result<Response> {
-        if request.replay.is_some() && request.session.is_none() {
-            return Err(Error::new(ErrorKind::Invalid, "a replay number belongs to a session, and none is named"));
-        }
-        let terms = Terms { session: request.session, replay: request.replay, durable: false };
-        self.submit_operation(terms, request.parse_json()?, mutate).await.map(Response::raw_json)
+    /// Reads, and grants the session a lease on what it is told. Both under one lock: a change comes before both or after.
+    fn read_leased<O: Leased>(&self, request: &Request, read: fn(&dyn View, &O) -> Result<O::Reply>) -> Result<Response> {
+        let operation: O = request.parse_json()?;
+        let (answer, granted) = {
+            let mut leasing = self.leasing.lock();
+            let answer = read(&*self.store.snapshot(), &operation);
+            let session = request.session.filter(|session| leasing.leases.is_holder(*session));
+            let now = self.now().clock;
+            let granted = session.and_then(|session| leasing.leases.grant(session, &operation.inodes(&answer), false, |_| false, now));
+            (answer, granted)
+        };
+        let response = answer.map(|reply| Response::json(&reply)).into();
+        Ok(with_leases(response, granted.as_ref()))
     }
 
-    async fn submit_operation<O: Operation>(
-        &self,
-        terms: Terms,
-        operation: O,
-        mutate: fn(&mut Change<'_>, &O) -> Result<O::Reply>,
-    ) -> Result<Vec<u8>> {
-        self.submit(terms, move |change| mutate(change, &operation).map(|reply| json(&reply))).await
+    async fn mutate<O: Leased>(&self, request: &Request, mutate: fn(&mut Change<'_>, &O) -> Result<O::Reply>) -> Result<Response> {
+        let terms = Terms { author: Some(Author { operation: O::PATH, session: request.session }), ..terms(request)? };
+        self.submit_leased(terms, request.parse_json()?, mutate).await
+    }
+
+    async fn submit_leased<O: Leased>(&self, terms: Terms, operation: O, mutate: fn(&mut Change<'_>, &O) -> Result<O::Reply>) -> Result<Response> {
+        let prepare = move |change: &mut Change<'_>| {
+            let answer = mutate(change, &operation);
+            let inodes = operation.inodes(&answer);
+            answer.map(|reply| Reply { body: json(&reply), inodes })
+        };
+        let Answer { body, granted } = self.submit(terms, prepare).await?;
+        Ok(with_leases(Response::raw_json(body), granted.as_ref()))
     }
 
     /// For a primary on behalf of a session. Repeating it is safe by itself, so it needs no replay.
     async fn publish(&self, request: &Request) -> Result<Response> {
         let publish: Publish = request.parse_json()?;
         self.touch(publish.session);
-        let terms = Terms { durable: publish.durable, ..Terms::default() };
-        self.submit_operation(terms, publish, state::publish).await.map(Response::raw_json)
+        let author = Author { operation: Publish::PATH, session: Some(publish.session) };
+        let terms = Terms { durable: publish.durable, author: Some(author), ..Terms::default() };
+        self.submit_leased(terms, publish, state::publish).await
+    }
+
+    /// Where a file's next commit goes is advice, on which nobody holds a lease.
+    async fn place(&self, request: &Request) -> Result<Response> {
+        let (terms, operation) = (terms(request)?, request.parse_json()?);
+        self.submit_json(terms, move |change| state::place(change, &operation)).await
     }
 
     /// A commit for the disk takes all earlier ones along.
     async fn sync(&self, _: Sync) -> Result<Response> {
-        self.submit(Terms { durable: true, ..Terms::default() }, |_| Ok(json(&Done {}))).await.map(Response::raw_json)
+        self.submit_json(Terms { durable: true, ..Terms::default() }, |_| Ok(Done {})).await
+    }
+
+    /// A change that concerns no lease.
+    async fn submit_json<T: serde::Serialize>(
+        &self,
+        terms: Terms,
+        prepare: impl Fn(&mut Change<'_>) -> Result<T> + Send + 'static,
+    ) -> Result<Response> {
+        let answer = self.submit(terms, move |change| prepare(change).map(|reply| json(&reply).into())).await?;
+        Ok(Response::raw_json(answer.body))
+    }
+
+    async fn claim_leases(&self, request: ClaimLeases) -> Result<Response> {
+        if request.held.len() > ClaimLeases::MAX_HELD {
+            return Err(Error::new(ErrorKind::TooBig, format!("at most {} leases are claimed, not {}", ClaimLeases::MAX_HELD, request.held.len())));
+        }
+        let mut tables = self.tables.lock();
+        tables.touch(request.session, self.now().clock)?;
+        if tables.sessions.get(&request.session).is_none_or(|live| live.record.client.mountpoint.is_empty()) {
+            return Err(Error::new(ErrorKind::Invalid, format!("session {} has no mountpoint, so it holds no leases", request.session)));
+        }
+        // With the tables locked: the session must not end in between.
+        Ok(Response::json(&self.leasing.claim(&request, || self.revision.load(Ordering::Relaxed))))
+    }
+
+    async fn events(&self, request: Events) -> Result<Response> {
+        if request.wait_ms > Events::MAX_WAIT_MS {
+            return Err(Error::new(ErrorKind::Invalid, format!("a wait has at most {} ms, not {}", Events::MAX_WAIT_MS, request.wait_ms)));
+        }
+        self.tables.lock().touch(request.session, self.now().clock)?;
+        let (events, revision) = self.leasing.events(&request, || self.revision.load(Ordering::Relaxed)).await?;
+        Ok(Response::json(&EventBatch { events, revision }))
     }
 
     fn touch(&self, session: SessionId) {
@@ -130,18 +187,18 @@ impl Directory {
             block_bits: self.config.block_bits,
             copies: self.config.copies,
         };
-        let opened = self.submit(Terms::default(), move |change| {
+        let open = move |change: &mut Change<'_>| {
             let session = state::open_session(change, &client)?;
-            Ok(json(&Session { session, ..reply }))
-        });
-        opened.await.map(Response::raw_json)
+            Ok(Session { session, ..reply.clone() })
+        };
+        self.submit_json(Terms::default(), open).await
     }
 
     async fn renew_session(&self, RenewSession { session, released }: RenewSession) -> Result<Response> {
         self.tables.lock().touch(session, self.now().clock)?;
         check_length("released", released.len())?;
         if !released.is_empty() {
-            self.submit(Terms::default(), move |change| state::release(change, session, &released).map(|()| Vec::new())).await?;
+            self.submit(Terms::default(), move |change| state::release(change, session, &released).map(|()| Reply::default())).await?;
         }
         let (orphans, more) = self.tables.lock().next_orphans(session, Renewed::MAX_ORPHANS);
         Ok(Response::json(&Renewed { orphans, more }))
@@ -155,12 +212,13 @@ impl Directory {
     fn sessions(&self) -> Vec<SessionRow> {
         let now = self.now();
         let tables = self.tables.lock();
+        let leasing = self.leasing.lock();
         let rows = tables.sessions.iter().map(|(&session, live)| SessionRow {
             session,
             client: live.record.client.clone(),
             idle_ms: now.clock.saturating_sub(live.seen).as_millis() as u64,
             age_ms: (now.wall.0.saturating_sub(live.record.opened.0).max(0) / 1_000_000) as u64,
-            leases: 0,
+            leases: leasing.leases.count_of(session),
         });
         rows.collect()
     }
@@ -168,11 +226,11 @@ impl Directory {
     async fn register(&self, request: RegisterServer) -> Result<Response> {
         log::info!("file server '{}' registers with {}", request.name, request.url);
         let (cluster, heartbeat_ms) = (self.cluster.clone(), self.config.heartbeat.as_millis() as u64);
-        let registered = self.submit(Terms::default(), move |change| {
+        let register = move |change: &mut Change<'_>| {
             let server = state::register(change, &request)?;
-            Ok(json(&Registered { server, cluster, heartbeat_ms }))
-        });
-        registered.await.map(Response::raw_json)
+            Ok(Registered { server, cluster: cluster.clone(), heartbeat_ms })
+        };
+        self.submit_json(Terms::default(), register).await
     }
 
     async fn heartbeat(&self, request: Heartbeat) -> Result<Response> {
@@ -180,7 +238,7 @@ impl Directory {
         state::heard(&mut self.tables.lock(), &request, self.now().clock)?;
         let Heartbeat { server, dropped, .. } = request;
         if !dropped.is_empty() {
-            self.submit(Terms::default(), move |change| state::confirm_dropped(change, server, &dropped).map(|()| Vec::new())).await?;
+            self.submit(Terms::default(), move |change| state::confirm_dropped(change, server, &dropped).map(|()| Reply::default())).await?;
         }
         let now = self.now().clock;
         // Tables before the store, as the writer locks them.
@@ -190,13 +248,13 @@ impl Directory {
     }
 
     async fn report_copy(&self, request: ReportCopy) -> Result<Response> {
-        self.submit(Terms::default(), move |change| state::report_copy(change, &request).map(|()| Vec::new())).await?;
-        Ok(Response::json(&Done {}))
+        self.submit_json(Terms::default(), move |change| state::report_copy(change, &request).map(|()| Done {})).await
     }
 
     fn status(&self) -> DirectoryStatus {
         let requests = self.requests.lock().iter().filter(|(_, count)| **count > 0).map(|(path, count)| ((*path).to_owned(), *count)).collect();
         let tables = self.tables.lock();
+        let (leases, events) = self.leasing.lock().leases.counts();
         DirectoryStatus {
             cluster: self.cluster.clone(),
             program: format!("dfs-server {}", env!("CARGO_PKG_VERSION")),
@@ -205,12 +263,24 @@ impl Directory {
             inodes: tables.inodes,
             orphans: tables.orphans,
             sessions: tables.sessions.len() as u64,
-            leases: 0,
-            events: 0,
+            leases,
+            events,
             under_replicated: tables.under.len() as u64,
             requests,
         }
     }
+}
+
+/// Whose mutation it is, and whether it was carried out before.
+fn terms(request: &Request) -> Result<Terms> {
+    if request.replay.is_some() && request.session.is_none() {
+        return Err(Error::new(ErrorKind::Invalid, "a replay number belongs to a session, and none is named"));
+    }
+    Ok(Terms { session: request.session, replay: request.replay, ..Terms::default() })
+}
+
+fn with_leases(response: Response, granted: Option<&Granted>) -> Response {
+    Response { meta: granted.map(|granted| serde_json::to_string(granted).expect("wire types serialize")), ..response }
 }
 
 fn json<T: serde::Serialize>(value: &T) -> Vec<u8> {

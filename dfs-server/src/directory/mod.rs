@@ -2,11 +2,12 @@
 //! servers are alive, client sessions and their leases.
 //!
 //! It never touches a byte of a file. [`state`] holds what operations mean, pure;
-//! [`writer`] commits what waits as one batch; [`http`] only translates; [`periodic`]
-//! is what happens without a request. Invariant: an answer to a mutation leaves only
+//! [`writer`] commits what waits as one batch; [`leases`] lets waiting clients hear of
+//! changes first; [`http`] only translates; [`periodic`] is what happens without a request. Invariant: an answer to a mutation leaves only
 //! after its rows, and the stored reply beside them, are committed.
 
 mod http;
+mod leases;
 mod periodic;
 mod state;
 mod writer;
@@ -28,9 +29,10 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::store::{Batch, Durability, Store};
+use leases::Leasing;
 pub use state::Pin;
-use state::records::Record;
-use state::{Moment, Policy, Tables, keys, make_root};
+use state::records::{Number, Record};
+use state::{Leases, Moment, Policy, Tables, keys, make_root};
 use writer::Queue;
 
 /// How a directory service runs.
@@ -50,6 +52,8 @@ pub struct Config {
     pub pins: Vec<Pin>,
     /// log2 of the block size for new files.
     pub block_bits: u8,
+    /// False: holders of leases are not told of changes. For tests, which must find what goes wrong then.
+    pub invalidate: bool,
 }
 
 /// The service. [`dfs_common::wire::Service`] answers its requests, [`Directory::run`] does the rest.
@@ -59,6 +63,7 @@ pub struct Directory {
     policy: Policy,
     store: Arc<dyn Store>,
     tables: Mutex<Tables>,
+    leasing: Arc<Leasing>,
     queue: Queue,
     /// Requests answered, by resource; every resource is in it from the start.
     requests: Mutex<BTreeMap<&'static str, u64>>,
@@ -77,14 +82,18 @@ impl Directory {
             None => create_cluster(&*store)?,
         };
         let tables = Tables::load(&*store, config.heartbeat, Duration::ZERO)?;
-        // An empty commit: only to learn how far revisions have come.
-        let revision = store.commit(&Batch::default(), Durability::Process)?;
+        let (starts, revision) = count_start(&*store)?;
+        let with_mountpoint = tables.sessions.iter().filter(|(_, live)| !live.record.client.mountpoint.is_empty());
+        let leases = Leases::new(starts, revision, with_mountpoint.map(|(session, _)| *session).collect());
+        // Clients believe what they hold for half a lease after they were last answered.
+        let leasing = Leasing::new(leases, config.invalidate, started + config.lease / 2);
         let policy = Policy { copies: config.copies, keep_versions: config.keep_versions, pins: config.pins.clone() };
         Ok(Arc::new(Self {
             config,
             policy,
             store,
             tables: Mutex::new(tables),
+            leasing,
             queue: Queue::default(),
             requests: Mutex::new(dfs_common::api::directory::PATHS.iter().map(|path| (*path, 0)).collect()),
             cluster,
@@ -96,6 +105,15 @@ impl Directory {
     fn now(&self) -> Moment {
         Moment { wall: Timestamp::from_system_time(SystemTime::now()), clock: self.started.elapsed() }
     }
+}
+
+/// Counts this start, so that its numbers are above those of all starts before; with the revision as it is now.
+fn count_start(store: &dyn Store) -> Result<(u64, u64)> {
+    let key = keys::counter("start");
+    let starts = store.get(&key)?.map(|value| Number::decode(&value)).transpose()?.map_or(0, |number| number.0) + 1;
+    let changes = BTreeMap::from([(key, Some(Number(starts).encode()))]);
+    let revision = store.commit(&Batch { changes, ..Batch::default() }, Durability::Process)?;
+    Ok((starts, revision))
 }
 
 fn check(config: &Config) -> Result<()> {

@@ -13,7 +13,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::Directory;
 use super::state;
-use super::writer::Terms;
+use super::writer::{Reply, Terms};
 
 /// Between two looks.
 const TICK: Duration = Duration::from_millis(250);
@@ -43,7 +43,10 @@ impl Directory {
         loop {
             tokio::select! {
                 _ = ticks.tick() => {}
-                _ = shutdown.wait_for(|stop| *stop) => return,
+                _ = shutdown.wait_for(|stop| *stop) => {
+                    self.leasing.stop();
+                    return;
+                }
             }
             if let Err(e) = self.look(&mut rounds).await {
                 log::error!("periodic work: {e}");
@@ -58,8 +61,10 @@ impl Directory {
         if gap > STALL {
             log::warn!("the service stood still for {} ms; leases are extended by that", gap.as_millis());
             self.tables.lock().forgive(gap);
+            self.leasing.lock().leases.forgive(gap);
         }
         self.expire_sessions(now).await?;
+        self.end_deaf_sessions(now).await?;
         self.release_left_behind().await?;
         self.watch_servers(rounds, now);
         self.search_copies(rounds).await
@@ -74,10 +79,20 @@ impl Directory {
         Ok(())
     }
 
+    /// Ends sessions that renew and acknowledge nothing: they would hold up everybody for ever.
+    async fn end_deaf_sessions(&self, now: Duration) -> Result<()> {
+        let deaf = self.leasing.lock().leases.overdue(self.config.lease, now);
+        for session in deaf {
+            log::warn!("session {session} has left an event unacknowledged for {} ms: it is ended", self.config.lease.as_millis());
+            self.end_session(session).await?;
+        }
+        Ok(())
+    }
+
     /// Ends a session. Orphans beyond the first are released by the next looks.
     pub(super) async fn end_session(&self, session: SessionId) -> Result<()> {
         let orphans = self.tables.lock().orphans_of(session, RELEASES);
-        self.submit(Terms::default(), move |change| state::close_session(change, session, &orphans).map(|()| Vec::new())).await?;
+        self.submit(Terms::default(), move |change| state::close_session(change, session, &orphans).map(|()| Reply::default())).await?;
         Ok(())
     }
 
@@ -85,7 +100,7 @@ impl Directory {
         for _ in 0..RELEASE_COMMITS {
             let left = self.tables.lock().left_behind(RELEASES);
             let Some((session, orphans)) = left else { break };
-            self.submit(Terms::default(), move |change| state::release(change, session, &orphans).map(|()| Vec::new())).await?;
+            self.submit(Terms::default(), move |change| state::release(change, session, &orphans).map(|()| Reply::default())).await?;
         }
         Ok(())
     }
@@ -117,9 +132,9 @@ impl Directory {
     async fn search(&self, from: InodeId, slice: fn(&mut state::Change<'_>, InodeId) -> Result<Option<InodeId>>) -> Result<Option<InodeId>> {
         let next = self.submit(Terms::default(), move |change| {
             let next = slice(change, from)?;
-            Ok(next.map_or_else(Vec::new, |ino| ino.0.to_be_bytes().to_vec()))
+            Ok(next.map_or_else(Vec::new, |ino| ino.0.to_be_bytes().to_vec()).into())
         });
         let next = next.await?;
-        Ok(next.try_into().ok().map(|bytes| InodeId(u64::from_be_bytes(bytes))))
+        Ok(next.body.try_into().ok().map(|bytes| InodeId(u64::from_be_bytes(bytes))))
     }
 }

@@ -5,25 +5,56 @@
 //! of a direct call with the throughput of a writer thread. Each mutation is prepared
 //! above the ones before it; one that fails contributes nothing. Replies are stored in
 //! the batch of their mutation, which is what makes a retry get the first answer.
+//!
+//! What a mutation changes is known once it is prepared. Where somebody else holds a lease
+//! on that, it is thrown away, they are told, and it is prepared again when they have
+//! acknowledged, so that its wait holds up nobody. Where nobody does, all this costs a look.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
-use dfs_common::ids::SessionId;
+use dfs_common::api::directory::Granted;
+use dfs_common::ids::{InodeId, SessionId};
 use dfs_common::wire::Replay;
 use dfs_common::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::Directory;
+use super::leases::{Author, Block, Inner};
 use super::state::records::{Record, StoredReply};
-use super::state::{Change, Effects, Moment, Tables, keys};
+use super::state::{Change, Changes, Effects, Moment, Tables, affected, inodes, is_untold, keys};
 use crate::store::{Batch, Durability, Overlay, View};
 
 /// The most mutations of one commit: bounds how long the first of them waits.
 const GROUP: usize = 256;
+/// How often a mutation is prepared again because it would by now change something that nobody was told of.
+const TRIES: u32 = 32;
 
-/// A mutation and its answer as JSON.
-type Prepare = Box<dyn FnOnce(&mut Change<'_>) -> Result<Vec<u8>> + Send>;
+/// Looks at the state and changes it. Carried out again where others have to be told first.
+type Prepare = Box<dyn Fn(&mut Change<'_>) -> Result<Reply> + Send>;
+
+/// What a mutation answers.
+#[derive(Debug, Default)]
+pub(super) struct Reply {
+    /// JSON.
+    pub(super) body: Vec<u8>,
+    /// The inodes that it tells of.
+    pub(super) inodes: Vec<InodeId>,
+}
+
+impl From<Vec<u8>> for Reply {
+    fn from(body: Vec<u8>) -> Self {
+        Self { body, inodes: Vec::new() }
+    }
+}
+
+/// What a client is answered: JSON, and the leases that come with it.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) body: Vec<u8>,
+    pub(super) granted: Option<Granted>,
+}
 
 /// On whose behalf, and how sure.
 #[derive(Clone, Copy, Debug, Default)]
@@ -31,12 +62,16 @@ pub(super) struct Terms {
     pub(super) session: Option<SessionId>,
     pub(super) replay: Option<Replay>,
     pub(super) durable: bool,
+    /// Who makes the change, where those who hold leases have to be told of it.
+    pub(super) author: Option<Author>,
 }
 
 struct Job {
     prepare: Prepare,
     terms: Terms,
-    done: oneshot::Sender<Result<Vec<u8>>>,
+    /// What has been told already.
+    block: Option<Block>,
+    done: oneshot::Sender<Done>,
 }
 
 /// What waits for the next commit.
@@ -53,27 +88,62 @@ impl std::fmt::Debug for Queue {
     }
 }
 
-/// What one mutation came to.
-struct Outcome {
-    answer: Result<Vec<u8>>,
-    /// False where the answer holds whatever becomes of the commit.
-    in_commit: bool,
-    done: oneshot::Sender<Result<Vec<u8>>>,
+/// What became of a job.
+enum Done {
+    Answered(Result<Answer>),
+    /// Others had to be told first: once those in `pending` have acknowledged, it comes again.
+    Told {
+        prepare: Prepare,
+        block: Block,
+        pending: BTreeMap<SessionId, u64>,
+    },
+}
+
+/// What one mutation came to before the commit.
+enum Outcome {
+    /// It holds whatever becomes of the commit.
+    Done(Done),
+    InCommit {
+        answer: Result<Reply>,
+        terms: Terms,
+        block: Option<Block>,
+        changed: Vec<InodeId>,
+        effects: Effects,
+    },
 }
 
 impl Directory {
-    /// Commits a mutation, together with others that wait, and returns its answer. A future that is dropped
-    /// leaves the mutation in the queue.
-    pub(super) async fn submit(&self, terms: Terms, prepare: impl FnOnce(&mut Change<'_>) -> Result<Vec<u8>> + Send + 'static) -> Result<Vec<u8>> {
-        let (done, mut answer) = oneshot::channel();
-        self.queue.jobs.lock().push(Job { prepare: Box::new(prepare), terms, done });
+    /// Commits a mutation, together with others that wait, and returns its answer. Those who hold leases on what it
+    /// changes have acknowledged before. A future that is dropped leaves the mutation in the queue, or gives up the wait.
+    pub(super) async fn submit(&self, terms: Terms, prepare: impl Fn(&mut Change<'_>) -> Result<Reply> + Send + 'static) -> Result<Answer> {
+        if let Some(author) = terms.author {
+            self.leasing.after_grace(author).await?;
+        }
+        let (mut prepare, mut block): (Prepare, _) = (Box::new(prepare), None);
+        for _ in 0..TRIES {
+            match self.enqueue(terms, prepare, block).await {
+                Done::Answered(answer) => return answer,
+                Done::Told { prepare: again, block: told, pending } => {
+                    let author = terms.author.expect("only who has to tell others tells them");
+                    self.leasing.acknowledged(author, &told, pending).await?;
+                    (prepare, block) = (again, Some(told));
+                }
+            }
+        }
+        Err(Error::new(ErrorKind::Unavailable, format!("what it would change was changed {TRIES} times while others were told")))
+    }
+
+    async fn enqueue(&self, terms: Terms, prepare: Prepare, block: Option<Block>) -> Done {
+        let (done, mut outcome) = oneshot::channel();
+        self.queue.jobs.lock().push(Job { prepare, terms, block, done });
         tokio::task::yield_now().await;
         // Who was committed by somebody else meanwhile leaves the queue to those who came later: they gather there.
-        if let Ok(answer) = answer.try_recv() {
-            return answer;
+        if let Ok(outcome) = outcome.try_recv() {
+            return outcome;
         }
         self.commit_queued();
-        answer.await.unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "the mutation was given up, see the log")))
+        let lost = || Done::Answered(Err(Error::new(ErrorKind::Internal, "the mutation was given up, see the log")));
+        outcome.await.unwrap_or_else(|_| lost())
     }
 
     fn commit_queued(&self) {
@@ -98,24 +168,21 @@ impl Directory {
     fn commit(&self, group: Vec<Job>) {
         let now = self.now();
         let mut tables = self.tables.lock();
+        let mut leasing = self.leasing.lock();
         let snapshot = self.store.snapshot();
         let mut pending = Overlay::new(&*snapshot);
         let count = group.len() as u64;
         let inode_mark = tables.inode_ids.reserve(count, &mut pending);
         let session_mark = tables.session_ids.reserve(count, &mut pending);
-        let (mut outcomes, mut effects) = (Vec::with_capacity(group.len()), Vec::new());
+        let (mut outcomes, mut receivers) = (Vec::with_capacity(group.len()), Vec::with_capacity(group.len()));
         let mut durability = Durability::Process;
-        for Job { prepare, terms, done } in group {
-            let (answer, prepared) = self.prepare(prepare, terms, &mut tables, &pending, now);
-            let in_commit = prepared.is_some();
-            if let Some((changes, effect)) = prepared {
-                pending.absorb(changes);
-                effects.push(effect);
-                if terms.durable {
-                    durability = Durability::Disk;
-                }
+        for Job { prepare, terms, block, done } in group {
+            let outcome = self.prepare(prepare, terms, block, &mut tables, &mut leasing, &mut pending, now);
+            if terms.durable && matches!(outcome, Outcome::InCommit { .. }) {
+                durability = Durability::Disk;
             }
-            outcomes.push(Outcome { answer, in_commit, done });
+            outcomes.push(outcome);
+            receivers.push(done);
         }
         let changes = pending.into_changes();
         drop(snapshot);
@@ -124,17 +191,58 @@ impl Directory {
         if result.is_ok() {
             tables.inode_ids.reserved(inode_mark);
             tables.session_ids.reserved(session_mark);
-            effects.into_iter().for_each(|effect| tables.apply(effect, now.clock));
         }
+        let answers = self.settle(outcomes, &result, &mut tables, &mut leasing, now);
+        drop(leasing);
         drop(tables);
-        for Outcome { answer, in_commit, done } in outcomes {
-            let answer = match &result {
-                Err(e) if in_commit => Err(e.clone()),
-                _ => answer,
-            };
+        for (done, answer) in receivers.into_iter().zip(answers) {
             // Nobody waits any more where the client has gone.
             let _ = done.send(answer);
         }
+    }
+
+    /// After the commit: tables, leases, answers.
+    fn settle(&self, mut outcomes: Vec<Outcome>, result: &Result<()>, tables: &mut Tables, leasing: &mut Inner, now: Moment) -> Vec<Done> {
+        for outcome in &mut outcomes {
+            let Outcome::InCommit { effects, .. } = outcome else { continue };
+            let effects = std::mem::take(effects);
+            if result.is_err() {
+                continue;
+            }
+            if let Some(session) = effects.closed() {
+                self.leasing.end(leasing, session);
+            }
+            tables.apply(effects, now.clock);
+        }
+        let revision = self.revision.load(Ordering::Relaxed);
+        // What later mutations of the group changed is old in the answers to earlier ones.
+        let mut later: Vec<InodeId> = Vec::new();
+        let mut answers = Vec::with_capacity(outcomes.len());
+        for outcome in outcomes.into_iter().rev() {
+            let (answer, terms, block, changed) = match (outcome, result) {
+                (Outcome::Done(done), _) => {
+                    answers.push(done);
+                    continue;
+                }
+                (Outcome::InCommit { .. }, Err(e)) => {
+                    answers.push(Done::Answered(Err(e.clone())));
+                    continue;
+                }
+                (Outcome::InCommit { answer, terms, block, changed, .. }, Ok(())) => (answer, terms, block, changed),
+            };
+            if let Some(block) = block {
+                block.release(leasing);
+            }
+            leasing.leases.changed(revision, &changed);
+            let session = terms.author.and_then(|author| author.session);
+            let grant =
+                |reply: &Reply, leasing: &mut Inner| leasing.leases.grant(session?, &reply.inodes, true, |ino| later.contains(&ino), now.clock);
+            let answer = answer.map(|reply| Answer { granted: grant(&reply, leasing), body: reply.body });
+            later.extend(changed);
+            answers.push(Done::Answered(answer));
+        }
+        answers.reverse();
+        answers
     }
 
     fn write(&self, changes: Changes, durability: Durability) -> Result<()> {
@@ -144,12 +252,26 @@ impl Directory {
         Ok(())
     }
 
-    /// The answer of one mutation, with its rows and effects where it has any.
-    fn prepare(&self, prepare: Prepare, terms: Terms, tables: &mut Tables, below: &Overlay<'_>, now: Moment) -> (Result<Vec<u8>>, Prepared) {
+    /// Prepares one mutation above `below`, to which its rows are added; or tells those who hold leases on what it changes.
+    #[expect(clippy::too_many_arguments, reason = "everything that a commit has locked")]
+    fn prepare(
+        &self,
+        prepare: Prepare,
+        terms: Terms,
+        block: Option<Block>,
+        tables: &mut Tables,
+        leasing: &mut Inner,
+        below: &mut Overlay<'_>,
+        now: Moment,
+    ) -> Outcome {
+        let answered = |answer: Result<Reply>| {
+            let answer = answer.map(|reply| Answer { body: reply.body, granted: None });
+            Outcome::Done(Done::Answered(answer))
+        };
         let slot = match Self::admit(terms, tables, below, now) {
             Ok(Admission::Execute(slot)) => slot,
-            Ok(Admission::Answered(answer)) => return (answer, None),
-            Err(e) => return (Err(e), None),
+            Ok(Admission::Answered(answer)) => return answered(answer.map(Reply::from)),
+            Err(e) => return answered(Err(e)),
         };
         let mut change = Change::new(below, tables, &self.policy, now);
         let answer = prepare(&mut change);
@@ -158,13 +280,29 @@ impl Directory {
             Ok(_) => (view.into_changes(), effects),
             Err(_) => Default::default(),
         };
+        if let Some(author) = terms.author.filter(|_| self.leasing.invalidates) {
+            let held = |ino| leasing.leases.is_held_by_others(ino, author.session);
+            if is_untold(&changes, block.as_ref().map(|block| &block.told), held) {
+                return match affected(&changes) {
+                    Ok(affected) => {
+                        let (block, pending) = self.leasing.tell(leasing, block, affected, author, now.clock);
+                        Outcome::Done(Done::Told { prepare, block, pending })
+                    }
+                    Err(e) => answered(Err(e)),
+                };
+            }
+        }
+        let changed = if terms.author.is_some() { inodes(&changes).collect() } else { Vec::new() };
         if let Some((key, sequence)) = slot
             && let Some(outcome) = to_store(&answer)
         {
             changes.insert(key, Some(StoredReply { sequence, outcome }.encode()));
         }
-        let prepared = answer.is_ok() || !changes.is_empty();
-        (answer, prepared.then_some((changes, effects)))
+        if answer.is_err() && changes.is_empty() {
+            return answered(answer);
+        }
+        below.absorb(changes);
+        Outcome::InCommit { answer, terms, block, changed, effects }
     }
 
     /// Whether a mutation is carried out or was before.
@@ -190,9 +328,6 @@ impl Directory {
     }
 }
 
-type Changes = std::collections::BTreeMap<crate::store::Key, Option<crate::store::Value>>;
-type Prepared = Option<(Changes, Effects)>;
-
 enum Admission {
     /// With the row for the reply and the sequence number, if it is to be stored.
     Execute(Option<(crate::store::Key, u64)>),
@@ -200,9 +335,9 @@ enum Admission {
 }
 
 /// What a retry shall get; nothing where trying again may well have another result.
-fn to_store(answer: &Result<Vec<u8>>) -> Option<Result<Vec<u8>, (String, String)>> {
+fn to_store(answer: &Result<Reply>) -> Option<Result<Vec<u8>, (String, String)>> {
     match answer {
-        Ok(body) => Some(Ok(body.clone())),
+        Ok(reply) => Some(Ok(reply.body.clone())),
         Err(e) if e.kind().is_transient() || matches!(e.kind(), ErrorKind::Internal | ErrorKind::Corrupt) => None,
         Err(e) => Some(Err((e.kind().code().to_owned(), e.message().to_owned()))),
     }

@@ -12,7 +12,7 @@ use dfs_common::api::directory::{Publish, VersionOf};
 use dfs_common::api::file::{Commit, Missing, MissingBlocks};
 use dfs_common::block::{BlockHash, MAX_BLOCK_SIZE};
 use dfs_common::ids::{ServerId, SessionId, Version};
-use dfs_common::wire::{Method, Request};
+use dfs_common::wire::{Method, Request, Response};
 use dfs_common::{Error, ErrorKind, Result};
 use futures_util::future::{join, join_all};
 use tokio::time::Instant;
@@ -29,8 +29,8 @@ const MAX_REPLICAS: usize = 16;
 const INLINE_BYTES: usize = 256 << 10;
 
 impl FileServer {
-    /// Stores and publishes a version; returns the directory's reply as it came.
-    pub(super) async fn commit(self: Arc<Self>, meta: Commit, body: Bytes) -> Result<Bytes> {
+    /// Stores and publishes a version; returns the directory's reply as it came, leases included.
+    pub(super) async fn commit(self: Arc<Self>, meta: Commit, body: Bytes) -> Result<Response> {
         let id = self.id()?;
         check(&meta, id)?;
         // A task of its own: a client that hangs up must not stop it between publishing and indexing.
@@ -40,7 +40,7 @@ impl FileServer {
         }
     }
 
-    async fn commit_checked(self: Arc<Self>, meta: Commit, body: Bytes, id: ServerId) -> Result<Bytes> {
+    async fn commit_checked(self: Arc<Self>, meta: Commit, body: Bytes, id: ServerId) -> Result<Response> {
         let durable = meta.durable || self.config.always_sync;
         let upload = parse(&body, meta.manifest_len, &meta.inline).await?;
         let hold = self.storage.hold(&upload);
@@ -99,7 +99,7 @@ impl FileServer {
     }
 
     /// Asks the directory to make `what` the current version, and indexes it meanwhile.
-    async fn publish(&self, what: VersionOf, upload: Arc<Upload>, hold: Hold, publish: &Publish) -> Result<Bytes> {
+    async fn publish(&self, what: VersionOf, upload: Arc<Upload>, hold: Hold, publish: &Publish) -> Result<Response> {
         let (storage, hash) = (&self.storage, upload.hash);
         let (early, journalled) = match publish.durable {
             // The disk must have the row before anybody hears of the version.
@@ -123,8 +123,9 @@ impl FileServer {
         if let Some(entry) = journalled {
             storage.published(entry);
         }
-        let reply = match reply.and_then(dfs_common::wire::Response::into_bytes) {
-            Ok(reply) => reply,
+        let granted = reply.as_ref().ok().and_then(|reply| reply.meta.clone());
+        let reply = match reply.and_then(Response::into_bytes) {
+            Ok(body) => Response { meta: granted, ..Response::raw_json(body) },
             Err(e) => {
                 // A row that was there before may be the live version: only a doubt can be settled by asking.
                 if e.kind().is_transient() || !matches!(indexed, Ok(true)) {

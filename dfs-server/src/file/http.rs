@@ -54,7 +54,7 @@ impl FileServer {
             COMMIT => {
                 let meta: Commit = request.parse_meta()?;
                 same_session(&request, meta.session)?;
-                self.commit(meta, request.body).await.map(Response::raw_json)
+                self.commit(meta, request.body).await
             }
             REPLICATE => {
                 let meta: Replicate = request.parse_meta()?;

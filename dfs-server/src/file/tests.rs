@@ -94,6 +94,7 @@ impl Bench {
             lock_url: url(lock.port),
             pins: Vec::new(),
             block_bits: BITS,
+            invalidate: true,
         };
         let service = Directory::open(config, Arc::new(MemoryStore::default())).unwrap();
         let mut directory = Running::start(0, service.clone()).await;

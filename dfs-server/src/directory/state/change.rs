@@ -25,6 +25,13 @@ pub(crate) struct Effects {
     pub(super) registered: Option<(dfs_common::ids::ServerId, ServerRecord)>,
 }
 
+impl Effects {
+    /// The session that it ends.
+    pub(crate) fn closed(&self) -> Option<SessionId> {
+        self.closed
+    }
+}
+
 /// A mutation under way. Of the tables it may take numbers and note placements; the rest changes by [`Effects`].
 #[derive(Debug)]
 pub(crate) struct Change<'a> {

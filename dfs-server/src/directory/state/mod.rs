@@ -7,10 +7,14 @@
 //! again, except when something was last heard of.
 
 mod acl;
+mod affected;
 mod attributes;
 mod change;
 mod copies;
+mod history;
 pub(crate) mod keys;
+mod leased;
+mod leases;
 mod make;
 mod placement;
 mod read;
@@ -24,9 +28,12 @@ mod tables;
 mod versions;
 mod xattr;
 
+pub(super) use affected::{Affected, Changes, Told, affected, inodes, is_untold};
 pub(super) use attributes::set_attributes;
 pub(super) use change::{Change, Effects};
 pub(super) use copies::{orders, report_copy, settle, sweep};
+pub(super) use leased::Leased;
+pub(super) use leases::Leases;
 pub(super) use make::{make, make_root};
 pub(super) use placement::place;
 pub(super) use read::{get_attributes, list, lookup, read_link};

@@ -4,6 +4,7 @@ mod acl;
 mod bench;
 mod cluster;
 mod durable;
+mod events;
 mod model;
 mod namespace;
 mod sessions;
@@ -33,6 +34,7 @@ pub(super) fn config() -> Config {
         lock_url: "http://lock".to_owned(),
         pins: Vec::new(),
         block_bits: 18,
+        invalidate: true,
     }
 }
 
@@ -69,8 +71,11 @@ impl Client {
     }
 
     pub(super) async fn call<O: Operation>(&self, operation: &O) -> Result<O::Reply> {
-        let replay = (O::MUTATES && self.session.is_some()).then(|| Replay { slot: 0, sequence: self.sequence.fetch_add(1, Ordering::Relaxed) + 1 });
-        self.call_as(operation, replay).await
+        self.call_as(operation, self.next_replay().filter(|_| O::MUTATES)).await
+    }
+
+    fn next_replay(&self) -> Option<Replay> {
+        self.session.map(|_| Replay { slot: 0, sequence: self.sequence.fetch_add(1, Ordering::Relaxed) + 1 })
     }
 
     pub(super) async fn call_as<O: Operation>(&self, operation: &O, replay: Option<Replay>) -> Result<O::Reply> {

@@ -1,0 +1,89 @@
+//! Which inodes an answer lets its session believe in: the table of the wire contract
+//! (`dfs_common::api::directory`, leases), one line an operation.
+
+use dfs_common::api::Operation;
+use dfs_common::api::directory::*;
+use dfs_common::attributes::Entry;
+use dfs_common::ids::InodeId;
+use dfs_common::{ErrorKind, Result};
+
+/// An operation whose answers give leases.
+pub(crate) trait Leased: Operation {
+    /// The inodes that `answer` tells of; what fails tells of nothing, but for what is then known to be absent.
+    fn inodes(&self, answer: &Result<Self::Reply>) -> Vec<InodeId>;
+}
+
+/// `ino`, unless the operation failed.
+fn of<T>(answer: &Result<T>, ino: InodeId) -> Vec<InodeId> {
+    if answer.is_ok() { vec![ino] } else { Vec::new() }
+}
+
+fn named(entry: &Entry) -> Option<InodeId> {
+    (entry.attributes.nlink > 0).then_some(entry.attributes.ino)
+}
+
+impl Leased for Lookup {
+    fn inodes(&self, answer: &Result<Entry>) -> Vec<InodeId> {
+        match answer {
+            Ok(entry) => vec![self.parent, entry.attributes.ino],
+            Err(e) if e.kind() == ErrorKind::NotFound => vec![self.parent],
+            Err(_) => Vec::new(),
+        }
+    }
+}
+
+impl Leased for GetXattr {
+    fn inodes(&self, answer: &Result<Self::Reply>) -> Vec<InodeId> {
+        match answer {
+            Err(e) if e.kind() == ErrorKind::NoAttribute => vec![self.ino],
+            answer => of(answer, self.ino),
+        }
+    }
+}
+
+macro_rules! one_inode {
+    ($($operation:ty),*) => {
+        $(impl Leased for $operation {
+            fn inodes(&self, answer: &Result<Self::Reply>) -> Vec<InodeId> {
+                of(answer, self.ino)
+            }
+        })*
+    };
+}
+one_inode!(GetAttributes, ReadLink, ListXattrs, SetAttributes, SetXattr, RemoveXattr, Publish);
+
+impl Leased for List {
+    fn inodes(&self, answer: &Result<Page>) -> Vec<InodeId> {
+        let Ok(page) = answer else { return Vec::new() };
+        std::iter::once(self.ino).chain(page.entries.iter().map(|row| row.entry.attributes.ino)).collect()
+    }
+}
+
+macro_rules! new_name {
+    ($($operation:ty),*) => {
+        $(impl Leased for $operation {
+            fn inodes(&self, answer: &Result<Made>) -> Vec<InodeId> {
+                answer.as_ref().map_or_else(|_| Vec::new(), |made| vec![self.parent, made.entry.attributes.ino])
+            }
+        })*
+    };
+}
+new_name!(Make, Link);
+
+impl Leased for Remove {
+    fn inodes(&self, answer: &Result<Removed>) -> Vec<InodeId> {
+        let Ok(removed) = answer else { return Vec::new() };
+        std::iter::once(self.parent).chain(named(&removed.entry)).collect()
+    }
+}
+
+impl Leased for Rename {
+    fn inodes(&self, answer: &Result<Renamed>) -> Vec<InodeId> {
+        let Ok(renamed) = answer else { return Vec::new() };
+        let mut inodes = vec![self.parent, self.new_parent, renamed.entry.attributes.ino];
+        inodes.extend(renamed.replaced.as_ref().and_then(named));
+        inodes.sort_unstable();
+        inodes.dedup();
+        inodes
+    }
+}
