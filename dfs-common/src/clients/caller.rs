@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout_at};
 
+use super::steps::{self, Noted, Target};
 use crate::api::Operation;
 use crate::api::directory::Granted;
 use crate::ids::SessionId;
@@ -80,7 +81,7 @@ impl Caller {
     async fn exchange<O: Operation>(&self, operation: &O, limit: Duration) -> Result<Response> {
         let deadline = Instant::now() + limit;
         let mut request = Request::new(Method::Post, O::PATH).json(operation).session(self.session());
-        let slot = if O::MUTATES && request.session.is_some() { Some(self.slots.take().await) } else { None };
+        let slot = self.slot::<O>(&request, deadline).await?;
         request.replay = slot.as_ref().map(Slot::replay);
         self.send_until(&request, deadline).await
     }
@@ -92,18 +93,36 @@ impl Caller {
 
     /// One attempt with a limit of its own.
     pub async fn call_once_within<O: Operation>(&self, operation: &O, limit: Duration) -> Result<O::Reply> {
+        let deadline = Instant::now() + limit;
         let mut request = Request::new(Method::Post, O::PATH).json(operation).session(self.session());
-        let slot = if O::MUTATES && request.session.is_some() { Some(self.slots.take().await) } else { None };
+        let slot = self.slot::<O>(&request, deadline).await?;
         request.replay = slot.as_ref().map(Slot::replay);
-        match tokio::time::timeout(limit, self.send_once(&request)).await {
+        let _noted = self.note(&request);
+        match timeout_at(deadline, self.send_once(&request)).await {
             Ok(reply) => reply?.parse_json(),
             Err(_) => Err(self.timed_out(&request, "no answer")),
         }
     }
 
+    /// The replay slot that `request` needs, if it does. All may be in use by requests that wait themselves.
+    async fn slot<O: Operation>(&self, request: &Request, deadline: Instant) -> Result<Option<Slot<'_>>> {
+        if !O::MUTATES || request.session.is_none() {
+            return Ok(None);
+        }
+        match timeout_at(deadline, self.slots.take()).await {
+            Ok(slot) => Ok(Some(slot)),
+            Err(_) => Err(self.timed_out(request, "earlier requests are not answered yet")),
+        }
+    }
+
+    fn note(&self, request: &Request) -> Noted {
+        steps::note(|| Target::Answer { server: self.peer().to_owned(), resource: request.path.clone() })
+    }
+
     /// Sends `request` again and again until somebody answers with something that is not transient, or the deadline.
     pub async fn send_until(&self, request: &Request, deadline: Instant) -> Result<Response> {
         let mut pause = FIRST_PAUSE;
+        let noted = self.note(request);
         loop {
             let problem = match timeout_at(deadline, self.transport.send(request.clone())).await {
                 Ok(Ok(reply)) => match transient(&reply) {
@@ -118,6 +137,7 @@ impl Caller {
                 return Err(self.timed_out(request, problem.message()));
             }
             log::debug!("{} {}: {problem}; trying again", self.peer(), request.path);
+            noted.failed(&problem);
             sleep(pause).await;
             pause = (pause * 2).min(MAX_PAUSE);
         }

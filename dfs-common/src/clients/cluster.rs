@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::RwLock;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout};
 
+use super::steps::{self, Target};
 use super::{Caller, Connect, Peers};
 use crate::api::directory::{CloseSession, GetAttributes, Granted, OpenSession, RenewSession, Renewed, Session};
 use crate::api::lock::{Acquire, Cancel, End, Grant, Owner, Release, Renew};
@@ -52,10 +53,18 @@ impl Cluster {
         let session = directory.call(&client).await?;
         directory.set_session(session.session);
         let lock = Caller::new(connect(&session.lock_url)?, timeout);
-        let peers = Peers::new(connect);
+        let peers = Peers::new(connect).within(timeout);
         peers.refresh(&directory).await?;
         // Requests of different runs of one client must differ; the session is new in each.
-        Ok(Self { directory, lock, peers, session: RwLock::new(session), client, next_request: AtomicU64::new(1), reopening: tokio::sync::Mutex::default() })
+        Ok(Self {
+            directory,
+            lock,
+            peers,
+            session: RwLock::new(session),
+            client,
+            next_request: AtomicU64::new(1),
+            reopening: tokio::sync::Mutex::default(),
+        })
     }
 
     /// What the directory said when the session was opened.
@@ -132,23 +141,32 @@ impl Cluster {
     /// dropped before it is done leaves a place in the queue: call [`Cluster::cancel_lock`] with the same `request`.
     pub async fn acquire_lock(&self, ino: InodeId, request: u64, pid: u32, program: &str, wait: Option<Duration>) -> Result<Token> {
         let start = Instant::now();
+        let patience = self.lock.timeout();
+        let noted = steps::note(|| Target::Lock { server: self.lock.peer().to_owned(), ino });
         let mut failing_since = None;
         loop {
             let left = wait.map_or(u64::MAX, |w| w.saturating_sub(start.elapsed()).as_millis() as u64);
             let owner = Owner { host: self.client.host.clone(), pid, program: program.to_owned() };
             let acquire = Acquire { session: self.id(), ino, request, owner, wait_ms: left.min(Acquire::MAX_WAIT_MS) };
             let call = Request::new(Method::Post, <Acquire as crate::api::Operation>::PATH).json(&acquire).session(Some(self.id()));
-            // The answer may take as long as the wait; that the service is there at all shows in the renewals.
-            let deadline = Instant::now() + Duration::from_millis(acquire.wait_ms) + self.lock.timeout();
-            match timeout_at(deadline, self.lock.send_once(&call)).await {
+            let is_wait = acquire.wait_ms > 0;
+            match timeout(if is_wait { patience / 2 } else { patience }, self.lock.send_once(&call)).await {
                 Ok(Ok(reply)) => return reply.parse_json::<Grant>().map(|g| g.token),
                 Ok(Err(e)) if !e.kind().is_transient() => return Err(e),
                 Ok(Err(e)) => {
                     let since = *failing_since.get_or_insert_with(Instant::now);
-                    if since.elapsed() > self.lock.timeout() {
+                    if since.elapsed() > patience {
                         return Err(Error::new(ErrorKind::TimedOut, format!("lock of inode {ino}: {e}")));
                     }
+                    noted.failed(&e);
                     sleep(Duration::from_millis(50)).await;
+                }
+                // The answer takes as long as the wait. That the service is there shows in another request, and the same
+                // one sent again takes the place up, should its connection be dead.
+                Err(_) if is_wait => {
+                    let there = self.lock.call_within(&Renew { session: self.id() }, patience / 2).await;
+                    there.map_err(|e| e.context(format!("lock of inode {ino}")))?;
+                    failing_since = None;
                 }
                 Err(_) => return Err(Error::new(ErrorKind::TimedOut, format!("{} did not answer: lock of inode {ino}", self.lock.peer()))),
             }

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
+use tokio::time::{Instant, sleep};
 
 use super::Cluster;
 use crate::api::directory::{Granted, Place};
@@ -17,6 +18,8 @@ use crate::{Error, ErrorKind, Result};
 
 /// Blocks that are sent at the same time.
 const PARALLEL_PUTS: usize = 4;
+/// Before servers that failed are tried again.
+const PAUSE: std::time::Duration = std::time::Duration::from_millis(200);
 
 /// Where a commit gets the content of its blocks.
 pub trait BlockSource: Send + Sync {
@@ -74,11 +77,14 @@ impl Cluster {
     /// Where a primary does not answer, the directory names others, until the timeout. `Conflict` or `Fenced`:
     /// somebody else published; nothing was changed.
     pub async fn commit(&self, new: &NewVersion<'_>, placement: &[ServerId], source: &dyn BlockSource) -> Result<(Entry, Option<Granted>)> {
-        let deadline = tokio::time::Instant::now() + self.directory.timeout();
+        let timeout = self.directory.timeout();
+        let mut failing_since = None;
+        let mut unplaced = None;
         let mut placement = placement.to_vec();
         let mut avoid: Vec<ServerId> = Vec::new();
         let mut base_manifest = new.base_manifest;
         loop {
+            let started = Instant::now();
             let problem = match placement.split_first() {
                 Some((&primary, replicas)) => match self.commit_to(new, base_manifest, primary, replicas, source).await {
                     Ok(published) => return Ok(published),
@@ -93,21 +99,27 @@ impl Cluster {
                     }
                     Err(e) => return Err(e),
                 },
-                None => Error::new(ErrorKind::Unavailable, "no file server can take the file"),
+                None => unplaced.take().unwrap_or_else(|| Error::new(ErrorKind::Unavailable, "no file server can take the file")),
             };
             log::warn!("commit of inode {}: {problem}", new.ino);
-            if tokio::time::Instant::now() >= deadline {
+            // A long upload leaves as much time for another server as a short one.
+            let since = *failing_since.get_or_insert_with(|| started.max(Instant::now() - self.peers.attempt()));
+            let left = timeout.saturating_sub(since.elapsed());
+            if left.is_zero() {
                 return Err(Error::new(ErrorKind::TimedOut, format!("commit of inode {}: {problem}", new.ino)));
             }
             // One attempt: whether to go on asking is decided here.
-            placement = match self.directory.call_once(&Place { ino: new.ino, avoid: avoid.clone() }).await {
+            placement = match self.directory.call_once_within(&Place { ino: new.ino, avoid: avoid.clone() }, left).await {
                 Ok(entry) => {
                     self.learn(&entry).await?;
                     entry.layout.placement
                 }
                 // Nobody else can take it: a full disk stays the reason.
                 Err(e) if e.kind().is_transient() && problem.kind() == ErrorKind::NoSpace => return Err(problem),
-                Err(e) if e.kind().is_transient() => Vec::new(),
+                Err(e) if e.kind().is_transient() => {
+                    unplaced = Some(e);
+                    Vec::new()
+                }
                 Err(e) => return Err(e),
             };
             if placement.first().is_none_or(|p| avoid.contains(p)) {
@@ -116,7 +128,7 @@ impl Cluster {
                 }
                 // A server that did not answer may be back.
                 avoid.clear();
-                tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+                sleep(PAUSE.min(left)).await;
             }
             base_manifest = None;
         }

@@ -8,6 +8,7 @@ pub mod cluster;
 pub mod commit;
 mod peers;
 pub mod read;
+pub mod steps;
 
 pub use caller::Caller;
 pub use cluster::Cluster;

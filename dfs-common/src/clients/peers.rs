@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, timeout};
 
 use super::Caller;
+use super::steps::{self, Target};
 use crate::api::directory::{Liveness, ServerRow, Servers};
 use crate::ids::ServerId;
 use crate::transport::Transport;
@@ -21,7 +22,7 @@ pub type Connect = Arc<dyn Fn(&str) -> Result<Arc<dyn Transport>> + Send + Sync>
 
 /// A server that failed is tried last for this long.
 const PENALTY: Duration = Duration::from_secs(5);
-/// How long one exchange with a file server may take before another one is tried.
+/// How long one exchange with a file server may take, at the most, before another one is tried.
 const ATTEMPT: Duration = Duration::from_secs(15);
 
 #[derive(Debug)]
@@ -36,6 +37,7 @@ struct Peer {
 /// All file servers that the directory has named.
 pub struct Peers {
     connect: Connect,
+    attempt: Duration,
     peers: Mutex<HashMap<ServerId, Arc<Peer>>>,
 }
 
@@ -48,7 +50,19 @@ impl std::fmt::Debug for Peers {
 impl Peers {
     /// None yet; `connect` opens transports.
     pub fn new(connect: Connect) -> Self {
-        Self { connect, peers: Mutex::default() }
+        Self { connect, attempt: ATTEMPT, peers: Mutex::default() }
+    }
+
+    /// For calls that end after `timeout`: one server that does not answer leaves time for another one.
+    #[must_use]
+    pub fn within(mut self, timeout: Duration) -> Self {
+        self.attempt = ATTEMPT.min(timeout / 2);
+        self
+    }
+
+    /// How long one exchange may take.
+    pub(super) fn attempt(&self) -> Duration {
+        self.attempt
     }
 
     /// Takes over what the directory says; a server whose URL is unchanged keeps its connections.
@@ -101,13 +115,23 @@ impl Peers {
 
     /// One exchange with `server`: `Unavailable` where it does not answer, otherwise its reply.
     pub async fn send(&self, server: ServerId, request: Request) -> Result<Response> {
+        self.send_within(server, request, self.attempt).await
+    }
+
+    /// The same with a limit of its own, if that is shorter.
+    pub async fn send_within(&self, server: ServerId, request: Request, limit: Duration) -> Result<Response> {
+        let limit = limit.min(self.attempt);
         let peer = self.peers.lock().get(&server).cloned();
         let peer = peer.ok_or_else(|| Error::new(ErrorKind::Unavailable, format!("file server {server} is not known")))?;
         let _busy = Busy::new(&peer.in_flight);
-        let result = match timeout(ATTEMPT, peer.transport.send(request)).await {
+        let noted = steps::note(|| Target::Answer { server: peer.url.clone(), resource: request.path.clone() });
+        let result = match timeout(limit, peer.transport.send(request)).await {
             Ok(result) => result,
-            Err(_) => Err(Error::new(ErrorKind::Unavailable, format!("{} did not answer within {} s", peer.url, ATTEMPT.as_secs()))),
+            Err(_) => Err(Error::new(ErrorKind::Unavailable, format!("{} did not answer within {:.1} s", peer.url, limit.as_secs_f64()))),
         };
+        if let Err(problem) = &result {
+            noted.failed(problem);
+        }
         *peer.failed.lock() = result.is_err().then(Instant::now);
         result
     }

@@ -1,7 +1,10 @@
 //! Reading a version: from any holder, verified block by block, another holder where
 //! one fails or sends wrong bytes.
 
+use std::time::Duration;
+
 use bytes::Bytes;
+use tokio::time::{Instant, sleep};
 
 use super::Cluster;
 use crate::api::file::{MAX_READ, VERSIONS};
@@ -9,6 +12,9 @@ use crate::attributes::Entry;
 use crate::block::{BlockHash, Manifest};
 use crate::wire::{Method, Request};
 use crate::{Error, ErrorKind, Result};
+
+/// Between two rounds over holders of which none answered.
+const PAUSE: Duration = Duration::from_millis(200);
 
 impl Cluster {
     /// The manifest of the version that `entry` describes. Version 0 is the empty file.
@@ -65,18 +71,41 @@ impl Cluster {
         Request::new(Method::Get, format!("{VERSIONS}{}/{}/{what}", attributes.ino, attributes.version)).session(Some(self.id()))
     }
 
-    /// The first answer that `verify` accepts. `Stale` where no holder has the version any more.
+    /// The first answer that `verify` accepts. `Stale` where no holder has the version any more. Holders that do not
+    /// answer are asked again until the timeout.
     async fn read_any(&self, entry: &Entry, request: &Request, mut verify: impl FnMut(&[u8]) -> Result<()>) -> Result<Bytes> {
+        let deadline = Instant::now() + self.directory.timeout();
         self.learn(entry).await?;
+        let mut level = log::Level::Warn;
+        loop {
+            let round = self.read_round(entry, request, &mut verify, deadline, level).await;
+            level = log::Level::Debug;
+            match round {
+                Err(e) if e.kind().is_transient() && Instant::now() + PAUSE < deadline => sleep(PAUSE).await,
+                other => return other,
+            }
+        }
+    }
+
+    /// Asks each holder once.
+    async fn read_round(
+        &self,
+        entry: &Entry,
+        request: &Request,
+        verify: &mut impl FnMut(&[u8]) -> Result<()>,
+        deadline: Instant,
+        level: log::Level,
+    ) -> Result<Bytes> {
         let (ino, version) = (entry.attributes.ino, entry.attributes.version);
         let mut problem = Error::new(ErrorKind::Unavailable, format!("version {version} of inode {ino} has no holder"));
         let mut gone = true;
         for server in self.peers.order(&entry.layout.holders) {
-            let answer = self.peers.send(server, request.clone()).await.and_then(crate::wire::Response::into_bytes);
+            let left = deadline.saturating_duration_since(Instant::now());
+            let answer = self.peers.send_within(server, request.clone(), left).await.and_then(crate::wire::Response::into_bytes);
             match answer.and_then(|bytes| verify(&bytes).map(|()| bytes)) {
                 Ok(bytes) => return Ok(bytes),
                 Err(e) => {
-                    log::warn!("file server {server}, version {version} of inode {ino}: {e}");
+                    log::log!(level, "file server {server}, version {version} of inode {ino}: {e}");
                     gone &= e.kind() == ErrorKind::NotFound;
                     problem = e.context(format!("file server {server}"));
                 }
