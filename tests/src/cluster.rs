@@ -422,8 +422,18 @@ impl Cluster {
 
     /// The same, with these variables.
     pub fn mount_in(&self, options: &str, environment: &[(String, String)]) -> Mount {
+        self.mount_of(self.source(), options, environment)
+    }
+
+    /// A mount that reaches the directory service through `proxy`.
+    pub fn mount_through(&self, proxy: &Proxy, options: &str) -> Mount {
+        self.mount_of(proxy.url(), options, &[])
+    }
+
+    fn mount_of(&self, source: &str, options: &str, environment: &[(String, String)]) -> Mount {
         let number = self.mounts.fetch_add(1, Ordering::Relaxed);
-        Mount::with_environment(self, &format!("mnt-{number}"), options, environment).unwrap_or_else(|e| panic!("mount: {e}\n{}", self.logs()))
+        let mount = Mount::of(self, &format!("mnt-{number}"), source, options, environment);
+        mount.unwrap_or_else(|e| panic!("mount: {e}\n{}", self.logs()))
     }
 
     /// A session of the typed clients, for use within one tokio runtime.

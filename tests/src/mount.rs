@@ -28,11 +28,11 @@ pub struct Mount {
 impl Mount {
     /// Mounts `cluster` at a fresh directory called `name`; the error is what dfs-mount printed.
     pub fn new(cluster: &Cluster, name: &str, options: &str) -> Result<Self> {
-        Self::with_environment(cluster, name, options, &[])
+        Self::of(cluster, name, cluster.source(), options, &[])
     }
 
-    /// The same, with these variables.
-    pub fn with_environment(cluster: &Cluster, name: &str, options: &str, environment: &[(String, String)]) -> Result<Self> {
+    /// The same from `source`, with these variables.
+    pub fn of(cluster: &Cluster, name: &str, source: &str, options: &str, environment: &[(String, String)]) -> Result<Self> {
         let dir = cluster.dir();
         let (path, cache, log) = (dir.join(name), dir.join(format!("{name}.cache")), dir.join(format!("{name}.log")));
         std::fs::create_dir_all(&path)?;
@@ -41,7 +41,7 @@ impl Mount {
         if !options.is_empty() {
             all = format!("{all},{options}");
         }
-        let mut mount = Self { path, cache, log, pid: 0, options: all, source: cluster.source().to_owned(), environment: environment.to_vec() };
+        let mut mount = Self { path, cache, log, pid: 0, options: all, source: source.to_owned(), environment: environment.to_vec() };
         mount.start()?;
         Ok(mount)
     }
