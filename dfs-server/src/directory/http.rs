@@ -12,7 +12,7 @@ use futures_util::future::BoxFuture;
 
 use super::Directory;
 use super::leases::Author;
-use super::state::{self, Change, Leased};
+use super::state::{self, Change, End, Leased};
 use super::writer::{Answer, Reply, Terms};
 use crate::store::View;
 
@@ -205,7 +205,7 @@ impl Directory {
     }
 
     async fn close_session(&self, CloseSession { session }: CloseSession) -> Result<Response> {
-        self.end_session(session).await?;
+        self.end_session(session, End::Closed).await?;
         Ok(Response::json(&Done {}))
     }
 

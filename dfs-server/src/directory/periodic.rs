@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dfs_common::Result;
+use dfs_common::attributes::Timestamp;
 use dfs_common::ids::{InodeId, SessionId};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::Directory;
-use super::state;
+use super::state::{self, End};
 use super::writer::{Reply, Terms};
 
 /// Between two looks.
@@ -20,6 +21,8 @@ const TICK: Duration = Duration::from_millis(250);
 /// A look that comes this much late means that the whole service stood still (a stopped process, a
 /// suspended machine): nobody could renew anything meanwhile.
 const STALL: Duration = Duration::from_secs(2);
+/// A client whose session has expired may ask for so long what became of its last mutations.
+const KEEP_REPLIES: Duration = Duration::from_secs(600);
 /// Orphans that one commit releases.
 const RELEASES: usize = 1000;
 /// Commits of releases in one look.
@@ -65,16 +68,17 @@ impl Directory {
         }
         self.expire_sessions(now).await?;
         self.end_deaf_sessions(now).await?;
+        self.forget_expired_before(Timestamp(self.now().wall.0.saturating_sub(KEEP_REPLIES.as_nanos() as i64))).await?;
         self.release_left_behind().await?;
         self.watch_servers(rounds, now);
         self.search_copies(rounds).await
     }
 
     async fn expire_sessions(&self, now: Duration) -> Result<()> {
-        let expired = self.tables.lock().expired(self.config.lease, now);
-        for session in expired {
+        let silent = self.tables.lock().silent(self.config.lease, now);
+        for session in silent {
             log::info!("session {session} has expired");
-            self.end_session(session).await?;
+            self.end_session(session, End::Expired).await?;
         }
         Ok(())
     }
@@ -84,15 +88,25 @@ impl Directory {
         let deaf = self.leasing.lock().leases.overdue(self.config.lease, now);
         for session in deaf {
             log::warn!("session {session} has left an event unacknowledged for {} ms: it is ended", self.config.lease.as_millis());
-            self.end_session(session).await?;
+            self.end_session(session, End::Expired).await?;
         }
         Ok(())
     }
 
     /// Ends a session. Orphans beyond the first are released by the next looks.
-    pub(super) async fn end_session(&self, session: SessionId) -> Result<()> {
+    pub(super) async fn end_session(&self, session: SessionId, end: End) -> Result<()> {
         let orphans = self.tables.lock().orphans_of(session, RELEASES);
-        self.submit(Terms::default(), move |change| state::close_session(change, session, &orphans).map(|()| Reply::default())).await?;
+        self.submit(Terms::default(), move |change| state::close_session(change, session, end, &orphans).map(|()| Reply::default())).await?;
+        Ok(())
+    }
+
+    /// Drops the replies of sessions that expired before `limit`.
+    pub(super) async fn forget_expired_before(&self, limit: Timestamp) -> Result<()> {
+        for _ in 0..RELEASE_COMMITS {
+            let old = self.tables.lock().expired_before(limit);
+            let Some(session) = old else { break };
+            self.submit(Terms::default(), move |change| state::forget_expired(change, session).map(|()| Reply::default())).await?;
+        }
         Ok(())
     }
 

@@ -100,6 +100,7 @@ enum Done {
 }
 
 /// What one mutation came to before the commit.
+#[expect(clippy::large_enum_variant, reason = "there is one for each mutation of a group, for the time of a commit")]
 enum Outcome {
     /// It holds whatever becomes of the commit.
     Done(Done),
@@ -308,11 +309,15 @@ impl Directory {
     /// Whether a mutation is carried out or was before.
     fn admit(terms: Terms, tables: &mut Tables, view: &dyn View, now: Moment) -> Result<Admission> {
         let Some(session) = terms.session else { return Ok(Admission::Execute(None)) };
-        tables.touch(session, now.clock)?;
-        let Some(Replay { slot, sequence }) = terms.replay else { return Ok(Admission::Execute(None)) };
+        let is_live = tables.touch(session, now.clock);
+        let Some(Replay { slot, sequence }) = terms.replay else { return is_live.map(|()| Admission::Execute(None)) };
         let key = keys::reply(session, slot);
-        let Some(value) = view.get(&key)? else { return Ok(Admission::Execute(Some((key, sequence)))) };
-        let stored = StoredReply::decode(&value)?;
+        let stored = view.get(&key)?.map(|value| StoredReply::decode(&value)).transpose()?;
+        // A session that has expired is told what it did, and by its end, that it did no more.
+        if !stored.as_ref().is_some_and(|stored| stored.sequence == sequence) {
+            is_live?;
+        }
+        let Some(stored) = stored else { return Ok(Admission::Execute(Some((key, sequence)))) };
         if sequence < stored.sequence {
             return Err(Error::new(
                 ErrorKind::Invalid,

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use super::blocks::verify;
 use super::storage::Hold;
 use super::upload::Upload;
-use super::{DIRECTORY_TIMEOUT, FileServer, blocking};
+use super::{FileServer, PUBLISH_TIMEOUT, blocking};
 use crate::store::Durability;
 
 /// Replicas of one file.
@@ -110,7 +110,7 @@ impl FileServer {
             false => (None, storage.publishing(what, &upload)?),
         };
         let request = Request::new(Method::Post, Publish::PATH).json(publish);
-        let publishing = self.directory.send_until(&request, Instant::now() + DIRECTORY_TIMEOUT);
+        let publishing = self.directory.send_until(&request, Instant::now() + PUBLISH_TIMEOUT);
         let index = async {
             // The request is on its way before this thread is busy with the index.
             tokio::task::yield_now().await;

@@ -43,6 +43,8 @@ use crate::store::Store;
 
 /// The limit of a call to the directory, retries included.
 const DIRECTORY_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same for publishing, which may have to wait until the lease of a client that is gone has run out.
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(60);
 /// Memory for the answers to large reads, in KiB.
 const READ_MEMORY: usize = 64 << 10;
 

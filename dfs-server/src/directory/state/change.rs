@@ -3,7 +3,7 @@
 //! Whoever drives it decides whether its rows are committed; until then nothing has
 //! happened. A mutation that fails is thrown away whole.
 
-use dfs_common::attributes::Attributes;
+use dfs_common::attributes::{Attributes, Timestamp};
 use dfs_common::ids::{InodeId, SessionId};
 use dfs_common::{Error, ErrorKind, Result};
 
@@ -22,6 +22,8 @@ pub(crate) struct Effects {
     pub(super) under: Vec<(InodeId, bool)>,
     pub(super) opened: Option<(SessionId, SessionRecord)>,
     pub(super) closed: Option<SessionId>,
+    pub(super) expired: Option<(SessionId, Timestamp)>,
+    pub(super) forgotten: Option<SessionId>,
     pub(super) registered: Option<(dfs_common::ids::ServerId, ServerRecord)>,
 }
 

@@ -6,6 +6,7 @@
 //! | `a` | counter | lowest number not yet reserved |
 //! | `c` | | the cluster's name |
 //! | `d` | directory, name | [`super::records::Dentry`] |
+//! | `e` | session | [`super::records::Number`]: when it expired; its replies are kept for a while |
 //! | `i` | inode | [`super::records::Inode`] |
 //! | `n` | server | [`super::records::ServerRecord`] |
 //! | `o` | inode | [`super::records::Orphan`] |
@@ -122,6 +123,10 @@ pub(crate) fn replies(session: SessionId) -> KeyRange {
 
 pub(crate) fn session(session: SessionId) -> Key {
     key(b's', &[&session.0.to_be_bytes()])
+}
+
+pub(crate) fn expired(session: SessionId) -> Key {
+    key(b'e', &[&session.0.to_be_bytes()])
 }
 
 pub(crate) fn orphan(ino: InodeId) -> Key {

@@ -202,6 +202,7 @@ impl Leases {
         let mut oldest: Vec<(u64, InodeId)> = holder.held.iter().filter(|(_, l)| l.ending == 0).map(|(ino, l)| (l.used, *ino)).collect();
         let count = RECALL.min(oldest.len() - 1);
         oldest.select_nth_unstable(count);
+        oldest[..count].sort_unstable();
         for &(_, ino) in &oldest[..count] {
             holder.send(ino, None, now);
         }

@@ -41,7 +41,7 @@ pub(super) use remove::{link, remove};
 pub(super) use rename::rename;
 pub(super) use resolve::resolve;
 pub(super) use servers::{confirm_dropped, heard, register, rows, statfs};
-pub(super) use sessions::{close_session, open_session, release};
+pub(super) use sessions::{End, close_session, forget_expired, open_session, release};
 pub use tables::Pin;
 pub(super) use tables::{Moment, Policy, Tables};
 pub(super) use versions::{held_versions, publish, versions};

@@ -6,7 +6,7 @@ use dfs_common::{Error, ErrorKind, Result};
 
 use super::change::Change;
 use super::keys;
-use super::records::{Orphan, Record, SessionRecord};
+use super::records::{Number, Orphan, Record, SessionRecord};
 use crate::store::View;
 
 /// Live sessions at one directory service.
@@ -29,20 +29,49 @@ pub(crate) fn open_session(change: &mut Change<'_>, client: &OpenSession) -> Res
     Ok(session)
 }
 
+/// How a session ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// Its client says so, and repeats nothing.
+    Closed,
+    /// Its client was silent, and may come back with a mutation of which the answer was lost.
+    Expired,
+}
+
 /// Ends a session and releases `orphans`, those of its orphans that fit into one commit. Repeating it changes nothing.
-pub(crate) fn close_session(change: &mut Change<'_>, session: SessionId, orphans: &[InodeId]) -> Result<()> {
+pub(crate) fn close_session(change: &mut Change<'_>, session: SessionId, end: End, orphans: &[InodeId]) -> Result<()> {
     let key = keys::session(session);
     if change.view.get(&key)?.is_none() {
         // A repeated request, whose first answer was lost.
         return Ok(());
     }
     change.view.delete(key);
+    match end {
+        End::Closed => delete_replies(change, session)?,
+        End::Expired => {
+            let at = change.now.wall;
+            change.view.put(keys::expired(session), Number(at.0.max(0).cast_unsigned()).encode());
+            change.effects.expired = Some((session, at));
+        }
+    }
+    change.effects.closed = Some(session);
+    release(change, session, orphans)
+}
+
+fn delete_replies(change: &mut Change<'_>, session: SessionId) -> Result<()> {
     let (from, to) = keys::replies(session);
     for (key, _) in change.view.scan(&from, &to, usize::MAX)? {
         change.view.delete(key);
     }
-    change.effects.closed = Some(session);
-    release(change, session, orphans)
+    Ok(())
+}
+
+/// Nobody will ask for the replies of a session that expired long ago.
+pub(crate) fn forget_expired(change: &mut Change<'_>, session: SessionId) -> Result<()> {
+    delete_replies(change, session)?;
+    change.view.delete(keys::expired(session));
+    change.effects.forgotten = Some(session);
+    Ok(())
 }
 
 /// Takes `session` from each of `orphans`; the ones that nobody else has open go. Repeating it changes nothing.

@@ -101,6 +101,8 @@ pub(crate) struct Tables {
     pub(crate) sessions: BTreeMap<SessionId, LiveSession>,
     /// Which orphans wait for a session; also for one that has ended, until they are released.
     pub(crate) waiting: BTreeMap<SessionId, BTreeSet<InodeId>>,
+    /// Sessions that expired, and when: their replies are kept for a while.
+    pub(crate) expired: BTreeMap<SessionId, Timestamp>,
     pub(crate) servers: Servers,
     /// Files whose current version lacks copies.
     pub(crate) under: BTreeSet<InodeId>,
@@ -116,6 +118,7 @@ impl Tables {
             session_ids: Counter::load(view, "session", 1)?,
             sessions: BTreeMap::new(),
             waiting: BTreeMap::new(),
+            expired: BTreeMap::new(),
             servers: Servers::new(heartbeat),
             under: BTreeSet::new(),
             inodes: 0,
@@ -128,6 +131,10 @@ impl Tables {
         each(view, keys::table(b's'), |key, value| {
             let live = LiveSession { record: SessionRecord::decode(value)?, seen: now, cursor: InodeId(0) };
             tables.sessions.insert(SessionId(keys::number_of(key)), live);
+            Ok(())
+        })?;
+        each(view, keys::table(b'e'), |key, value| {
+            tables.expired.insert(SessionId(keys::number_of(key)), Timestamp(Number::decode(value)?.0.cast_signed()));
             Ok(())
         })?;
         each(view, keys::table(b'o'), |key, value| {
@@ -161,8 +168,13 @@ impl Tables {
     }
 
     /// Sessions that were not heard of for `lease`.
-    pub(crate) fn expired(&self, lease: Duration, now: Duration) -> Vec<SessionId> {
+    pub(crate) fn silent(&self, lease: Duration, now: Duration) -> Vec<SessionId> {
         self.sessions.iter().filter(|(_, live)| now.saturating_sub(live.seen) > lease).map(|(id, _)| *id).collect()
+    }
+
+    /// A session that expired before `limit`.
+    pub(crate) fn expired_before(&self, limit: Timestamp) -> Option<SessionId> {
+        self.expired.iter().find(|(_, at)| **at < limit).map(|(session, _)| *session)
     }
 
     /// A session that has ended and still has orphans to release, with at most `limit` of them.
@@ -222,6 +234,12 @@ impl Tables {
         }
         if let Some(session) = effects.closed {
             self.sessions.remove(&session);
+        }
+        if let Some((session, at)) = effects.expired {
+            self.expired.insert(session, at);
+        }
+        if let Some(session) = effects.forgotten {
+            self.expired.remove(&session);
         }
         if let Some((server, record)) = effects.registered {
             self.servers.insert(server, record, now);

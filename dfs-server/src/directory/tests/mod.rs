@@ -2,6 +2,7 @@
 
 mod acl;
 mod bench;
+mod claims;
 mod cluster;
 mod durable;
 mod events;
