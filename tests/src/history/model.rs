@@ -12,6 +12,8 @@ pub type Id = u32;
 
 /// No inode.
 const NONE: Id = 0;
+/// An inode without a name, for an operation that does not show it: which one it was makes no difference any more, so all are one.
+const GONE: Id = Id::MAX;
 /// Mode of a new file.
 const NEW_MODE: u32 = 0o644;
 
@@ -33,13 +35,20 @@ enum Progress {
     Resolved(Id),
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Active {
+    id: Id,
+    progress: Progress,
+    reads: bool,
+}
+
 /// One possible state, with what is under way.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Config {
     names: Vec<Id>,
     /// Those that have a name, are open, or are resolved; in order of id.
     inodes: Vec<Inode>,
-    active: Vec<(Id, Progress)>,
+    active: Vec<Active>,
     /// Which inode each client has open for writing.
     handles: Vec<(u8, Id)>,
 }
@@ -56,7 +65,7 @@ impl Config {
         if closed.is_some() {
             self.handles.retain(|h| h.0 != op.client);
         }
-        self.active.push((id, closed.map_or(Progress::Waiting, Progress::Resolved)));
+        self.active.push(Active { id, progress: closed.map_or(Progress::Waiting, Progress::Resolved), reads: op.call.only_reads() });
     }
 
     /// True while `id` has steps to do.
@@ -66,21 +75,27 @@ impl Config {
 
     /// What is under way.
     pub fn active(&self) -> impl Iterator<Item = Id> + '_ {
-        self.active.iter().map(|a| a.0)
+        self.active.iter().map(|a| a.id)
     }
 
     /// `id` will not take another step.
     pub fn end(&mut self, id: Id) {
-        self.active.retain(|a| a.0 != id);
+        self.active.retain(|a| a.id != id);
         let Self { names, inodes, active, handles } = self;
-        inodes.retain(|i| {
-            let resolved = active.iter().any(|a| a.1 == Progress::Resolved(i.id));
-            resolved || names.contains(&i.id) || handles.iter().any(|h| h.1 == i.id)
-        });
+        let named = |inode: &Id| names.contains(inode);
+        for active in active.iter_mut().filter(|a| !a.reads) {
+            if let Progress::Resolved(inode) = &mut active.progress
+                && !named(inode)
+            {
+                *inode = GONE;
+            }
+        }
+        handles.iter_mut().filter(|h| !named(&h.1)).for_each(|h| h.1 = GONE);
+        inodes.retain(|i| named(&i.id) || active.iter().any(|a| a.progress == Progress::Resolved(i.id)));
     }
 
     fn progress(&self, id: Id) -> Option<Progress> {
-        self.active.iter().find(|a| a.0 == id).map(|a| a.1)
+        self.active.iter().find(|a| a.id == id).map(|a| a.progress)
     }
 
     fn slot(&self, inode: Id) -> usize {
@@ -103,7 +118,11 @@ impl Config {
     pub fn touches(&self, id: Id, op: &Operation) -> u64 {
         let names = op.call.names();
         let mut touched = u64::from(names);
-        let mut add = |inode: Id| touched |= 1 << (32 + self.slot(inode).min(31));
+        let mut add = |inode: Id| {
+            if inode != GONE {
+                touched |= 1 << (32 + self.slot(inode).min(31));
+            }
+        };
         if op.call != Call::List {
             (0..self.names.len()).filter(|n| names & 1 << n != 0 && self.names[*n] != NONE).for_each(|n| add(self.names[n]));
         }
@@ -120,10 +139,12 @@ impl Config {
             (Call::List, _) => self.list(id, op),
             (Call::Close { .. }, Progress::Waiting) => panic!("a log without the open of close #{id}"),
             (&Call::Close { piece, bytes, append }, Progress::Resolved(inode)) => {
-                let slot = self.slot(inode);
                 self.done_if(matches!(op.outcome, Outcome::Fine(_) | Outcome::Unknown(_)), id, |next| {
-                    let it = &mut next.inodes[slot].content;
-                    *it = if append { it.with(piece, bytes) } else { Content::of(piece, bytes) };
+                    if inode != GONE {
+                        let slot = next.slot(inode);
+                        let it = &mut next.inodes[slot].content;
+                        *it = if append { it.with(piece, bytes) } else { Content::of(piece, bytes) };
+                    }
                 })
             }
             (&Call::Unlink { name } | &Call::RemoveDir { name }, _) => self.remove(id, op, name),
@@ -165,7 +186,7 @@ impl Config {
             return Vec::new();
         }
         let mut next = self.clone();
-        next.active.iter_mut().filter(|a| a.0 == id).for_each(|a| a.1 = Progress::Resolved(inode));
+        next.active.iter_mut().filter(|a| a.id == id).for_each(|a| a.progress = Progress::Resolved(inode));
         vec![next]
     }
 
@@ -202,20 +223,23 @@ impl Config {
         }
         let unknown = matches!(op.outcome, Outcome::Unknown(_));
         let Outcome::Fine(shown) = (if unknown { &Outcome::Fine(Shown::Nothing) } else { &op.outcome }) else { return Vec::new() };
+        if matches!(call, Call::Open { .. }) {
+            return self.done_if(!unknown, id, |next| {
+                next.handles.push((op.client, inode));
+                next.handles.sort_unstable();
+            });
+        }
+        if inode == GONE {
+            return self.done(id, |_| {});
+        }
         let slot = self.slot(inode);
         let it = &self.inodes[slot];
         match (call, shown) {
-            (Call::Stat { .. }, Shown::Attributes { number, .. }) => {
-                self.done_if(self.shows(it, shown), id, |next| next.inodes[slot].number = *number)
-            }
+            (Call::Stat { .. }, Shown::Attributes { number, .. }) => self.done_if(self.shows(it, shown), id, |next| next.inodes[slot].number = *number),
             (Call::Read { .. }, Shown::Content(content)) => self.done_if(it.content == *content, id, |_| {}),
             (Call::GetXattr { .. }, Shown::Xattr(value)) => self.done_if(it.xattr == *value, id, |_| {}),
             (Call::Chmod { mode, .. }, _) => self.done(id, |next| next.inodes[slot].mode = *mode),
             (Call::SetXattr { value, .. }, _) => self.done(id, |next| next.inodes[slot].xattr = *value),
-            (Call::Open { .. }, _) if !unknown => self.done(id, |next| {
-                next.handles.push((op.client, inode));
-                next.handles.sort_unstable();
-            }),
             _ => Vec::new(),
         }
     }

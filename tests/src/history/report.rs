@@ -8,7 +8,7 @@ use super::record::{Call, Content, Names, Operation, Outcome, Shown};
 /// Possibilities that are described.
 const SHOWN: usize = 4;
 /// Earlier operations that are shown.
-const EARLIER: usize = 24;
+const EARLIER: usize = 30;
 
 /// A file's content as who wrote it.
 pub fn content(content: &Content) -> String {
@@ -68,12 +68,12 @@ pub fn operation(names: &Names, id: Id, op: &Operation) -> String {
     format!("#{id} client {} [{start} .. {end} ms] {} -> {}", op.client, call(names, &op.call), outcome(names, &op.outcome))
 }
 
-/// Which names a report is about.
+/// The names that an operation is about; a close is about what its client opened last.
 fn about(op: &Operation, recent: &VecDeque<(Id, Operation)>) -> u32 {
     match op.call {
         Call::Close { .. } => {
-            let open = recent.iter().rev().find(|(_, o)| o.client == op.client && matches!(o.call, Call::Open { .. }));
-            open.map_or(0, |(_, o)| o.call.names())
+            let opened = |o: &Operation| o.client == op.client && o.end <= op.start && matches!(o.call, Call::Open { .. });
+            recent.iter().rev().find(|(_, o)| opened(o)).map_or(0, |(_, o)| o.call.names())
         }
         _ => op.call.names(),
     }
@@ -98,7 +98,7 @@ pub fn violation(
         }
     }
     out += "the last operations there that returned before:\n";
-    let concerns = |o: &Operation| o.call == Call::List || o.call.names() & bits != 0 || matches!(o.call, Call::Close { .. });
+    let concerns = |o: &Operation| about(o, recent) & bits != 0;
     let mut lines: Vec<String> = recent
         .iter()
         .rev()
