@@ -3,7 +3,10 @@
 
 pub mod cache;
 pub mod cli;
+pub mod control;
 pub mod driver;
 pub mod fuse;
+mod mountinfo;
 mod system;
+mod turn;
 pub mod vfs;

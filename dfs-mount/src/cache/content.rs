@@ -23,6 +23,7 @@ use tokio::sync::Notify;
 use super::BlockMap;
 use super::copy::{self, Piece};
 use crate::system;
+use crate::turn::Turn;
 
 /// Bytes that are copied at once where the kernel does not copy.
 const COPY_BUFFER: u64 = 256 << 10;
@@ -71,9 +72,9 @@ pub struct Content {
     state: Mutex<State>,
     committed: Notify,
     /// Held while blocks are fetched, so that each is fetched once.
-    pub fill: tokio::sync::Mutex<()>,
+    pub(crate) fill: Turn,
     /// Held while a version is committed.
-    pub commit: tokio::sync::Mutex<()>,
+    pub(crate) commit: Turn,
 }
 
 /// What a commit needs to know of the moment at which it began.
@@ -94,7 +95,7 @@ impl Content {
     pub fn new(file: File, path: PathBuf, version: Version, map: BlockMap) -> Self {
         let base = Arc::new(map.clean_manifest().expect("a map that was made from a manifest makes that manifest"));
         let state = State { map, path, version, mtime: None, committing: false, base, durable: true, origin: Vec::new() };
-        Self { file, state: Mutex::new(state), committed: Notify::new(), fill: tokio::sync::Mutex::default(), commit: tokio::sync::Mutex::default() }
+        Self { file, state: Mutex::new(state), committed: Notify::new(), fill: Turn::default(), commit: Turn::default() }
     }
 
     /// The version that this content is, or is built on.

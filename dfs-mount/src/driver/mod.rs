@@ -20,7 +20,9 @@ use dfs_common::clients::{Cluster, cluster};
 use dfs_common::credentials::ClusterToken;
 
 use crate::cache::Shelf;
+use crate::control;
 use crate::fuse::{self, Mounted, Unmounter};
+use crate::mountinfo::{self, Row};
 use crate::system::{self, Forked};
 use crate::vfs::{Settings, Vfs};
 use options::Options;
@@ -90,7 +92,7 @@ fn start(arguments: Arguments) -> Result<()> {
     if !std::fs::metadata(&options.mountpoint).context("mountpoint")?.is_dir() {
         bail!("the mountpoint is not a directory");
     }
-    let mounted = topmost_mount(&options.mountpoint)?.map(|mount| mount.1);
+    let mounted = topmost_mount(&options.mountpoint)?.map(|mount| mount.source);
     if options.remount {
         return remount(&options, mounted.as_deref());
     }
@@ -140,8 +142,14 @@ fn run(options: &Options, parent: &mut Option<PipeWriter>) -> Result<()> {
     let vfs = Arc::new(runtime.block_on(connect(options))?);
     let mut mounted =
         fuse::mount(vfs.clone(), runtime.handle().clone(), &options.mountpoint, &options.source, options.access, &options.kernel).context("mount")?;
-    if let Some((id, _)) = topmost_mount(&options.mountpoint)? {
-        vfs.set_mount_id(id);
+    if let Some(row) = topmost_mount(&options.mountpoint)? {
+        vfs.set_mount_id(row.id);
+        match control::listen(&row.device) {
+            Ok(listener) => {
+                runtime.spawn(control::serve(listener, vfs.clone(), options.source.clone(), options.mountpoint.display().to_string()));
+            }
+            Err(e) => log::warn!("no control socket, so that `dfs why` does not see this mount: {e}"),
+        }
     }
     runtime.spawn(vfs.clone().keep_session());
     runtime.spawn(vfs.clone().keep_leases());
@@ -236,10 +244,10 @@ async fn end_on_signal(vfs: Arc<Vfs>, mut unmounter: Unmounter, mountpoint: Path
     std::process::exit(0);
 }
 
-/// Id and source of what is mounted at `mountpoint` by this driver, topmost first.
-fn topmost_mount(mountpoint: &Path) -> Result<Option<(u64, String)>> {
+/// What is mounted at `mountpoint` by this driver, if it is the topmost mount there.
+fn topmost_mount(mountpoint: &Path) -> Result<Option<Row>> {
     let text = std::fs::read_to_string("/proc/self/mountinfo").context("/proc/self/mountinfo")?;
-    Ok(options::topmost_mount(&text, mountpoint))
+    Ok(mountinfo::topmost(&text, mountpoint))
 }
 
 fn remount(options: &Options, mounted: Option<&str>) -> Result<()> {

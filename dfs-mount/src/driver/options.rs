@@ -256,24 +256,6 @@ fn default_cache(mountpoint: &Path) -> Result<PathBuf> {
     Ok(base.context("neither HOME nor XDG_CACHE_HOME is set: choose a cache with -o cache_dir=")?.join("dfs-mount").join(name))
 }
 
-/// Id and source of this driver's topmost mount at `mountpoint`, from the text of /proc/self/mountinfo.
-pub(super) fn topmost_mount(mountinfo: &str, mountpoint: &Path) -> Option<(u64, String)> {
-    let fields = |line: &str| -> Option<(u64, String, String, String)> {
-        let (left, right) = line.split_once(" - ")?;
-        let mut left = left.split(' ');
-        let (id, target) = (left.next()?.parse().ok()?, unescape(left.nth(3)?));
-        let mut right = right.split(' ');
-        Some((id, target, right.next()?.to_owned(), unescape(right.next()?)))
-    };
-    let (id, _, kind, source) = mountinfo.lines().filter_map(fields).rfind(|(_, target, ..)| Path::new(target) == mountpoint)?;
-    (kind == "fuse.dfs-mount").then_some((id, source))
-}
-
-/// mountinfo writes space, tab, newline and backslash as three octal digits.
-fn unescape(text: &str) -> String {
-    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")].iter().fold(text.to_owned(), |t, (from, to)| t.replace(from, to))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -325,12 +307,5 @@ mod tests {
             assert_eq!(source_url(given).unwrap(), url);
         }
         assert!(source_url("http://").is_err() && source_url("h/x").is_err());
-    }
-
-    #[test]
-    fn the_topmost_mount_counts() {
-        let info = "36 35 0:40 / /mnt/a\\040b rw - fuse.dfs-mount http://h:1 rw\n37 35 0:41 / /x rw - fuse.dfs-mount s rw\n38 35 0:42 / /x rw - tmpfs t rw\n";
-        assert_eq!(topmost_mount(info, Path::new("/mnt/a b")), Some((36, "http://h:1".to_owned())));
-        assert_eq!(topmost_mount(info, Path::new("/x")), None);
     }
 }

@@ -20,11 +20,13 @@ use std::task::{Context, Poll, Waker};
 use dfs_common::Error;
 use dfs_common::attributes::{Attributes, FileKind};
 use dfs_common::ids::InodeId;
-use fuser::{Errno, Generation, INodeNo, MountOption, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, SessionACL};
+use fuser::{Errno, Generation, INodeNo, MountOption, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, Request, SessionACL};
 use tokio::runtime::Handle;
 
 use crate::vfs::coherence::Told;
+use crate::vfs::interrupt::Signals;
 use crate::vfs::names::NewEntry;
+use crate::vfs::waits::{About, Wait};
 use crate::vfs::{Caller, Vfs};
 use convert::{errno, file_attr};
 use notify::Notifications;
@@ -119,14 +121,30 @@ struct Adapter {
     runtime: Handle,
 }
 
+/// An operation that happens, however long it takes.
+fn mutation(operation: &'static str, request: &Request, node: INodeNo) -> About {
+    About { operation, pid: request.pid(), node: node.0, name: None, given_up_on: Signals::None }
+}
+
+/// An operation that changes nothing: who asked for it may give up.
+fn question(operation: &'static str, request: &Request, node: INodeNo) -> About {
+    About { given_up_on: Signals::Ending, ..mutation(operation, request, node) }
+}
+
+/// The same, of a name in a directory.
+fn named(about: About, name: &OsStr) -> About {
+    About { name: Some(name.as_bytes().to_vec()), ..about }
+}
+
 impl Adapter {
-    /// Carries out `operation`; `answer` gets its result. What need not wait is done when this returns.
-    fn run<T, F>(&self, operation: F, answer: impl FnOnce(Result<T, Errno>) + Send + 'static)
+    /// Carries out `operation`; `answer` gets its result. What need not wait is done when this returns, all else is seen in the list of waits.
+    fn run<T, F>(&self, about: About, operation: F, answer: impl FnOnce(Result<T, Errno>) + Send + 'static)
     where
         T: Send + 'static,
         F: Future<Output = Result<T, Error>> + Send + 'static,
     {
-        let mut operation: Pin<Box<F>> = Box::pin(operation);
+        let wait = Wait::begin(about);
+        let mut operation: Pin<Box<_>> = Box::pin(wait.observe(operation));
         let first = {
             let _runtime = self.runtime.enter();
             operation.as_mut().poll(&mut Context::from_waker(Waker::noop()))
@@ -134,14 +152,17 @@ impl Adapter {
         match first {
             Poll::Ready(result) => answer(result.map_err(|e| errno(&e))),
             // The task polls it again, so no wake-up is lost.
-            Poll::Pending => drop(self.runtime.spawn(async move { answer(operation.await.map_err(|e| errno(&e))) })),
+            Poll::Pending => {
+                let entered = self.vfs.waits().enter(wait);
+                self.runtime.spawn(async move { answer(entered.finish(operation).await.map_err(|e| errno(&e))) });
+            }
         }
     }
 
     /// Answers with a name and where it leads.
-    fn entry(&self, reply: ReplyEntry, operation: impl Future<Output = Result<Told, Error>> + Send + 'static) {
+    fn entry(&self, reply: ReplyEntry, about: About, operation: impl Future<Output = Result<Told, Error>> + Send + 'static) {
         let vfs = self.vfs.clone();
-        self.run(operation, move |result| match result {
+        self.run(about, operation, move |result| match result {
             Ok(told) => {
                 let telling = vfs.telling();
                 let keep = telling.keep(&told);
@@ -159,14 +180,14 @@ impl Adapter {
         });
     }
 
-    fn make(&self, reply: ReplyEntry, parent: INodeNo, name: &OsStr, new: NewEntry, caller: Caller) {
-        let (vfs, name) = (self.vfs.clone(), name.to_owned());
-        self.entry(reply, async move { vfs.make(parent.0, name.as_bytes(), new, caller).await });
+    fn make(&self, reply: ReplyEntry, about: About, parent: INodeNo, name: &OsStr, new: NewEntry, caller: Caller) {
+        let (vfs, about, name) = (self.vfs.clone(), named(about, name), name.to_owned());
+        self.entry(reply, about, async move { vfs.make(parent.0, name.as_bytes(), new, caller).await });
     }
 
-    fn attributes(&self, reply: ReplyAttr, operation: impl Future<Output = Result<Told, Error>> + Send + 'static) {
+    fn attributes(&self, reply: ReplyAttr, about: About, operation: impl Future<Output = Result<Told, Error>> + Send + 'static) {
         let vfs = self.vfs.clone();
-        self.run(operation, move |result| match result {
+        self.run(about, operation, move |result| match result {
             Ok(told) => {
                 let telling = vfs.telling();
                 let keep = telling.keep(&told);
@@ -179,16 +200,22 @@ impl Adapter {
         });
     }
 
-    fn data(&self, reply: ReplyData, operation: impl Future<Output = Result<Vec<u8>, Error>> + Send + 'static) {
-        self.run(operation, move |result| match result {
+    fn data(&self, reply: ReplyData, about: About, operation: impl Future<Output = Result<Vec<u8>, Error>> + Send + 'static) {
+        self.run(about, operation, move |result| match result {
             Ok(bytes) => reply.data(&bytes),
             Err(e) => reply.error(e),
         });
     }
 
     /// Answers without content; `during` lives until the kernel has the answer.
-    fn empty<D: Send + 'static>(&self, reply: ReplyEmpty, during: D, operation: impl Future<Output = Result<(), Error>> + Send + 'static) {
-        self.run(operation, move |result| {
+    fn empty<D: Send + 'static>(
+        &self,
+        reply: ReplyEmpty,
+        about: About,
+        during: D,
+        operation: impl Future<Output = Result<(), Error>> + Send + 'static,
+    ) {
+        self.run(about, operation, move |result| {
             match result {
                 Ok(()) => reply.ok(),
                 Err(e) => reply.error(e),

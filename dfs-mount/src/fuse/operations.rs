@@ -15,14 +15,16 @@ use fuser::{
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::Adapter;
 use super::convert::{BLOCK, caller, directory_flags, errno, file_attr, file_type, kind_of_mode, open_flags, timestamp, xattr_reply};
+use super::{Adapter, mutation, named, question};
 use crate::vfs::Caller;
 use crate::vfs::attributes::Change;
 use crate::vfs::coherence::Telling;
 use crate::vfs::directories::{Listed, Listing};
+use crate::vfs::interrupt::Signals;
 use crate::vfs::names::{NewEntry, rename_mode};
 use crate::vfs::open::Intent;
+use crate::vfs::waits::About;
 
 impl Filesystem for Adapter {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
@@ -45,18 +47,19 @@ impl Filesystem for Adapter {
         Ok(())
     }
 
-    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let (vfs, name) = (self.vfs.clone(), name.to_owned());
-        self.entry(reply, async move { vfs.lookup(parent.0, name.as_bytes()).await });
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let vfs = self.vfs.clone();
+        let owned = name.to_owned();
+        self.entry(reply, named(question("lookup", request, parent), name), async move { vfs.lookup(parent.0, owned.as_bytes()).await });
     }
 
     fn forget(&self, _request: &Request, ino: INodeNo, count: u64) {
         self.vfs.forget(ino.0, count);
     }
 
-    fn getattr(&self, _request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
         let vfs = self.vfs.clone();
-        self.attributes(reply, async move { vfs.get_attributes(ino.0).await });
+        self.attributes(reply, question("getattr", request, ino), async move { vfs.get_attributes(ino.0).await });
     }
 
     fn setattr(
@@ -81,71 +84,66 @@ impl Filesystem for Adapter {
         let (atime, mtime, by_handle) = (atime.map(timestamp), mtime.map(timestamp), handle.is_some() || size == Some(0));
         let change = Change { mode: mode.map(|m| m & 0o7777), uid, gid, size, by_handle, atime, mtime };
         let (vfs, caller) = (self.vfs.clone(), caller(request));
-        self.attributes(reply, async move { vfs.set_attributes(ino.0, change, caller).await });
+        self.attributes(reply, mutation("setattr", request, ino), async move { vfs.set_attributes(ino.0, change, caller).await });
     }
 
-    fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
+    fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
         let vfs = self.vfs.clone();
-        self.data(reply, async move { vfs.read_link(ino.0).await });
+        self.data(reply, question("readlink", request, ino), async move { vfs.read_link(ino.0).await });
     }
 
     fn mknod(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, rdev: u32, reply: ReplyEntry) {
         let Some(kind) = kind_of_mode(mode) else { return reply.error(Errno::EINVAL) };
         let new = NewEntry { kind, mode, rdev, target: None };
-        self.make(reply, parent, name, new, Caller { umask, ..caller(request) });
+        self.make(reply, mutation("mknod", request, parent), parent, name, new, Caller { umask, ..caller(request) });
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         let new = NewEntry { kind: FileKind::Directory, mode, rdev: 0, target: None };
-        self.make(reply, parent, name, new, Caller { umask, ..caller(request) });
+        self.make(reply, mutation("mkdir", request, parent), parent, name, new, Caller { umask, ..caller(request) });
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let target = Some(target.as_os_str().as_bytes().to_vec());
         let new = NewEntry { kind: FileKind::Symlink, mode: 0o777, rdev: 0, target };
-        self.make(reply, parent, name, new, caller(request));
+        self.make(reply, mutation("symlink", request, parent), parent, name, new, caller(request));
     }
 
-    fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let about = named(mutation("unlink", request, parent), name);
         let (vfs, name) = (self.vfs.clone(), name.to_owned());
         let changing = self.vfs.changing(&[(parent.0, name.as_bytes())]);
-        self.empty(reply, changing, async move { vfs.remove(parent.0, name.as_bytes(), false).await });
+        self.empty(reply, about, changing, async move { vfs.remove(parent.0, name.as_bytes(), false).await });
     }
 
-    fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let about = named(mutation("rmdir", request, parent), name);
         let (vfs, name) = (self.vfs.clone(), name.to_owned());
         let changing = self.vfs.changing(&[(parent.0, name.as_bytes())]);
-        self.empty(reply, changing, async move { vfs.remove(parent.0, name.as_bytes(), true).await });
+        self.empty(reply, about, changing, async move { vfs.remove(parent.0, name.as_bytes(), true).await });
     }
 
-    fn rename(
-        &self,
-        _request: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        new_parent: INodeNo,
-        new_name: &OsStr,
-        flags: RenameFlags,
-        reply: ReplyEmpty,
-    ) {
+    fn rename(&self, request: &Request, parent: INodeNo, name: &OsStr, new_parent: INodeNo, new_name: &OsStr, flags: RenameFlags, reply: ReplyEmpty) {
         let (no_replace, exchange) = (flags.contains(RenameFlags::RENAME_NOREPLACE), flags.contains(RenameFlags::RENAME_EXCHANGE));
         let others = !flags.difference(RenameFlags::RENAME_NOREPLACE | RenameFlags::RENAME_EXCHANGE).is_empty();
+        let about = named(mutation("rename", request, parent), name);
         let (vfs, name, new_name) = (self.vfs.clone(), name.to_owned(), new_name.to_owned());
         let changing = self.vfs.changing(&[(parent.0, name.as_bytes()), (new_parent.0, new_name.as_bytes())]);
-        self.empty(reply, changing, async move {
+        self.empty(reply, about, changing, async move {
             let mode = rename_mode(no_replace, exchange, others)?;
             vfs.rename(parent.0, name.as_bytes(), new_parent.0, new_name.as_bytes(), mode).await
         });
     }
 
-    fn link(&self, _request: &Request, ino: INodeNo, new_parent: INodeNo, new_name: &OsStr, reply: ReplyEntry) {
+    fn link(&self, request: &Request, ino: INodeNo, new_parent: INodeNo, new_name: &OsStr, reply: ReplyEntry) {
+        let about = named(mutation("link", request, new_parent), new_name);
         let (vfs, name) = (self.vfs.clone(), new_name.to_owned());
-        self.entry(reply, async move { vfs.link(ino.0, new_parent.0, name.as_bytes()).await });
+        self.entry(reply, about, async move { vfs.link(ino.0, new_parent.0, name.as_bytes()).await });
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let (vfs, caller, intent) = (self.vfs.clone(), caller(request), Intent::from_flags(flags.0));
-        self.run(async move { vfs.open(ino.0, intent, caller).await }, move |result| match result {
+        self.run(mutation("open", request, ino), async move { vfs.open(ino.0, intent, caller).await }, move |result| match result {
             Ok(opened) => reply.opened(FileHandle(opened.handle), open_flags(opened)),
             Err(e) => reply.error(e),
         });
@@ -153,8 +151,9 @@ impl Filesystem for Adapter {
 
     fn create(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, flags: i32, reply: ReplyCreate) {
         let (vfs, name, caller, intent) = (self.vfs.clone(), name.to_owned(), Caller { umask, ..caller(request) }, Intent::from_flags(flags));
+        let about = named(mutation("create", request, parent), &name);
         let teller = vfs.clone();
-        self.run(async move { vfs.create(parent.0, name.as_bytes(), mode, intent, caller).await }, move |result| match result {
+        self.run(about, async move { vfs.create(parent.0, name.as_bytes(), mode, intent, caller).await }, move |result| match result {
             Ok((told, opened)) => {
                 let telling = teller.telling();
                 let keep = telling.keep(&told);
@@ -167,20 +166,31 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn read(&self, _: &Request, _: INodeNo, handle: FileHandle, offset: u64, size: u32, _: OpenFlags, _: Option<LockOwner>, reply: ReplyData) {
+    fn read(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
         match self.vfs.read_now(handle.0, offset, size) {
             Ok(Some(bytes)) => return reply.data(&bytes),
             Ok(None) => {}
             Err(e) => return reply.error(errno(&e)),
         }
         let vfs = self.vfs.clone();
-        self.data(reply, async move { vfs.read(handle.0, offset, size).await });
+        let about = About { given_up_on: Signals::Fatal, ..question("read", request, ino) };
+        self.data(reply, about, async move { vfs.read(handle.0, offset, size).await });
     }
 
     fn write(
         &self,
-        _request: &Request,
-        _ino: INodeNo,
+        request: &Request,
+        ino: INodeNo,
         handle: FileHandle,
         offset: u64,
         data: &[u8],
@@ -205,28 +215,29 @@ impl Filesystem for Adapter {
             }
             vfs.write(handle.0, offset, &data).await
         };
-        self.run(operation, move |result| match result {
+        let given_up_on = if kill { Signals::None } else { Signals::Fatal };
+        self.run(About { given_up_on, ..mutation("write", request, ino) }, operation, move |result| match result {
             Ok(()) => reply.written(len),
             Err(e) => reply.error(e),
         });
     }
 
-    fn flush(&self, request: &Request, _ino: INodeNo, handle: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
+    fn flush(&self, request: &Request, ino: INodeNo, handle: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
         if self.vfs.is_flushed(handle.0) {
             return reply.ok();
         }
         let (vfs, caller) = (self.vfs.clone(), caller(request));
-        self.empty(reply, (), async move { vfs.flush(handle.0, caller).await });
+        self.empty(reply, mutation("flush", request, ino), (), async move { vfs.flush(handle.0, caller).await });
     }
 
-    fn release(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, _: Option<LockOwner>, _flush: bool, reply: ReplyEmpty) {
+    fn release(&self, request: &Request, ino: INodeNo, handle: FileHandle, _: OpenFlags, _: Option<LockOwner>, _flush: bool, reply: ReplyEmpty) {
         let vfs = self.vfs.clone();
-        self.empty(reply, (), async move { vfs.release(handle.0).await });
+        self.empty(reply, mutation("release", request, ino), (), async move { vfs.release(handle.0).await });
     }
 
-    fn fsync(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+    fn fsync(&self, request: &Request, ino: INodeNo, handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         let vfs = self.vfs.clone();
-        self.empty(reply, (), async move { vfs.fsync(handle.0).await });
+        self.empty(reply, mutation("fsync", request, ino), (), async move { vfs.fsync(handle.0).await });
     }
 
     fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -236,9 +247,9 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn readdir(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+    fn readdir(&self, request: &Request, ino: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let vfs = self.vfs.clone();
-        self.run(async move { vfs.list(handle.0, offset).await }, move |result| match result {
+        self.run(question("readdir", request, ino), async move { vfs.list(handle.0, offset).await }, move |result| match result {
             Ok((_, entries)) => {
                 for e in entries {
                     if reply.add(INodeNo(e.ino.0), e.next, file_type(e.kind), OsStr::from_bytes(&e.name)) {
@@ -251,9 +262,9 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn readdirplus(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+    fn readdirplus(&self, request: &Request, ino: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
         let (vfs, teller) = (self.vfs.clone(), self.vfs.clone());
-        self.run(async move { vfs.list(handle.0, offset).await }, move |result| match result {
+        self.run(question("readdir", request, ino), async move { vfs.list(handle.0, offset).await }, move |result| match result {
             Ok((listing, entries)) => {
                 let mut refused = None;
                 let telling = teller.telling();
@@ -281,14 +292,14 @@ impl Filesystem for Adapter {
         reply.ok();
     }
 
-    fn fsyncdir(&self, _request: &Request, _ino: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+    fn fsyncdir(&self, request: &Request, ino: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         let vfs = self.vfs.clone();
-        self.empty(reply, (), async move { vfs.sync_names().await });
+        self.empty(reply, question("fsync", request, ino), (), async move { vfs.sync_names().await });
     }
 
-    fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+    fn statfs(&self, request: &Request, ino: INodeNo, reply: ReplyStatfs) {
         let vfs = self.vfs.clone();
-        self.run(async move { vfs.stat_fs().await }, move |result| match result {
+        self.run(question("statfs", request, ino), async move { vfs.stat_fs().await }, move |result| match result {
             Ok(fs) => {
                 let blocks = |bytes: u64| bytes / u64::from(BLOCK);
                 let (free, free_inodes) = (blocks(fs.available), u64::from(u32::MAX));
@@ -305,27 +316,29 @@ impl Filesystem for Adapter {
             _ => XattrMode::Set,
         };
         let (vfs, name, value, caller) = (self.vfs.clone(), name.to_owned(), value.to_vec(), caller(request));
-        self.empty(reply, (), async move { vfs.set_xattr(ino.0, name.as_bytes(), &value, mode, caller).await });
+        self.empty(reply, mutation("setxattr", request, ino), (), async move { vfs.set_xattr(ino.0, name.as_bytes(), &value, mode, caller).await });
     }
 
-    fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+    fn getxattr(&self, request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let (vfs, name) = (self.vfs.clone(), name.to_owned());
-        self.run(async move { vfs.get_xattr(ino.0, name.as_bytes()).await }, move |result| xattr_reply(reply, size, result));
+        self.run(question("getxattr", request, ino), async move { vfs.get_xattr(ino.0, name.as_bytes()).await }, move |result| {
+            xattr_reply(reply, size, result)
+        });
     }
 
-    fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         let vfs = self.vfs.clone();
-        self.run(async move { vfs.list_xattrs(ino.0).await }, move |result| xattr_reply(reply, size, result));
+        self.run(question("listxattr", request, ino), async move { vfs.list_xattrs(ino.0).await }, move |result| xattr_reply(reply, size, result));
     }
 
-    fn removexattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (vfs, name) = (self.vfs.clone(), name.to_owned());
-        self.empty(reply, (), async move { vfs.remove_xattr(ino.0, name.as_bytes()).await });
+        self.empty(reply, mutation("removexattr", request, ino), (), async move { vfs.remove_xattr(ino.0, name.as_bytes()).await });
     }
 
-    fn fallocate(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, offset: u64, length: u64, mode: i32, reply: ReplyEmpty) {
+    fn fallocate(&self, request: &Request, ino: INodeNo, handle: FileHandle, offset: u64, length: u64, mode: i32, reply: ReplyEmpty) {
         let vfs = self.vfs.clone();
-        self.empty(reply, (), async move { vfs.allocate(handle.0, offset, length, mode).await });
+        self.empty(reply, mutation("fallocate", request, ino), (), async move { vfs.allocate(handle.0, offset, length, mode).await });
     }
 
     fn lseek(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
@@ -351,7 +364,7 @@ impl Filesystem for Adapter {
         _from: INodeNo,
         from_handle: FileHandle,
         from: u64,
-        _to: INodeNo,
+        target: INodeNo,
         to_handle: FileHandle,
         to: u64,
         len: u64,
@@ -360,7 +373,7 @@ impl Filesystem for Adapter {
     ) {
         let (vfs, caller) = (self.vfs.clone(), caller(request));
         let operation = async move { vfs.copy((from_handle.0, from), (to_handle.0, to), len, caller).await };
-        self.run(operation, move |result| match result {
+        self.run(mutation("copy_file_range", request, target), operation, move |result| match result {
             Ok(copied) => reply.written(copied),
             Err(e) => reply.error(e),
         });

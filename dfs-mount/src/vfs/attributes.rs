@@ -197,7 +197,7 @@ impl Vfs {
     async fn truncate(self: &Arc<Self>, node: &Arc<Node>, size: u64, by_handle: bool, caller: Caller) -> Result<()> {
         {
             // A handle that is just being closed would not publish what changes behind its back: it is gone, or waits.
-            let _no_closes = node.opening.lock().await;
+            let _no_closes = node.opening.take(super::open::OPENING).await?;
             let open = {
                 let state = node.state.lock();
                 state.content.clone().filter(|_| state.writers > 0)

@@ -23,7 +23,11 @@ impl Vfs {
         if !content.needs_commit(durable) || node.state.lock().removed {
             return Ok(());
         }
-        let _one_at_a_time = content.commit.lock().await;
+        let turn = content.commit.take("another upload of the file").await?;
+        turn.end(self.commit_alone(node, content, durable).await)
+    }
+
+    async fn commit_alone(&self, node: &Arc<Node>, content: &Arc<Content>, durable: bool) -> Result<()> {
         let plan = if content.size() <= HASH_INLINE {
             content.begin_commit(now(), durable)?
         } else {

@@ -65,6 +65,11 @@ impl Handles {
         self.directories.write().remove(&number);
     }
 
+    /// Open files and directories.
+    pub(crate) fn count(&self) -> usize {
+        self.files.read().len() + self.directories.read().len()
+    }
+
     /// True where a directory stream of this inode is open.
     pub(crate) fn has_directory(&self, ino: dfs_common::ids::InodeId) -> bool {
         self.directories.read().values().any(|s| s.ino() == ino)

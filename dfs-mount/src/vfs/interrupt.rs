@@ -16,10 +16,45 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// SIGCONT to SIGTTOU stop or continue; they do not end a wait.
 const STOP_SIGNALS: u64 = 0b1111 << 18;
 
+/// SIGHUP, SIGINT, SIGQUIT, SIGKILL and SIGTERM.
+const ENDING_SIGNALS: u64 = 1 | 1 << 1 | 1 << 2 | 1 << 8 | 1 << 14;
+/// SIGKILL; the kernel makes it of every signal that ends the process.
+const FATAL_SIGNALS: u64 = 1 << 8;
+
+/// Which pending signals end a wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signals {
+    /// None: it may have been carried out already, and its result counts.
+    None,
+    /// The caller is about to end. For reads: a page that cannot be read is fatal to who has it mapped.
+    Fatal,
+    /// Somebody wants the caller to end. Others, such as SIGCHLD or a runtime's own, come at any time to
+    /// programs that do not expect an interrupted stat(2).
+    Ending,
+    /// Any that it would take: open(2) of a file that is locked may take for ever.
+    Any,
+}
+
+impl Signals {
+    fn mask(self) -> u64 {
+        match self {
+            Signals::None => 0,
+            Signals::Fatal => FATAL_SIGNALS,
+            Signals::Ending => ENDING_SIGNALS,
+            Signals::Any => !STOP_SIGNALS,
+        }
+    }
+}
+
 /// Waits for `future`, or answers `Interrupted` once the caller has a signal to take. The future is dropped then.
 pub(crate) async fn interruptible<T>(caller: Caller, future: impl Future<Output = T>) -> Result<T> {
+    given_up_on(Signals::Any, caller.pid, future).await
+}
+
+/// The same for the thread `pid` and certain signals.
+pub(crate) async fn given_up_on<T>(signals: Signals, pid: u32, future: impl Future<Output = T>) -> Result<T> {
     tokio::pin!(future);
-    if caller.pid == 0 {
+    if pid == 0 || signals == Signals::None {
         return Ok(future.await);
     }
     loop {
@@ -28,21 +63,21 @@ pub(crate) async fn interruptible<T>(caller: Caller, future: impl Future<Output 
             result = &mut future => return Ok(result),
             () = tokio::time::sleep(LOOK_EVERY) => {}
         }
-        if std::fs::read_to_string(format!("/proc/{}/status", caller.pid)).is_ok_and(|status| has_pending_signal(&status)) {
+        if std::fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|status| has_pending_signal(&status, signals)) {
             return Err(Error::from(ErrorKind::Interrupted));
         }
     }
 }
 
 /// Whether a thread with this /proc status would act on a signal if it could.
-fn has_pending_signal(status: &str) -> bool {
+fn has_pending_signal(status: &str, signals: Signals) -> bool {
     let mask = |key: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(key))?;
         u64::from_str_radix(line.trim_start_matches(':').trim(), 16).ok()
     };
     let pending = mask("SigPnd").unwrap_or(0) | mask("ShdPnd").unwrap_or(0);
-    let passed_over = mask("SigBlk").unwrap_or(0) | mask("SigIgn").unwrap_or(0) | STOP_SIGNALS;
-    pending & !passed_over != 0
+    let passed_over = mask("SigBlk").unwrap_or(0) | mask("SigIgn").unwrap_or(0);
+    pending & !passed_over & signals.mask() != 0
 }
 
 #[cfg(test)]
@@ -55,15 +90,26 @@ mod tests {
 
     #[test]
     fn only_signals_that_would_be_taken_count() {
+        let taken = |status: &str| has_pending_signal(status, Signals::Any);
         let bit = |signal: u32| 1u64 << (signal - 1);
-        assert!(has_pending_signal(&status(bit(2), 0, 0)));
-        assert!(has_pending_signal(&status(bit(9), 0, 0)));
-        assert!(!has_pending_signal(&status(0, 0, 0)));
-        assert!(!has_pending_signal(&status(bit(2), bit(2), 0)));
-        assert!(!has_pending_signal(&status(bit(17), 0, bit(17))));
+        assert!(taken(&status(bit(2), 0, 0)));
+        assert!(taken(&status(bit(9), 0, 0)));
+        assert!(!taken(&status(0, 0, 0)));
+        assert!(!taken(&status(bit(2), bit(2), 0)));
+        assert!(!taken(&status(bit(17), 0, bit(17))));
         for stop in 19..=22 {
-            assert!(!has_pending_signal(&status(bit(stop), 0, 0)), "{stop}");
+            assert!(!taken(&status(bit(stop), 0, 0)), "{stop}");
         }
-        assert!(!has_pending_signal("garbage"));
+        assert!(!taken("garbage"));
+    }
+
+    #[test]
+    fn what_need_not_be_expected_ends_only_waits_for_locks() {
+        let bit = |signal: u32| 1u64 << (signal - 1);
+        let taken = |signal, signals| has_pending_signal(&status(bit(signal), 0, 0), signals);
+        for (signal, fatal, ending) in [(9, true, true), (2, false, true), (15, false, true), (17, false, false), (23, false, false)] {
+            assert_eq!((taken(signal, Signals::Fatal), taken(signal, Signals::Ending)), (fatal, ending), "{signal}");
+            assert!(taken(signal, Signals::Any) && !taken(signal, Signals::None), "{signal}");
+        }
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use dfs_common::attributes::Entry;
+use dfs_common::clients::steps::{self, Target};
 use dfs_common::{Error, ErrorKind, Result};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
@@ -179,6 +180,7 @@ impl Vfs {
         match problem {
             NotYet::Failed(e) => Err(e),
             NotYet::Committing => {
+                let _noted = steps::note(|| Target::Here { what: "an upload of the file".to_owned() });
                 content.commit_done().await;
                 Ok(())
             }
@@ -197,7 +199,11 @@ impl Vfs {
 
     /// Fetches `blocks`, unless they have arrived meanwhile.
     async fn fill(&self, entry: &Entry, content: &Arc<Content>, blocks: Vec<u32>) -> Result<()> {
-        let _one_at_a_time = content.fill.lock().await;
+        let turn = content.fill.take("another download of the file").await?;
+        turn.end(self.fill_alone(entry, content, blocks).await)
+    }
+
+    async fn fill_alone(&self, entry: &Entry, content: &Arc<Content>, blocks: Vec<u32>) -> Result<()> {
         let (manifest, missing) = content.base(&blocks);
         if missing.is_empty() {
             return Ok(());

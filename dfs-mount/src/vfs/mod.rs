@@ -24,6 +24,7 @@ pub mod names;
 pub mod node;
 pub mod open;
 pub mod session;
+pub mod waits;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -44,6 +45,7 @@ use handles::Handles;
 use leases::Leases;
 use locks::Locks;
 use node::{Node, Nodes};
+use waits::Waits;
 
 /// What a mount may be told to do differently.
 #[derive(Clone, Debug)]
@@ -89,6 +91,7 @@ pub struct Vfs {
     release_soon: Notify,
     /// The kernel's number of this mount; 0 where it is not known.
     mount_id: AtomicU64,
+    waits: Arc<Waits>,
 }
 
 impl Vfs {
@@ -110,6 +113,7 @@ impl Vfs {
             released: Mutex::default(),
             release_soon: Notify::new(),
             mount_id: AtomicU64::new(0),
+            waits: Arc::default(),
         }
     }
 

@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 
 use super::entries::Entries;
 use crate::cache::Content;
+use crate::turn::Turn;
 
 /// The kernel's id of the root.
 pub(crate) const ROOT_ID: u64 = 1;
@@ -29,7 +30,7 @@ pub(crate) struct Node {
     pub(crate) ino: InodeId,
     pub(crate) state: Mutex<State>,
     /// Held while an open prepares the content, so that it is fetched once.
-    pub(crate) opening: tokio::sync::Mutex<()>,
+    pub(crate) opening: Turn,
 }
 
 #[derive(Debug)]
@@ -147,7 +148,7 @@ impl Node {
             removed: entry.attributes.nlink == 0,
             entry,
         };
-        Self { id, ino: state.entry.attributes.ino, state: Mutex::new(state), opening: tokio::sync::Mutex::default() }
+        Self { id, ino: state.entry.attributes.ino, state: Mutex::new(state), opening: Turn::default() }
     }
 
     /// What `stat` shows.

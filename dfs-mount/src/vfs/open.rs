@@ -9,6 +9,7 @@ use dfs_common::{Error, ErrorKind, Result};
 
 use super::coherence::Told;
 use super::handles::FileHandle;
+use super::interrupt::{Signals, given_up_on};
 use super::locks::Wait;
 use super::names::NewEntry;
 use super::node::Node;
@@ -19,6 +20,9 @@ use crate::cache::{BlockMap, Content};
 const RETRY: Duration = Duration::from_secs(2);
 /// An open that was sent back is the same one again if it comes within this time.
 const COMES_BACK: Duration = Duration::from_secs(5);
+
+/// How others see that somebody has a file's turn.
+pub(super) const OPENING: &str = "another open or close of the file";
 
 /// What an open wants, from open(2)'s flags.
 #[derive(Clone, Copy, Debug)]
@@ -94,12 +98,12 @@ impl Vfs {
             return Err(Error::new(ErrorKind::Invalid, "only regular files are opened here"));
         }
         if !intent.write {
-            let content = self.prepare(node, intent).await?;
+            let content = given_up_on(Signals::Ending, caller.pid, self.prepare(node, intent)).await??;
             return Ok(FileHandle { node: node.clone(), content, writer: false, append: false });
         }
         let wait = if intent.nonblock { Wait::Never } else { Wait::Until(self.settings.lock_wait) };
         self.lock(node.ino, caller, wait).await?;
-        match self.prepare(node, intent).await {
+        match given_up_on(Signals::Ending, caller.pid, self.prepare(node, intent)).await.and_then(|prepared| prepared) {
             Ok(content) => {
                 self.arrived(node.ino).await;
                 Ok(FileHandle { node: node.clone(), content, writer: true, append: intent.append })
@@ -117,7 +121,11 @@ impl Vfs {
 
     /// The content for one more handle, counted in the node.
     async fn prepare(&self, node: &Arc<Node>, intent: Intent) -> Result<Arc<Content>> {
-        let _one_at_a_time = node.opening.lock().await;
+        let turn = node.opening.take(OPENING).await?;
+        turn.end(self.prepare_alone(node, intent).await)
+    }
+
+    async fn prepare_alone(&self, node: &Arc<Node>, intent: Intent) -> Result<Arc<Content>> {
         let entry = self.current_entry(node, intent).await?;
         let shared = node.state.lock().content.clone();
         let content = match shared {
@@ -218,12 +226,15 @@ impl Vfs {
         log::error!("inode {} could not be published: {problem}. It is tried again until it can", handle.node.ino);
         let vfs = self.clone();
         tokio::spawn(async move {
-            loop {
-                tokio::time::sleep(RETRY).await;
-                if vfs.close(&handle, true).await.is_ok() {
-                    return;
+            let retry = async {
+                loop {
+                    tokio::time::sleep(RETRY).await;
+                    if vfs.close(&handle, true).await.is_ok() {
+                        return;
+                    }
                 }
-            }
+            };
+            vfs.waits.watch("publish again", handle.node.id, retry).await;
         });
         Ok(())
     }
@@ -235,7 +246,7 @@ impl Vfs {
     pub(crate) async fn close(&self, handle: &FileHandle, retry: bool) -> Result<()> {
         let (node, content) = (&handle.node, &handle.content);
         let removed = {
-            let _no_opens = node.opening.lock().await;
+            let _no_opens = node.opening.take_anyway(OPENING).await;
             if handle.writer {
                 self.end_writing(node, content, retry).await?;
             }
