@@ -234,13 +234,10 @@ impl Telling<'_> {
     /// What an answer to GETATTR says: heard, told.
     pub(crate) fn answered(&self, node: &Arc<Node>, entry: Entry, stamp: Stamp) -> Told {
         {
+            let leased = self.leases.covers(&stamp, node.ino);
             let mut state = node.state.lock();
-            // A version that overtook the open one is another node's; this one stays as it is.
-            if !state.is_overtaken_by(&entry) {
-                let leased = self.leases.covers(&stamp, node.ino);
-                state.hear(entry, self.leases.number(&stamp), leased);
-                state.told = state.entry.attributes.version;
-            }
+            state.hear(entry, self.leases.number(&stamp), leased);
+            state.told = state.entry.attributes.version;
         }
         self.told(Some(node.clone()), stamp, None)
     }
@@ -286,9 +283,9 @@ impl Telling<'_> {
         }
     }
 
-    /// This mount has changed where `place` leads: to `leads_to` now, or nowhere. What the kernel keeps under that name it
-    /// keeps for `kept`. Returns for how long it may keep what was there.
-    pub(crate) fn changed_entry(&mut self, place: &Place, leads_to: Option<InodeId>, kept: Duration, stamp: &Stamp) -> Duration {
+    /// This mount has changed where `place` leads: to `leads_to` now, or nowhere. With `moved` the kernel keeps under that
+    /// name what it kept under another. False where that is not leased.
+    pub(crate) fn changed_entry(&mut self, place: &Place, leads_to: Option<InodeId>, moved: bool, stamp: &Stamp) -> bool {
         let Place { directory, name } = place;
         if let Some(number) = self.leases.number(stamp) {
             self.leases.changed(number, directory.ino, Some(name.clone()));
@@ -298,13 +295,13 @@ impl Telling<'_> {
         state.unlease();
         if !holds {
             state.entries.changes(name, self.now);
-            return Duration::ZERO;
+            return false;
         }
-        let before = state.entries.gone(name, self.now);
-        if leads_to.is_some() {
-            state.entries.learn(name, leads_to, self.now, kept);
-        }
-        before
+        state.entries.gone(name);
+        // No name is ever kept for longer than leases are believed.
+        let kept = if moved { self.believed } else { Duration::ZERO };
+        state.entries.learn(name, leads_to, self.now, kept);
+        true
     }
 
     /// How long the kernel may keep `told`; from here on it counts as told.
@@ -339,6 +336,8 @@ impl Telling<'_> {
     /// Nobody was told what an event, or the end of a lease, concerns.
     fn forget(&self, ino: InodeId, name: Option<&Name>, over: bool, clear: &mut Clear) {
         for node in self.vfs.nodes.all_of(ino) {
+            // An open that is under way may have the old version.
+            let is_opening = node.opening.try_lock().is_err();
             let mut state = node.state.lock();
             state.unlease();
             let mut names = Vec::new();
@@ -355,7 +354,7 @@ impl Telling<'_> {
                     names = state.entries.over(self.now);
                 }
                 // A newer version gets a node of its own: names must no longer lead to this one.
-                None if state.opens > 0 && state.writers == 0 => places = state.places.clone(),
+                None if (state.opens > 0 || is_opening) && state.writers == 0 => places = state.places.clone(),
                 None => {}
             }
             drop(state);

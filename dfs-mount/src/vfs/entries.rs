@@ -95,12 +95,9 @@ impl Entries {
         Some(known)
     }
 
-    /// This mount has moved `name` away, or removed it: it is absent, and the kernel knows that by itself.
-    /// Returns how long the kernel keeps what was there.
-    pub(crate) fn gone(&mut self, name: &Name, now: Instant) -> Duration {
-        let before = self.take(name).and_then(|k| k.kept_until);
-        self.learn(name, None, now, Duration::ZERO);
-        before.map_or(Duration::ZERO, |until| until.saturating_duration_since(now))
+    /// This mount has moved `name` away, or removed it, and the kernel knows that by itself.
+    pub(crate) fn gone(&mut self, name: &Name) {
+        self.take(name);
     }
 
     /// The kernel has forgotten the inode: its names are no longer kept, nor known.
@@ -181,10 +178,10 @@ mod tests {
         entries.is_new();
         assert_eq!(entries.get(&name("x")), Some(None));
         entries.learn(&name("x"), Some(InodeId(3)), now, KEPT);
-        assert_eq!(entries.gone(&name("x"), now), KEPT);
+        entries.gone(&name("x"));
         assert_eq!(entries.get(&name("x")), Some(None));
         entries.changes(&name("y"), now);
-        assert_eq!((entries.get(&name("y")), entries.get(&name("x"))), (None, Some(None)));
+        assert_eq!((entries.get(&name("y")), entries.get(&name("x"))), (None, None));
     }
 
     #[test]

@@ -167,6 +167,13 @@ impl Vfs {
         }
     }
 
+    /// The kernel shall look up every name again.
+    pub(crate) fn forget_all(&self) {
+        if let Some(kernel) = self.kernel.get() {
+            report(kernel.forget_all());
+        }
+    }
+
     /// The attributes that the kernel keeps of a node changed by what this mount did.
     pub(crate) fn forget_attributes(&self, id: u64) {
         if let Some(kernel) = self.kernel.get() {

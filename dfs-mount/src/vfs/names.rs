@@ -1,7 +1,5 @@
 //! Names: lookup, making, linking, removing and renaming entries.
 
-use std::time::Duration;
-
 use dfs_common::api::directory::{Link, Lookup, Made, Make, ReadLink, Remove, Rename, RenameMode};
 use dfs_common::attributes::{Entry, FileKind};
 use dfs_common::name::Text;
@@ -86,7 +84,7 @@ impl Vfs {
 
     fn told_of_new_name(&self, made: Made, place: Place, stamp: &Stamp) -> Told {
         let mut telling = self.telling();
-        telling.changed_entry(&place, Some(made.entry.attributes.ino), Duration::ZERO, stamp);
+        telling.changed_entry(&place, Some(made.entry.attributes.ino), false, stamp);
         telling.hear_attributes(&place.directory, made.directory, stamp);
         telling.introduce(made.entry, stamp, Some(place))
     }
@@ -103,7 +101,7 @@ impl Vfs {
         let removed = removed?;
         {
             let mut telling = self.telling();
-            telling.changed_entry(&place, None, Duration::ZERO, &stamp);
+            telling.changed_entry(&place, None, false, &stamp);
             telling.hear_attributes(&place.directory, removed.directory, &stamp);
         }
         self.name_gone(&place, removed.entry, &stamp);
@@ -123,16 +121,17 @@ impl Vfs {
             return Ok(());
         }
         let exchanged = other.filter(|_| mode == RenameMode::Exchange);
-        {
-            // The kernel moves what it keeps along with the name.
+        let leased = {
             let mut telling = self.telling();
-            let kept = telling.changed_entry(&from, exchanged, Duration::ZERO, &stamp);
-            let other_kept = telling.changed_entry(&to, Some(moved), kept, &stamp);
-            if exchanged.is_some() {
-                telling.changed_entry(&from, exchanged, other_kept, &stamp);
-            }
+            let from_leased = telling.changed_entry(&from, exchanged, exchanged.is_some(), &stamp);
+            let to_leased = telling.changed_entry(&to, Some(moved), true, &stamp);
             telling.hear_attributes(&from.directory, renamed.directory, &stamp);
             telling.hear_attributes(&to.directory, renamed.new_directory, &stamp);
+            to_leased && (from_leased || exchanged.is_none())
+        };
+        if !leased {
+            // The kernel moves what it keeps along with the name, to where it must not keep it.
+            self.forget_all();
         }
         self.name_moved(renamed.entry, &from, &to, &stamp);
         match renamed.replaced {

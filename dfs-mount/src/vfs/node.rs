@@ -76,6 +76,10 @@ impl State {
     /// Takes over what the directory said as of `number` (`None`: nobody knows), `leased` or not. Answers may overtake
     /// one another: what is older than what is known, or no better, is not believed.
     pub(crate) fn hear(&mut self, entry: Entry, number: Option<u64>, leased: bool) {
+        if self.is_overtaken_by(&entry) {
+            // It is another node's, once the name is looked up again.
+            return self.unlease();
+        }
         let is_older = number.is_some_and(|number| number < self.as_of) || (self.leased && !leased);
         if is_older || entry.attributes.version < self.entry.attributes.version {
             return;
