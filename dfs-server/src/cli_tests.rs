@@ -42,6 +42,19 @@ fn flags_win_over_the_file() {
 }
 
 #[test]
+fn holders_are_told_unless_a_test_says_otherwise() {
+    let files = Files::new("");
+    let token = files.path("token");
+    for (more, told) in [(&[][..], true), (&["--without-invalidation"], false)] {
+        let args = [&["directory", "--data", "/d", "--token-file", &token], more].concat();
+        let Command::Directory(args) = parse(&args) else { panic!() };
+        assert_eq!(args.settings().unwrap().1.invalidate, told);
+    }
+    let help = Cli::command().find_subcommand_mut("all").unwrap().render_long_help().to_string();
+    assert!(!help.contains("without-invalidation"));
+}
+
+#[test]
 fn an_unknown_key_names_its_neighbour() {
     for (role, key, near) in [("directory", "prot", "port"), ("lock", "dta", "data"), ("file", "directori", "directory"), ("all", "copeis", "copies")]
     {

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use bytes::Bytes;
-use dfs_common::api::directory::{Make, OpenSession, Remove, Versions};
+use dfs_common::api::directory::{ClaimLeases, Granted, Make, OpenSession, Remove, Versions};
 use dfs_common::api::file::{BLOCKS, COMMIT, Commit, VERSIONS};
 use dfs_common::attributes::{Entry, FileKind, Timestamp};
 use dfs_common::block::{BlockHash, Manifest};
@@ -343,6 +343,32 @@ async fn a_commit_on_an_old_version_leaves_the_live_one_alone() {
     assert!(bench.read_from(entry.layout.holders[0], &entry).await.unwrap() == content(70_001, 1));
     let storage = &bench.files[0].server.storage;
     until("the refused blocks are collected", async || (storage.index.versions(), storage.blocks()) == (1, 2)).await;
+}
+
+#[tokio::test]
+async fn a_commit_hands_on_the_leases_that_publishing_gave() {
+    let bench = Bench::start(1, 1, 1).await;
+    let file = bench.create("f").await;
+    let mount = OpenSession { host: "h".into(), pid: 2, program: "test".into(), mountpoint: "/mnt".into() };
+    let session = bench.client.directory.call(&mount).await.unwrap().session;
+    let claimed = bench.client.directory.call(&ClaimLeases { session, revision: 0, held: Vec::new() }).await.unwrap();
+    let manifest = Manifest::new(BITS, 1, vec![(0, BlockHash::of(b"x"))]).unwrap();
+    let commit = Commit {
+        ino: file.attributes.ino,
+        session,
+        token: Token(1),
+        base: file.attributes.version,
+        mtime: Timestamp(1),
+        manifest_len: manifest.encode().len() as u32,
+        inline: vec![1],
+        replicas: Vec::new(),
+        durable: false,
+    };
+    let body = [manifest.encode(), b"x".to_vec()].concat();
+    let reply = bench.send(0, Request::new(Method::Post, COMMIT).meta(&commit).body(body)).await;
+    assert_eq!(reply.status, 200);
+    let granted: Granted = serde_json::from_str(reply.meta.as_deref().unwrap()).unwrap();
+    assert!(granted.event > claimed.event && !granted.nothing && granted.except.is_empty());
 }
 
 #[tokio::test]

@@ -321,3 +321,109 @@ impl Leases {
 fn unclaimed(session: SessionId) -> Error {
     Error::new(ErrorKind::Unclaimed, format!("session {session} has not claimed its leases here"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Duration = Duration::ZERO;
+    const INO: InodeId = InodeId(7);
+    const ONE: SessionId = SessionId(1);
+    const TWO: SessionId = SessionId(2);
+
+    fn table() -> Leases {
+        let mut leases = Leases::new(1, 10, BTreeSet::new());
+        for session in [ONE, TWO] {
+            leases.claim(&ClaimLeases { session, revision: 0, held: Vec::new() }, 10);
+        }
+        leases
+    }
+
+    fn over() -> Affected {
+        Affected { ino: INO, name: None, over: true }
+    }
+
+    fn grant(leases: &mut Leases, session: SessionId) -> Granted {
+        leases.grant(session, &[INO], false, |_| false, NOW).unwrap()
+    }
+
+    #[test]
+    fn a_lease_counts_until_its_end_is_acknowledged() {
+        let mut leases = table();
+        grant(&mut leases, ONE);
+        let pending = leases.tell(&[over()], Some(TWO), NOW);
+        assert!(leases.is_held_by_others(INO, Some(TWO)) && !leases.is_held_by_others(INO, Some(ONE)));
+        assert_eq!(leases.tell(&[over()], Some(TWO), NOW), pending, "the same event serves a second change");
+        assert_eq!((leases.counts(), leases.take_woken()), ((1, 1), vec![ONE]));
+        leases.acknowledge(ONE, pending[&ONE] - 1).unwrap();
+        assert!(leases.is_held_by_others(INO, None) && leases.is_awaited(ONE, pending[&ONE]));
+        leases.acknowledge(ONE, pending[&ONE]).unwrap();
+        assert!(!leases.is_held_by_others(INO, None) && !leases.is_awaited(ONE, pending[&ONE]));
+        assert_eq!(leases.counts(), (0, 1));
+    }
+
+    #[test]
+    fn a_lease_that_was_granted_behind_an_event_outlives_it() {
+        let mut leases = table();
+        grant(&mut leases, ONE);
+        let first = leases.tell(&[over()], None, NOW)[&ONE];
+        assert_eq!(grant(&mut leases, ONE).event, first);
+        let second = leases.tell(&[over()], None, NOW)[&ONE];
+        assert!(second > first, "the lease behind the first event has to be taken back by another");
+        leases.acknowledge(ONE, first).unwrap();
+        assert!(leases.is_held_by_others(INO, None));
+        leases.acknowledge(ONE, second).unwrap();
+        assert!(!leases.is_held_by_others(INO, None));
+    }
+
+    #[test]
+    fn blocks_count_and_a_stale_answer_is_as_blocked() {
+        let mut leases = table();
+        leases.block(INO);
+        leases.block(INO);
+        leases.unblock(INO);
+        assert_eq!(grant(&mut leases, ONE).except, [INO]);
+        leases.unblock(INO);
+        assert_eq!(leases.grant(ONE, &[INO], true, |_| true, NOW).unwrap().except, [INO]);
+        assert_eq!(leases.counts().0, 0);
+        assert_eq!(grant(&mut leases, ONE).except, []);
+        assert!(leases.grant(ONE, &[], false, |_| false, NOW).unwrap().nothing);
+        assert_eq!(leases.grant(SessionId(9), &[INO], false, |_| false, NOW), None, "it has not claimed");
+    }
+
+    #[test]
+    fn events_stay_until_acknowledged_and_age() {
+        let mut leases = table();
+        grant(&mut leases, ONE);
+        let name = dfs_common::name::Name::new(b"n").unwrap();
+        let entry = Affected { ino: INO, name: Some(name.clone()), over: false };
+        let number = leases.tell(&[entry], None, NOW)[&ONE];
+        let expected = [Event { number, ino: INO, name: Some(name), over: false }];
+        for after in [0, number - 1] {
+            assert_eq!(leases.events(ONE, after).unwrap(), expected);
+        }
+        assert_eq!(leases.events(ONE, number).unwrap(), []);
+        let lease = Duration::from_secs(30);
+        assert_eq!(leases.overdue(lease, lease), []);
+        assert_eq!(leases.overdue(lease, lease + Duration::from_millis(1)), [ONE]);
+        leases.forgive(Duration::from_secs(1));
+        assert_eq!(leases.overdue(lease, lease + Duration::from_millis(1)), []);
+        assert_eq!(leases.acknowledge(ONE, number + 1).unwrap_err().kind(), ErrorKind::Invalid);
+        leases.acknowledge(ONE, number).unwrap();
+        assert_eq!(leases.overdue(lease, lease * 9), []);
+        assert!(leases.is_held_by_others(INO, None), "the lease on a directory stays");
+    }
+
+    #[test]
+    fn an_end_leaves_nothing() {
+        let mut leases = Leases::new(1, 10, BTreeSet::from([ONE]));
+        assert!(leases.in_grace());
+        leases.claim(&ClaimLeases { session: TWO, revision: 10, held: vec![INO, INO] }, 10);
+        assert_eq!((leases.in_grace(), leases.count_of(TWO)), (true, 1));
+        let number = leases.tell(&[over()], None, NOW)[&TWO];
+        leases.end(TWO);
+        leases.end(ONE);
+        assert_eq!((leases.in_grace(), leases.is_awaited(TWO, number), leases.counts().0), (false, false, 0));
+        assert_eq!(leases.acknowledge(TWO, number).unwrap_err().kind(), ErrorKind::Unclaimed);
+    }
+}
