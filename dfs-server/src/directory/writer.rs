@@ -314,7 +314,7 @@ impl Directory {
         let key = keys::reply(session, slot);
         let stored = view.get(&key)?.map(|value| StoredReply::decode(&value)).transpose()?;
         // A session that has expired is told what it did, and by its end, that it did no more.
-        if !stored.as_ref().is_some_and(|stored| stored.sequence == sequence) {
+        if stored.as_ref().is_none_or(|stored| stored.sequence != sequence) {
             is_live?;
         }
         let Some(stored) = stored else { return Ok(Admission::Execute(Some((key, sequence)))) };

@@ -4,6 +4,7 @@ mod acl;
 mod bench;
 mod claims;
 mod cluster;
+mod coherent;
 mod durable;
 mod events;
 mod model;
