@@ -7,6 +7,9 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+/// Where a directory service on the same machine listens.
+pub(crate) const DEFAULT_SERVER: &str = "http://127.0.0.1:7400";
+
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 failure; 2 wrong usage; 3 no such file, directory or version; \
 4 the file's write lock is taken by somebody else; 130 interrupted.\n\
 Paths start at the root of the cluster; a leading slash is optional.";
@@ -24,7 +27,7 @@ pub(crate) struct Arguments {
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Globals {
     /// The directory service
-    #[arg(long, global = true, env = "DFS_SERVER", value_name = "URL", default_value = "http://127.0.0.1:7400")]
+    #[arg(long, global = true, env = "DFS_SERVER", value_name = "URL", default_value = DEFAULT_SERVER)]
     pub(crate) server: String,
     /// File with the cluster's token, readable by its owner only
     #[arg(long, global = true, env = "DFS_TOKEN_FILE", value_name = "FILE", default_value = "/etc/dfs/token")]
@@ -63,6 +66,8 @@ pub(crate) enum Command {
     Ln(Ln),
     /// Show who holds and who waits for write locks
     Locks(Locks),
+    /// Show what waits, for what, and since when
+    Why(Why),
     /// Show how the cluster is: every role, space, sessions, missing copies
     Status(Status),
     /// List clients
@@ -208,6 +213,15 @@ pub(crate) struct Ln {
 pub(crate) struct Locks {
     /// Only this file's
     pub(crate) path: Option<OsString>,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "Asks the mounts of this machine (as root, or as who mounted them) and the services. It touches no mount\n\
+and needs no service, so it works when everything else hangs.")]
+pub(crate) struct Why {
+    /// Only this file or directory (below a mount, or in the cluster), or this process (a number)
+    #[arg(value_name = "PATH|PID")]
+    pub(crate) target: Option<OsString>,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -14,11 +14,13 @@ mod help;
 mod ls;
 mod names;
 mod progress;
+mod reasons;
 mod render;
 mod session;
 mod shell;
 mod status;
 mod upload;
+mod why;
 
 use std::process::ExitCode;
 
@@ -61,6 +63,10 @@ fn fail(failure: &Failure, json: bool) -> u8 {
 
 /// Opens a session, carries out `command`, and gives everything back, also when interrupted.
 async fn in_session(globals: &args::Globals, command: &Command) -> u8 {
+    // It must work where no session can be opened.
+    if let Command::Why(arguments) = command {
+        return why::why(globals, arguments).await.map_or_else(|e| fail(&e, globals.json), |()| 0);
+    }
     let session = match Session::open(globals).await {
         Ok(session) => session,
         Err(e) => return fail(&e, globals.json),
@@ -100,6 +106,7 @@ async fn execute(session: &Session, command: &Command) -> Outcome {
         Command::Status(arguments) => status::status(session, arguments).await,
         Command::Sessions => status::sessions(session).await,
         Command::Servers => status::servers(session).await,
+        Command::Why(arguments) => why::why(&session.globals, arguments).await,
         Command::History(arguments) => status::history(session, arguments).await,
         Command::Man(arguments) => help::man(&arguments.directory),
         Command::Completions(arguments) => help::completions(arguments.shell),

@@ -55,6 +55,7 @@ pub(crate) struct Locked {
 pub(crate) struct Session {
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) json: bool,
+    pub(crate) globals: Globals,
     holds: Mutex<Vec<Hold>>,
     asked_for_locks: AtomicBool,
     /// Files that this run reads or writes now: not released when they are removed.
@@ -80,6 +81,7 @@ impl Session {
         Ok(Self {
             cluster,
             json: globals.json,
+            globals: globals.clone(),
             holds: Mutex::default(),
             asked_for_locks: AtomicBool::new(false),
             open,
@@ -318,7 +320,7 @@ pub(crate) fn missing() -> Failure {
 }
 
 /// This machine's name.
-fn host() -> String {
+pub(super) fn host() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "localhost".to_owned(), |name| name.trim().to_owned())
 }
 

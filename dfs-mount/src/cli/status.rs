@@ -174,11 +174,13 @@ pub(crate) async fn locks(session: &Session, arguments: &Locks) -> Outcome {
     if session.json {
         return render::json(&rows);
     }
-    render::table(
-        &["INODE", "STATE", "SINCE", "SESSION", "TOKEN", "HOST", "PID", "PROGRAM"],
-        &[0, 2, 3, 4, 6],
-        rows.iter().flat_map(lock_columns).collect(),
-    )
+    print_locks(&rows)
+}
+
+/// Locks with their queues as a table.
+pub(super) fn print_locks(rows: &[LockRow]) -> Outcome {
+    let header = ["INODE", "STATE", "SINCE", "SESSION", "TOKEN", "HOST", "PID", "PROGRAM"];
+    render::table(&header, &[0, 2, 3, 4, 6], rows.iter().flat_map(lock_columns).collect())
 }
 
 /// The holder's line, then one for each in the queue.
