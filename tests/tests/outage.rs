@@ -9,9 +9,16 @@ use std::time::{Duration, Instant};
 
 use dfs_tests::{Cluster, Mount, Rng, Role, eventually, sys, within};
 
-/// Adds a line to a log, as `echo … >> log` does.
+/// Adds a line to a log, as `echo … >> log` does. An open that is stale has done nothing, and the kernel repeats it once only: so it is
+/// repeated here.
 fn append(log: &Path, line: &str) -> std::io::Result<()> {
-    let mut file = OpenOptions::new().append(true).create(true).open(log)?;
+    let mut tries = 0..10;
+    let mut file = loop {
+        match OpenOptions::new().append(true).create(true).open(log) {
+            Err(e) if e.raw_os_error() == Some(libc::ESTALE) && tries.next().is_some() => println!("{}: {e}", log.display()),
+            other => break other?,
+        }
+    };
     let written = file.write_all(line.as_bytes());
     let closed = sys::close(file);
     written.and(closed)

@@ -127,10 +127,13 @@ fn what_is_cached_costs_no_request() {
     all_free(&cluster, &reader, "at once");
     // Whatever the kernel was told to believe for a while: the lease is what counts, and it goes on.
     let start = Instant::now();
-    while start.elapsed() < Duration::from_secs(2 * LEASE) {
-        free(&cluster, "for two leases: 1,000 stats", || stat_all(&reader));
-        free(&cluster, "for two leases: a listing", || list(&reader, 1));
-    }
+    free(&cluster, "for two leases: stats and listings", || {
+        while start.elapsed() < Duration::from_secs(2 * LEASE) {
+            stat_all(&reader);
+            list(&reader, 1);
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    });
     all_free(&cluster, &reader, "two leases later");
     // The one who wrote it all knows it as well.
     warm(&writer);

@@ -56,7 +56,8 @@ pub fn parse(file: &[u8]) -> Result<Content, String> {
         let torn = |why: &str| format!("torn: {} bytes, of which {at} are whole ({pieces:?}); then {why}", file.len());
         let rest = &file[at..];
         if rest.len() < HEAD || rest[..4] != MAGIC {
-            return Err(torn("no piece begins"));
+            let zeros = if rest.iter().all(|&b| b == 0) { ", all zeros" } else { "" };
+            return Err(torn(&format!("no piece begins, but {:?}{zeros}", String::from_utf8_lossy(&rest[..rest.len().min(HEAD)]))));
         }
         let word = |from: usize| u32::from_le_bytes(rest[from..from + 4].try_into().expect("four bytes"));
         let piece = Piece { client: word(4) as u8, sequence: word(8) };

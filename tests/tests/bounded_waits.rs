@@ -1,0 +1,352 @@
+//! Nothing hangs for ever: with a service stopped, killed or unreachable, every call ends
+//! within the mount's timeout and says so; what waits is seen by `dfs why`, and can be
+//! interrupted; when the service is back, so is everything else.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use dfs_tests::proxy::{Direction, Mode};
+use dfs_tests::{Cluster, Mount, Role, eventually, sys, within};
+use serde_json::Value;
+
+/// The mounts' timeout, and how late a call may be on a busy machine.
+const TIMEOUT: Duration = Duration::from_secs(2);
+const SLACK: Duration = Duration::from_secs(4);
+
+/// How a service goes away.
+#[derive(Clone, Copy, Debug)]
+enum Away {
+    Stopped,
+    Killed,
+    Unreachable,
+}
+
+impl Away {
+    fn begin(self, cluster: &mut Cluster, role: Role) {
+        match self {
+            Away::Stopped => cluster.daemon(role).signal(libc::SIGSTOP),
+            Away::Killed => cluster.kill(role),
+            Away::Unreachable => self.swallow(cluster, role, Mode::Swallow),
+        }
+    }
+
+    fn end(self, cluster: &mut Cluster, role: Role) {
+        match self {
+            Away::Stopped => cluster.daemon(role).signal(libc::SIGCONT),
+            Away::Killed => cluster.restart(role),
+            Away::Unreachable => self.swallow(cluster, role, Mode::Pass),
+        }
+    }
+
+    fn swallow(self, cluster: &Cluster, role: Role, mode: Mode) {
+        for direction in [Direction::ToServer, Direction::ToClient] {
+            cluster.proxy(role).set(direction, mode);
+        }
+    }
+}
+
+/// Carries out `call`, which must not take longer than the timeout, and fail as waits end.
+#[track_caller]
+fn ends<T>(what: &str, mount: &Mount, call: impl FnOnce() -> io::Result<T>) {
+    let start = Instant::now();
+    let result = call();
+    let took = start.elapsed();
+    println!("{what}: {took:?}, {:?}", result.as_ref().err());
+    assert!(took < TIMEOUT + SLACK, "{what} took {took:?}\n{}", mount.log());
+    match result {
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ETIMEDOUT | libc::EIO)) => {}
+        Err(e) => panic!("{what}: {e}\n{}", mount.log()),
+        Ok(_) => panic!("{what} cannot have worked\n{}", mount.log()),
+    }
+}
+
+fn writer(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).open(path)
+}
+
+fn prepared(cluster: &Cluster) -> Mount {
+    let mount = cluster.mount_with(&format!("timeout={}", TIMEOUT.as_secs()));
+    let other = cluster.mount();
+    other.run("mkdir d e; for f in a b c f g h i; do head -c 100000 /dev/urandom > $f; done; ln -s f link; setfattr -n user.x -v y f");
+    mount.run("ls -l > /dev/null; cat c > /dev/null");
+    mount
+}
+
+fn without_the_directory_service(away: Away) {
+    let mut cluster = Cluster::builder().proxied().start();
+    let mount = prepared(&cluster);
+    let dirty = {
+        let mut file = writer(&mount.at("f")).unwrap();
+        file.write_all(b"unpublished").unwrap();
+        file
+    };
+    let synced = {
+        let mut file = writer(&mount.at("g")).unwrap();
+        file.write_all(b"unpublished").unwrap();
+        file
+    };
+    let at = |name: &str| mount.at(name);
+    away.begin(&mut cluster, Role::Directory);
+    ends("mkdir", &mount, || fs::create_dir(at("new")));
+    ends("create", &mount, || File::create(at("d/new")));
+    ends("rename", &mount, || fs::rename(at("a"), at("a2")));
+    ends("unlink", &mount, || fs::remove_file(at("b")));
+    ends("rmdir", &mount, || fs::remove_dir(at("e")));
+    ends("symlink", &mount, || std::os::unix::fs::symlink("x", at("e/l")));
+    ends("chmod", &mount, || fs::set_permissions(at("c"), std::os::unix::fs::PermissionsExt::from_mode(0o600)));
+    ends("stat", &mount, || fs::metadata(at("d/never")));
+    ends("readlink", &mount, || fs::read_link(at("link")));
+    ends("getxattr", &mount, || sys::get_xattr(&at("f"), "user.x"));
+    ends("statfs", &mount, || sys::statvfs(mount.path()));
+    ends("readdir", &mount, || fs::read_dir(at("d"))?.next().unwrap_or_else(|| Err(io::Error::from_raw_os_error(libc::EIO))));
+    ends("fsync", &mount, || synced.sync_all());
+    ends("close", &mount, || sys::close(dirty));
+    let url = cluster.source().to_owned();
+    assert!(mount.log().contains(&format!("{url} did not answer")), "the log does not name {url}\n{}", mount.log());
+    away.end(&mut cluster, Role::Directory);
+    eventually(30, "everything works again", || fs::metadata(at("d/never")).is_err_and(|e| e.kind() == io::ErrorKind::NotFound));
+    drop(synced);
+    eventually(30, "what was written is published", || fs::read(at("g")).is_ok_and(|text| text.starts_with(b"unpublished")) && fs::write(at("after"), "x").is_ok());
+    let fresh = cluster.mount();
+    eventually(30, "others see it", || fs::read(fresh.at("f")).is_ok_and(|text| text.starts_with(b"unpublished")));
+    cluster.assert_no_panics();
+}
+
+#[test]
+fn calls_end_when_the_directory_service_is_stopped() {
+    without_the_directory_service(Away::Stopped);
+}
+
+#[test]
+fn calls_end_when_the_directory_service_is_killed() {
+    without_the_directory_service(Away::Killed);
+}
+
+#[test]
+fn calls_end_when_the_directory_service_is_unreachable() {
+    without_the_directory_service(Away::Unreachable);
+}
+
+fn without_the_file_server(away: Away) {
+    let mut cluster = Cluster::builder().proxied().start();
+    let mount = prepared(&cluster);
+    let mut dirty = writer(&mount.at("f")).unwrap();
+    dirty.write_all(b"unpublished").unwrap();
+    away.begin(&mut cluster, Role::File(0));
+    // Every one of them waits for the same download; they end together and not one after the other.
+    std::thread::scope(|scope| {
+        for n in 0..5 {
+            let mount = &mount;
+            scope.spawn(move || ends(&format!("open {n}"), mount, || fs::read(mount.at("h"))));
+        }
+    });
+    assert_eq!(fs::read(mount.at("c")).map(|text| text.len()).ok(), Some(100_000), "what is cached is read");
+    ends("fsync", &mount, || dirty.sync_all());
+    ends("close", &mount, || sys::close(dirty));
+    assert!(mount.log().contains("did not answer") || mount.log().contains("refused"), "{}", mount.log());
+    away.end(&mut cluster, Role::File(0));
+    eventually(30, "reading works again", || fs::read(mount.at("h")).is_ok());
+    let fresh = cluster.mount();
+    eventually(30, "what was written is published", || fs::read(fresh.at("f")).is_ok_and(|text| text.starts_with(b"unpublished")));
+    cluster.assert_no_panics();
+}
+
+#[test]
+fn calls_end_when_a_file_server_is_stopped() {
+    without_the_file_server(Away::Stopped);
+}
+
+#[test]
+fn calls_end_when_a_file_server_is_killed() {
+    without_the_file_server(Away::Killed);
+}
+
+#[test]
+fn calls_end_when_a_file_server_is_unreachable() {
+    without_the_file_server(Away::Unreachable);
+}
+
+fn without_the_lock_service(away: Away) {
+    let mut cluster = Cluster::builder().proxied().start();
+    let (mount, other) = (prepared(&cluster), cluster.mount());
+    let held = writer(&mount.at("f")).unwrap();
+    let foreign = writer(&other.at("i")).unwrap();
+    std::thread::scope(|scope| {
+        let in_line = scope.spawn(|| {
+            let result = writer(&mount.at("i"));
+            (Instant::now(), result)
+        });
+        eventually(10, "it stands in line", || cluster.waiters("i") == 1);
+        away.begin(&mut cluster, Role::Lock);
+        let start = Instant::now();
+        ends("open for writing", &mount, || writer(&mount.at("g")));
+        let (at, result) = in_line.join().unwrap();
+        println!("the one in line: {:?} after {:?}", result, at - start);
+        assert!(matches!(result.unwrap_err().raw_os_error(), Some(libc::ETIMEDOUT | libc::EIO)));
+        assert!(at - start < TIMEOUT + SLACK, "{}", mount.log());
+    });
+    // A close gives the lock back, which fails now.
+    sys::close(held).unwrap();
+    assert!(fs::read(mount.at("a")).is_ok(), "reading needs no lock");
+    eventually(10, "the log says so", || mount.log().contains("was not given back"));
+    away.end(&mut cluster, Role::Lock);
+    eventually(30, "the lock is given back", || OpenOptions::new().append(true).open(other.at("f")).is_ok());
+    drop(foreign);
+    eventually(30, "no place or lock is left behind", || cluster.lock(&dfs_common::api::lock::Locks::default()).is_ok_and(|rows| rows.is_empty()));
+    assert!(writer(&mount.at("i")).is_ok() && writer(&mount.at("g")).is_ok());
+    cluster.assert_no_panics();
+}
+
+#[test]
+fn calls_end_when_the_lock_service_is_stopped() {
+    without_the_lock_service(Away::Stopped);
+}
+
+#[test]
+fn calls_end_when_the_lock_service_is_killed() {
+    without_the_lock_service(Away::Killed);
+}
+
+#[test]
+fn calls_end_when_the_lock_service_is_unreachable() {
+    without_the_lock_service(Away::Unreachable);
+}
+
+/// What `dfs why` says of `target`.
+fn why(cluster: &Cluster, target: &str) -> Value {
+    let text = cluster.dfs(&["--json", "why", target]);
+    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"))
+}
+
+fn waits(findings: &Value) -> Vec<&Value> {
+    findings["mounts"].as_array().unwrap().iter().flat_map(|mount| mount["waits"].as_array().unwrap()).collect()
+}
+
+fn spawn(program: &str, args: &[&str]) -> Child {
+    Command::new(program).args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+/// Waits for the end of a program.
+fn ended(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
+    let mut status = None;
+    within(limit, || {
+        status = child.try_wait().unwrap();
+        status.is_some()
+    });
+    status
+}
+
+#[test]
+fn why_names_the_holder_of_a_lock() {
+    let cluster = Cluster::builder().start();
+    let (a, b) = (cluster.mount(), cluster.mount());
+    a.run("mkdir d; echo start > d/f");
+    let path = b.at("d/f").display().to_string();
+    assert!(waits(&why(&cluster, &path)).is_empty());
+    assert!(cluster.dfs(&["why", &path]).starts_with("nothing waits for "));
+    let holder = writer(&a.at("d/f")).unwrap();
+    let mut waiting = spawn("dd", &["if=/dev/null", &format!("of={path}"), "conv=notrunc"]);
+    eventually(10, "it stands in line", || cluster.waiters("d/f") == 1);
+    let pid = waiting.id();
+    let inode = cluster.inode("d/f").0;
+    for target in [path.clone(), pid.to_string(), b.path().display().to_string()] {
+        let findings = why(&cluster, &target);
+        let rows = waits(&findings);
+        assert_eq!(rows.len(), 1, "{target}: {findings}");
+        let row = rows[0];
+        assert_eq!((row["operation"].as_str(), row["pid"].as_u64(), row["program"].as_str()), (Some("open"), Some(u64::from(pid)), Some("dd")));
+        assert_eq!((row["ino"].as_u64(), row["path"].as_str()), (Some(inode), Some("/d/f")), "{findings}");
+        assert_eq!(row["steps"][0]["lock"]["ino"].as_u64(), Some(inode), "{findings}");
+    }
+    let lock = &why(&cluster, &path)["locks"][0];
+    assert_eq!(lock["holder"]["owner"]["pid"].as_u64(), Some(u64::from(std::process::id())), "{lock}");
+    assert_eq!(lock["queue"][0]["owner"]["pid"].as_u64(), Some(u64::from(pid)), "{lock}");
+    let text = cluster.dfs(&["why", &path]);
+    println!("{text}");
+    assert!(text.contains("the write lock, held by") && text.contains("waiting, 1."), "{text}");
+    assert!(waits(&why(&cluster, &a.path().display().to_string())).is_empty(), "the other mount has nothing to do with it");
+    sys::close(holder).unwrap();
+    assert!(ended(&mut waiting, Duration::from_secs(10)).is_some_and(|status| status.success()));
+    assert!(waits(&why(&cluster, &path)).is_empty());
+}
+
+#[test]
+fn why_works_without_the_services_and_a_wait_can_be_interrupted() {
+    let mut cluster = Cluster::builder().start();
+    let mount = cluster.mount();
+    mount.run("mkdir d");
+    let path = mount.at("d/never").display().to_string();
+    cluster.daemon(Role::Directory).signal(libc::SIGSTOP);
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGKILL] {
+        let mut stat = spawn("stat", &[&path]);
+        let start = Instant::now();
+        let mut findings = Value::Null;
+        eventually(15, "the wait is seen", || {
+            findings = why(&cluster, &stat.id().to_string());
+            !waits(&findings).is_empty()
+        });
+        let row = waits(&findings)[0];
+        assert_eq!((row["operation"].as_str(), row["path"].as_str()), (Some("lookup"), Some("/d/never")), "{findings}");
+        let step = &row["steps"][0]["answer"];
+        assert_eq!((step["server"].as_str(), step["resource"].as_str()), (Some(cluster.source()), Some("/v1/directory/lookup")), "{findings}");
+        let silent = findings["silent"].as_array().unwrap();
+        assert!(silent.iter().any(|s| s["who"].as_str() == Some(cluster.source())), "{findings}");
+        println!("why took {:?} without the directory service", start.elapsed());
+        if signal == libc::SIGINT {
+            println!("{}", cluster.dfs(&["why", &path]));
+        }
+        sys::signal(stat.id() as i32, signal);
+        let status = ended(&mut stat, Duration::from_secs(5)).expect("a signal ends the wait");
+        assert_eq!(status.signal(), Some(signal), "{status}");
+    }
+    let start = Instant::now();
+    cluster.dfs(&["why", &mount.path().display().to_string()]);
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    cluster.daemon(Role::Directory).signal(libc::SIGCONT);
+    assert!(!fs::exists(mount.at("d/never")).unwrap());
+}
+
+#[test]
+fn a_download_can_be_interrupted() {
+    let mut cluster = Cluster::builder().start();
+    let (mount, other) = (cluster.mount(), cluster.mount());
+    other.run("head -c 3000000 /dev/urandom > big");
+    mount.run("stat big > /dev/null");
+    cluster.daemon(Role::File(0)).signal(libc::SIGSTOP);
+    for write in [false, true] {
+        let path = mount.at("big").display().to_string();
+        let mut program = if write { spawn("dd", &["if=/dev/null", &format!("of={path}"), "conv=notrunc"]) } else { spawn("cat", &[&path]) };
+        eventually(10, "it waits", || waits(&why(&cluster, &program.id().to_string())).iter().any(|row| !row["steps"].as_array().unwrap().is_empty()));
+        sys::signal(program.id() as i32, libc::SIGINT);
+        let status = ended(&mut program, Duration::from_secs(5)).expect("a signal ends the wait");
+        assert_eq!(status.signal(), Some(libc::SIGINT), "{status}");
+    }
+    cluster.daemon(Role::File(0)).signal(libc::SIGCONT);
+    let mut text = Vec::new();
+    File::open(mount.at("big")).unwrap().read_to_end(&mut text).unwrap();
+    assert_eq!(text, fs::read(other.at("big")).unwrap());
+    assert_eq!(cluster.lock(&dfs_common::api::lock::Locks::default()).unwrap(), [], "no lock is left behind");
+}
+
+#[test]
+fn only_root_and_who_mounted_may_ask() {
+    let cluster = Cluster::small();
+    let mount = cluster.mount();
+    let why = |prefix: &[&str]| {
+        let mut command = Command::new(prefix.first().map_or_else(|| dfs_tests::process::binary("dfs").into_os_string(), Into::into));
+        if !prefix.is_empty() {
+            // As nobody, who reads neither the checkout's binaries nor the token: both are handed over.
+            command.args(&prefix[1..]).arg(dfs_tests::process::binary("dfs"));
+        }
+        command.arg("--token-file").arg(cluster.token_file()).args(["--json", "why"]).arg(mount.path());
+        dfs_tests::shell::output(&mut command).text
+    };
+    let asked = why(&[]);
+    assert!(asked.contains(&format!("\"pid\":{}", mount.pid())), "{asked}");
+    let refused = why(&["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"]);
+    assert!(refused.contains("only root and who mounted it may ask"), "{refused}");
+}
