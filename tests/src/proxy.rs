@@ -221,7 +221,8 @@ impl Shared {
         let line = bytes.split(|&b| b == b'\r').next().unwrap_or_default();
         let Ok(line) = std::str::from_utf8(line) else { return };
         let mut words = line.split(' ');
-        let (Some(method @ ("GET" | "PUT" | "POST" | "HEAD" | "DELETE")), Some(target), Some("HTTP/1.1")) = (words.next(), words.next(), words.next())
+        let (Some(method @ ("GET" | "PUT" | "POST" | "HEAD" | "DELETE")), Some(target), Some("HTTP/1.1")) =
+            (words.next(), words.next(), words.next())
         else {
             return;
         };

@@ -110,7 +110,9 @@ fn without_the_directory_service(away: Away) {
     away.end(&mut cluster, Role::Directory);
     eventually(30, "everything works again", || fs::metadata(at("d/never")).is_err_and(|e| e.kind() == io::ErrorKind::NotFound));
     drop(synced);
-    eventually(30, "what was written is published", || fs::read(at("g")).is_ok_and(|text| text.starts_with(b"unpublished")) && fs::write(at("after"), "x").is_ok());
+    eventually(30, "what was written is published", || {
+        fs::read(at("g")).is_ok_and(|text| text.starts_with(b"unpublished")) && fs::write(at("after"), "x").is_ok()
+    });
     let fresh = cluster.mount();
     eventually(30, "others see it", || fs::read(fresh.at("f")).is_ok_and(|text| text.starts_with(b"unpublished")));
     cluster.assert_no_panics();
@@ -320,7 +322,9 @@ fn a_download_can_be_interrupted() {
     for write in [false, true] {
         let path = mount.at("big").display().to_string();
         let mut program = if write { spawn("dd", &["if=/dev/null", &format!("of={path}"), "conv=notrunc"]) } else { spawn("cat", &[&path]) };
-        eventually(10, "it waits", || waits(&why(&cluster, &program.id().to_string())).iter().any(|row| !row["steps"].as_array().unwrap().is_empty()));
+        eventually(10, "it waits", || {
+            waits(&why(&cluster, &program.id().to_string())).iter().any(|row| !row["steps"].as_array().unwrap().is_empty())
+        });
         sys::signal(program.id() as i32, libc::SIGINT);
         let status = ended(&mut program, Duration::from_secs(5)).expect("a signal ends the wait");
         assert_eq!(status.signal(), Some(libc::SIGINT), "{status}");

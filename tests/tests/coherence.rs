@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use dfs_tests::tree::{assert_same, listing};
-use dfs_tests::{Cluster, Mount, eventually, sys};
+use dfs_tests::{Cluster, Mount, sys};
 
 /// A cluster with `N` mounts.
 fn mounts<const N: usize>() -> (Cluster, [Mount; N]) {
@@ -42,12 +42,12 @@ fn names_made_on_one_mount_are_seen_on_the_other() {
     put(&a.at("d/x"), b"x");
     assert_eq!(fs::read(b.at("d/x")).unwrap(), b"x");
     fs::rename(b.at("d/x"), b.at("d/y")).unwrap();
-    eventually(3, "the old name is gone on the first mount", || !a.at("d/x").exists());
+    assert!(!a.at("d/x").exists(), "the old name is gone on the first mount");
     assert_eq!(fs::read(a.at("d/y")).unwrap(), b"x");
     fs::remove_file(a.at("d/y")).unwrap();
-    eventually(3, "the file is gone on the second mount", || !b.at("d/y").exists());
+    assert!(!b.at("d/y").exists(), "the file is gone on the second mount");
     fs::remove_dir(b.at("d")).unwrap();
-    eventually(3, "the directory is gone on the first mount", || !a.at("d").exists());
+    assert!(!a.at("d").exists(), "the directory is gone on the first mount");
 }
 
 #[test]
@@ -58,7 +58,7 @@ fn a_tree_made_on_two_mounts_is_the_same_on_both() {
         scope.spawn(|| a.run(&script.replace("NAME", "left")));
         scope.spawn(|| b.run(&script.replace("NAME", "right")));
     });
-    eventually(3, "both mounts list both trees", || a.at("right/d5/h").exists() && b.at("left/d5/h").exists());
+    assert!(a.at("right/d5/h").exists() && b.at("left/d5/h").exists(), "both mounts list both trees");
     assert_same(&listing(a.path()), &listing(b.path()));
 }
 
@@ -157,7 +157,7 @@ fn a_file_removed_elsewhere_stays_readable_while_it_is_open() {
     put(&a.at("f"), &content);
     let mut open = File::open(b.at("f")).unwrap();
     fs::remove_file(a.at("f")).unwrap();
-    eventually(3, "the name is gone", || !b.at("f").exists());
+    assert!(!b.at("f").exists(), "the name is gone");
     let mut got = Vec::new();
     open.read_to_end(&mut got).unwrap();
     assert!(got == content, "{} bytes of {}", got.len(), content.len());
@@ -170,7 +170,7 @@ fn a_file_replaced_by_rename_elsewhere_is_the_new_one_at_the_next_open() {
     let old = File::open(b.at("f")).unwrap();
     put(&a.at("new"), b"replacement");
     fs::rename(a.at("new"), a.at("f")).unwrap();
-    eventually(3, "the next open reads the replacement", || fs::read(b.at("f")).is_ok_and(|c| c == b"replacement"));
+    assert!(fs::read(b.at("f")).is_ok_and(|c| c == b"replacement"), "the next open reads the replacement");
     let mut bytes = vec![0; 11];
     old.read_exact_at(&mut bytes, 0).unwrap();
     assert_eq!(bytes, b"old content");
@@ -233,7 +233,7 @@ fn two_clients_in_one_directory_do_not_wait_for_each_other_forever() {
         scope.spawn(|| churn(&b, "b"));
     });
     println!("240 changes a client took {:?}", start.elapsed());
-    eventually(3, "the directory is empty", || fs::read_dir(a.at("d")).unwrap().count() == 0 && fs::read_dir(b.at("d")).unwrap().count() == 0);
+    assert!(fs::read_dir(a.at("d")).unwrap().count() == 0 && fs::read_dir(b.at("d")).unwrap().count() == 0, "the directory is empty");
 }
 
 #[test]
@@ -251,6 +251,6 @@ fn attributes_set_on_one_mount_show_on_the_other() {
         let m = fs::metadata(b.at("f")).unwrap();
         (m.mode() & 0o7777, m.uid(), m.gid(), m.mtime(), m.mtime_nsec(), m.atime(), m.atime_nsec())
     };
-    eventually(3, "attributes arrive", || shown() == (0o4751, 1234, 4321, 1_600_000_000, 123_456_789, 1_111, 222));
+    assert_eq!(shown(), (0o4751, 1234, 4321, 1_600_000_000, 123_456_789, 1_111, 222));
     assert_eq!(sys::get_xattr(&b.at("f"), "user.note").unwrap(), b"hello\0\xff");
 }

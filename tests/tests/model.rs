@@ -59,8 +59,7 @@ fn one_mount_agrees_with_the_model_and_the_local_disk() {
 #[test]
 fn two_mounts_in_turn_agree_with_the_model() {
     let cluster = Cluster::builder().file_servers(2).copies(2).start();
-    let options = "entry_timeout=0,attr_timeout=0";
-    let (a, b) = (cluster.mount_with(options), cluster.mount_with(options));
+    let (a, b) = (cluster.mount(), cluster.mount());
     agree(&[&a, &b], 2500, &mut Rng::announced("two mounts"));
 }
 

@@ -53,7 +53,9 @@ fn a_log_written_through_outages_has_every_record_once() {
             .collect();
         for round in 0..6 {
             let before = written[round % 2].load(Ordering::Relaxed);
-            let goes_on = within(Duration::from_secs(TIMEOUT), || written[round % 2].load(Ordering::Relaxed) >= before + 10 || writers.iter().any(|w| w.is_finished()));
+            let goes_on = within(Duration::from_secs(TIMEOUT), || {
+                written[round % 2].load(Ordering::Relaxed) >= before + 10 || writers.iter().any(|w| w.is_finished())
+            });
             assert!(goes_on, "round {round}: nothing is written any more");
             cluster.kill(Role::Directory);
             // The last ones for longer than a lease.
@@ -164,7 +166,11 @@ fn a_stopped_server_is_as_good_as_none() {
     let start = Instant::now();
     let error = fs::File::create(mount.at("g")).expect_err("nobody answers");
     println!("{error} after {:?}", start.elapsed());
-    assert!(matches!(error.raw_os_error(), Some(libc::ETIMEDOUT | libc::EIO)) && start.elapsed() < Duration::from_secs(9), "{error} after {:?}", start.elapsed());
+    assert!(
+        matches!(error.raw_os_error(), Some(libc::ETIMEDOUT | libc::EIO)) && start.elapsed() < Duration::from_secs(9),
+        "{error} after {:?}",
+        start.elapsed()
+    );
     cluster.daemon(Role::Directory).signal(libc::SIGCONT);
     eventually(20, "all works again", || fs::read_to_string(mount.at("f")).is_ok_and(|t| t == "one\n") && append(&mount.at("h"), "x").is_ok());
 }

@@ -121,7 +121,7 @@ fn sqlite3() {
     let query = "sqlite3 -readonly db 'select count(*), sum(length(b)) from t'";
     assert_eq!(m.run(query), other.run(query));
     assert_eq!(other.run("sqlite3 db 'pragma integrity_check; insert into t(b) values(\"elsewhere\"); select changes();'"), "ok\n1\n");
-    eventually(3, "the insert is seen", || m.run("sqlite3 db 'select count(*) from t where b = \"elsewhere\"'") == "1\n");
+    assert!(m.run("sqlite3 db 'select count(*) from t where b = \"elsewhere\"'") == "1\n", "the insert is seen");
 }
 
 /// Starts `program` in a terminal of its own, types `keys` (tmux names), and waits for its end.

@@ -52,7 +52,7 @@ fn churn(mount: &Mount, who: &str, clock: Instant, stop: &AtomicBool) -> Vec<Cal
         timed.run("stat", || fs::symlink_metadata(&two)).unwrap();
         timed.run("list", || fs::read_dir(mount.at("d")).and_then(Iterator::collect::<Result<Vec<_>, _>>)).unwrap();
         // Both clients remove the other's file under one name now and then.
-        if n % 4 == 0 {
+        if n.is_multiple_of(4) {
             timed.run("rename", || fs::rename(&two, &both)).unwrap();
             timed.run("stat", || fs::symlink_metadata(&both)).ok();
             timed.run("remove", || fs::remove_file(&both)).ok();

@@ -235,7 +235,9 @@ impl Config {
         let slot = self.slot(inode);
         let it = &self.inodes[slot];
         match (call, shown) {
-            (Call::Stat { .. }, Shown::Attributes { number, .. }) => self.done_if(self.shows(it, shown), id, |next| next.inodes[slot].number = *number),
+            (Call::Stat { .. }, Shown::Attributes { number, .. }) => {
+                self.done_if(self.shows(it, shown), id, |next| next.inodes[slot].number = *number)
+            }
             (Call::Read { .. }, Shown::Content(content)) => self.done_if(it.content == *content, id, |_| {}),
             (Call::GetXattr { .. }, Shown::Xattr(value)) => self.done_if(it.xattr == *value, id, |_| {}),
             (Call::Chmod { mode, .. }, _) => self.done(id, |next| next.inodes[slot].mode = *mode),
