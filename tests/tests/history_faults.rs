@@ -262,14 +262,14 @@ fn clocks_are_wrong_and_jump() {
     assert!(age.as_ref().is_ok_and(|ahead| *ahead > Duration::from_secs(80_000)), "the mount's clock is not a day ahead: {age:?}");
     Trial::new("clocks", &mounts).faults(4, &[], |rng| {
         for _ in 0..3 {
-            set("directory", rng.pick(OFFSETS));
-            set("mount", rng.pick(OFFSETS));
+            set("directory", rng.pick::<&str>(OFFSETS));
+            set("mount", rng.pick::<&str>(OFFSETS));
             last(between(rng, 200, 600));
         }
         // A restart with another clock than before.
         if rng.one_in(2) {
             cluster.kill(Role::Directory);
-            set("directory", rng.pick(OFFSETS));
+            set("directory", rng.pick::<&str>(OFFSETS));
             cluster.restart(Role::Directory);
         }
     });

@@ -1,4 +1,4 @@
-//! The search: can the operations of a log, each at one instant (or two, for path calls)
+//! The search: can the operations of a history, each at one instant (or two, for path calls)
 //! between its call and its return, have had the results that they had?
 //!
 //! Just-in-time linearization (Wing and Gong 1993; Lowe, "Testing for linearizability",
@@ -14,7 +14,7 @@ use super::model::{Config, Id};
 use super::record::{Names, Operation, Outcome};
 use super::report;
 
-/// More possibilities than this are not followed: the log has too many operations with unknown results.
+/// More possibilities than this are not followed: the history has too many operations with unknown results.
 const MOST: usize = 200_000;
 /// Operations kept for the report.
 const RECENT: usize = 4_000;
@@ -64,26 +64,26 @@ impl Checker {
         self.operations.len()
     }
 
-    /// Goes on with `log`, in any order; all of it is later than what was given before, and nothing but operations
+    /// Goes on with `history`, in any order; all of it is later than what was given before, and nothing but operations
     /// with unknown results goes beyond its end.
-    pub fn extend(&mut self, log: Vec<Operation>) -> Result<(), Box<Violation>> {
-        let mut log: Vec<Operation> = log.into_iter().filter(counts).collect();
-        log.sort_by_key(|op| op.start);
+    pub fn extend(&mut self, history: Vec<Operation>) -> Result<(), Box<Violation>> {
+        let mut history: Vec<Operation> = history.into_iter().filter(counts).collect();
+        history.sort_by_key(|op| op.start);
         // A call at the instant of a return counts as earlier, so that the two overlap: no order is known.
-        let mut events: Vec<(u64, bool, Id)> = Vec::with_capacity(log.len() * 2);
-        for (id, op) in (self.last + 1..).zip(&log) {
+        let mut events: Vec<(u64, bool, Id)> = Vec::with_capacity(history.len() * 2);
+        for (id, op) in (self.last + 1..).zip(&history) {
             events.push((op.start, false, id));
             events.push((op.end, true, id));
         }
         events.sort_unstable();
         let first = self.last + 1;
-        self.last += log.len() as Id;
-        let mut log: Vec<Option<Operation>> = log.into_iter().map(Some).collect();
+        self.last += history.len() as Id;
+        let mut history: Vec<Option<Operation>> = history.into_iter().map(Some).collect();
         for (_, returns, id) in events {
             if returns {
                 self.returned(id)?;
             } else {
-                let op = log[(id - first) as usize].take().expect("called once");
+                let op = history[(id - first) as usize].take().expect("called once");
                 self.called(id, op);
             }
         }
