@@ -107,11 +107,12 @@ async fn main() -> Result<()> {
     println!("| holders | changes | median | p99 |\n|---|---|---|---|");
     for (count, changes) in [(0, 3000), (1, 3000), (20, 1000), (200, 300)] {
         let daemon = Daemon::start(binary, port).await?;
-        let mut times = latency(&daemon, count, changes).await?;
-        times.sort();
-        let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize].as_micros();
-        println!("| {count} | {changes} | {} us | {} us |", at(0.5), at(0.99));
+        print_latency(&count.to_string(), &mut latency(&daemon, count, changes).await?);
     }
+    let daemon = Daemon::start(binary, port).await?;
+    let _others = hold(&daemon, 10).await?;
+    print_latency("0, and 1,000,000 leases on other files", &mut latency(&daemon, 0, 3000).await?);
+    drop(daemon);
     println!("\n| held | memory | each |\n|---|---|---|");
     let daemon = Daemon::start(binary, port).await?;
     sessions(&daemon, 1000).await?;
@@ -120,6 +121,12 @@ async fn main() -> Result<()> {
         leases(&Daemon::start(binary, port).await?, count).await?;
     }
     Ok(())
+}
+
+fn print_latency(holders: &str, times: &mut [Duration]) {
+    times.sort();
+    let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize].as_micros();
+    println!("| {holders} | {} | {} us | {} us |", times.len(), at(0.5), at(0.99));
 }
 
 /// The times of `changes` changes of one file on which `count` sessions hold a lease each time.
@@ -167,15 +174,21 @@ async fn sessions(daemon: &Daemon, count: usize) -> Result<()> {
     Ok(())
 }
 
-/// The memory of as many leases as `count` sessions may hold.
-async fn leases(daemon: &Daemon, count: usize) -> Result<()> {
+/// `count` sessions, each with as many leases as one may hold.
+async fn hold(daemon: &Daemon, count: usize) -> Result<Vec<Caller>> {
     let callers = try_join_all((0..count).map(|_| daemon.session())).await?;
     let revision = claim(&callers[0], 0, Vec::new()).await?.revision;
-    let before = daemon.memory()?;
     for caller in &callers {
         let held = (0..ClaimLeases::MAX_HELD as u64).map(|n| InodeId(1000 + n)).collect();
         anyhow::ensure!(claim(caller, revision, held).await?.lost.is_empty(), "nothing has changed");
     }
+    Ok(callers)
+}
+
+/// The memory of the leases of `count` sessions.
+async fn leases(daemon: &Daemon, count: usize) -> Result<()> {
+    let before = daemon.memory()?;
+    let callers = hold(daemon, count).await?;
     let held = callers[0].call(&Status {}).await?.leases as usize;
     report(&format!("{held} leases of {count} session(s)"), daemon.memory()? - before, held);
     Ok(())

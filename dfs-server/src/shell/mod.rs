@@ -20,8 +20,9 @@ use tokio::task::JoinSet;
 
 pub use router::Router;
 
-/// Connections that are served at once; the next ones wait in the kernel's queue.
-const MAX_CONNECTIONS: usize = 4096;
+/// Connections that are served at once; the next ones wait in the kernel's queue. A mount has one that waits for
+/// events and one or two more; each takes about 18 KiB.
+const MAX_CONNECTIONS: usize = 16_384;
 /// How long a client may take for the head of a request, and how long a connection may be idle.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a client may take for the body of a request.
