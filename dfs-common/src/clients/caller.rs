@@ -123,15 +123,18 @@ impl Caller {
     pub async fn send_until(&self, request: &Request, deadline: Instant) -> Result<Response> {
         let mut pause = FIRST_PAUSE;
         let noted = self.note(request);
+        // A connection that has died unnoticed costs half of the time, not all of it.
+        let attempt = deadline.saturating_duration_since(Instant::now()) / 2;
         loop {
-            let problem = match timeout_at(deadline, self.transport.send(request.clone())).await {
+            let answered_by = deadline.min(Instant::now() + attempt);
+            let problem = match timeout_at(answered_by, self.transport.send(request.clone())).await {
                 Ok(Ok(reply)) => match transient(&reply) {
                     None => return Ok(reply),
                     Some(problem) => problem,
                 },
                 Ok(Err(e)) if e.kind().is_transient() => e,
                 Ok(Err(e)) => return Err(e),
-                Err(_) => return Err(self.timed_out(request, "no answer")),
+                Err(_) => Error::new(ErrorKind::TimedOut, "no answer"),
             };
             if Instant::now() + pause >= deadline {
                 return Err(self.timed_out(request, problem.message()));
@@ -249,6 +252,28 @@ mod tests {
         let seen = flaky.seen.lock().clone();
         let replay = |sequence| Some(Replay { slot: 0, sequence });
         assert_eq!(seen, [replay(1), replay(1), replay(1), replay(1), replay(2)]);
+    }
+
+    /// Answers nothing on what stands for its first connection.
+    #[derive(Debug, Default)]
+    struct HalfOpen(AtomicU32);
+
+    impl Transport for HalfOpen {
+        fn send(&self, _request: Request) -> BoxFuture<'_, Result<Response>> {
+            let silent = self.0.fetch_add(1, Ordering::SeqCst) == 0;
+            Box::pin(async move { if silent { std::future::pending().await } else { Ok(Response::error(&ErrorKind::NotFound.into())) } })
+        }
+        fn peer(&self) -> &str {
+            "half open"
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_died_unnoticed_leaves_time_for_another() {
+        let caller = Caller::new(Arc::new(HalfOpen::default()), Duration::from_secs(60));
+        let start = Instant::now();
+        assert_eq!(caller.call(&remove()).await.unwrap_err().kind(), ErrorKind::NotFound);
+        assert!(start.elapsed() < Duration::from_secs(31), "{:?}", start.elapsed());
     }
 
     #[tokio::test(start_paused = true)]

@@ -109,14 +109,28 @@ impl Http1 {
     }
 }
 
+/// While a request goes unanswered, idle connections are in doubt: dropped with this in place, it closes them. One that
+/// is half open would cost the next request its whole time, too.
+struct Doubt<'a>(Option<&'a Mutex<Vec<Connection>>>);
+
+impl Drop for Doubt<'_> {
+    fn drop(&mut self) {
+        if let Some(idle) = self.0 {
+            idle.lock().clear();
+        }
+    }
+}
+
 impl Transport for Http1 {
     fn send(&self, request: Request) -> BoxFuture<'_, Result<Response>> {
         Box::pin(async move {
+            let mut doubt = Doubt(Some(&self.idle));
             let mut connection = match self.take_idle() {
                 Some(connection) => connection,
                 None => self.connect().await?,
             };
             let reply = self.exchange(&mut connection, &request).await?;
+            doubt.0 = None;
             // hyper drives the rest of the exchange; a connection that the server closes is found not ready later.
             if connection.ready().await.is_ok() {
                 let mut idle = self.idle.lock();
