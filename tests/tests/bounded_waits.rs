@@ -103,8 +103,14 @@ fn without_the_directory_service(away: Away) {
     ends("getxattr", &mount, || sys::get_xattr(&at("f"), "user.x"));
     ends("statfs", &mount, || sys::statvfs(mount.path()));
     ends("readdir", &mount, || fs::read_dir(at("d"))?.next().unwrap_or_else(|| Err(io::Error::from_raw_os_error(libc::EIO))));
-    ends("fsync", &mount, || synced.sync_all());
-    ends("close", &mount, || sys::close(dirty));
+    if matches!(away, Away::Unreachable) {
+        // The file server reaches it, and publishes.
+        synced.sync_all().unwrap();
+        sys::close(dirty).unwrap();
+    } else {
+        ends("fsync", &mount, || synced.sync_all());
+        ends("close", &mount, || sys::close(dirty));
+    }
     let url = cluster.source().to_owned();
     assert!(mount.log().contains(&format!("{url} did not answer")), "the log does not name {url}\n{}", mount.log());
     away.end(&mut cluster, Role::Directory);
@@ -149,7 +155,8 @@ fn without_the_file_server(away: Away) {
     assert_eq!(fs::read(mount.at("c")).map(|text| text.len()).ok(), Some(100_000), "what is cached is read");
     ends("fsync", &mount, || dirty.sync_all());
     ends("close", &mount, || sys::close(dirty));
-    assert!(mount.log().contains("did not answer") || mount.log().contains("refused"), "{}", mount.log());
+    let url = cluster.proxy(Role::File(0)).url();
+    assert!(mount.log().lines().any(|line| line.contains(" ERROR ") && line.contains(url)), "the log does not name {url}\n{}", mount.log());
     away.end(&mut cluster, Role::File(0));
     eventually(30, "reading works again", || fs::read(mount.at("h")).is_ok());
     let fresh = cluster.mount();
@@ -273,14 +280,16 @@ fn why_names_the_holder_of_a_lock() {
     assert!(waits(&why(&cluster, &a.path().display().to_string())).is_empty(), "the other mount has nothing to do with it");
     sys::close(holder).unwrap();
     assert!(ended(&mut waiting, Duration::from_secs(10)).is_some_and(|status| status.success()));
-    assert!(waits(&why(&cluster, &path)).is_empty());
+    eventually(10, "nothing waits any more", || waits(&why(&cluster, &path)).is_empty());
 }
 
 #[test]
 fn why_works_without_the_services_and_a_wait_can_be_interrupted() {
     let mut cluster = Cluster::builder().start();
-    let mount = cluster.mount();
-    mount.run("mkdir d");
+    let (mount, other) = (cluster.mount(), cluster.mount());
+    // A directory that this mount has made itself is known to be empty.
+    other.run("mkdir d");
+    mount.run("stat d");
     let path = mount.at("d/never").display().to_string();
     cluster.daemon(Role::Directory).signal(libc::SIGSTOP);
     for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGKILL] {
@@ -292,9 +301,11 @@ fn why_works_without_the_services_and_a_wait_can_be_interrupted() {
             !waits(&findings).is_empty()
         });
         let row = waits(&findings)[0];
-        assert_eq!((row["operation"].as_str(), row["path"].as_str()), (Some("lookup"), Some("/d/never")), "{findings}");
+        // When the lease is over, it begins with the root.
+        assert!(row["path"] == "/d/never" && row["operation"] == "lookup" || row["operation"] == "getattr", "{findings}");
         let step = &row["steps"][0]["answer"];
-        assert_eq!((step["server"].as_str(), step["resource"].as_str()), (Some(cluster.source()), Some("/v1/directory/lookup")), "{findings}");
+        assert_eq!(step["server"].as_str(), Some(cluster.source()), "{findings}");
+        assert!(step["resource"].as_str().unwrap().starts_with("/v1/directory/"), "{findings}");
         let silent = findings["silent"].as_array().unwrap();
         assert!(silent.iter().any(|s| s["who"].as_str() == Some(cluster.source())), "{findings}");
         println!("why took {:?} without the directory service", start.elapsed());
@@ -306,7 +317,8 @@ fn why_works_without_the_services_and_a_wait_can_be_interrupted() {
         assert_eq!(status.signal(), Some(signal), "{status}");
     }
     let start = Instant::now();
-    cluster.dfs(&["why", &mount.path().display().to_string()]);
+    let text = cluster.dfs(&["why", &mount.path().display().to_string()]);
+    assert!(text.contains(&format!("{} does not answer", cluster.source())), "{text}");
     assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
     cluster.daemon(Role::Directory).signal(libc::SIGCONT);
     assert!(!fs::exists(mount.at("d/never")).unwrap());

@@ -45,13 +45,15 @@ pub struct Checker {
     recent: VecDeque<(Id, Operation)>,
     last: Id,
     most: usize,
+    /// Tries steps of operations that have nothing to do with each other in every order, too: to test that this changes nothing.
+    exhaustive: bool,
 }
 
 impl Checker {
     /// For an empty directory.
     pub fn new(names: Names) -> Self {
         let configs = HashSet::from([Config::new(&names)]);
-        Self { names, configs, operations: HashMap::new(), recent: VecDeque::new(), last: 0, most: 1 }
+        Self { names, configs, operations: HashMap::new(), recent: VecDeque::new(), last: 0, most: 1, exhaustive: false }
     }
 
     /// The most possibilities that there ever were at one time.
@@ -162,15 +164,18 @@ impl Checker {
 
     /// `id`, and what is under way that touches what it touches, directly or through others.
     fn relevant(&self, config: &Config, id: Id) -> Vec<Id> {
+        if self.exhaustive {
+            return config.active().collect();
+        }
         let mut touched = config.touches(id, &self.operations[&id]);
         let (mut all, mut others) = (vec![id], config.active().filter(|&o| o != id).collect::<Vec<_>>());
         loop {
             let before = all.len();
             others.retain(|&other| {
                 let touches = config.touches(other, &self.operations[&other]);
-                let joins = touches & touched != 0;
+                let joins = touches.meets(touched);
                 if joins {
-                    touched |= touches;
+                    touched = touched.and(touches);
                     all.push(other);
                 }
                 !joins

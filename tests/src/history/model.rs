@@ -42,6 +42,26 @@ struct Active {
     reads: bool,
 }
 
+/// What steps read and change; two of them may come in either order unless one changes what the other one touches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Touches {
+    read: u64,
+    changed: u64,
+}
+
+impl Touches {
+    /// Whether the order matters.
+    pub fn meets(self, other: Self) -> bool {
+        self.changed & (other.read | other.changed) != 0 || other.changed & self.read != 0
+    }
+
+    /// Both.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self { read: self.read | other.read, changed: self.changed | other.changed }
+    }
+}
+
 /// One possible state, with what is under way.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Config {
@@ -114,22 +134,46 @@ impl Config {
         self.handles.iter().find(|h| h.0 == client).map(|h| h.1)
     }
 
-    /// What the next steps of `id` may read or change: names as the lower 32 bits, inodes as the upper ones.
-    pub fn touches(&self, id: Id, op: &Operation) -> u64 {
-        let names = op.call.names();
-        let mut touched = u64::from(names);
-        let mut add = |inode: Id| {
-            if inode != GONE {
-                touched |= 1 << (32 + self.slot(inode).min(31));
+    /// What the next steps of `id` may read and what they may change: names as the lower 32 bits, inodes as the upper ones.
+    pub fn touches(&self, id: Id, op: &Operation) -> Touches {
+        let Some(progress) = self.progress(id) else { return Touches::default() };
+        let effect = !matches!(op.outcome, Outcome::Absent | Outcome::Exists);
+        let mut touches = Touches::default();
+        let mut add = |bits: u64, changes: bool| if changes { touches.changed |= bits } else { touches.read |= bits };
+        match (&op.call, progress) {
+            (Call::List, _) => add(u64::from(u32::MAX), false),
+            (&Call::Open { name, append }, Progress::Waiting) => {
+                add(self.inode_bit(name), false);
+                add(1 << name, effect && !append && self.names[usize::from(name)] == NONE);
+                add(1 << name, false);
             }
-        };
-        if op.call != Call::List {
-            (0..self.names.len()).filter(|n| names & 1 << n != 0 && self.names[*n] != NONE).for_each(|n| add(self.names[n]));
+            (&Call::Link { from, to }, Progress::Waiting) => {
+                add(1 << from, false);
+                add(self.inode_bit(from) | 1 << to, effect);
+            }
+            (&Call::Link { to, .. }, Progress::Resolved(inode)) => add(self.bit(inode) | 1 << to, effect),
+            (&Call::Rename { to, .. }, Progress::Resolved(inode)) => add(self.bit(inode) | 1 << to, false),
+            (&Call::Chmod { name, .. } | &Call::SetXattr { name, .. }, Progress::Waiting) => {
+                add(1 << name, false);
+                add(self.inode_bit(name), effect);
+            }
+            (Call::Chmod { .. } | Call::SetXattr { .. } | Call::Close { .. }, Progress::Resolved(inode)) => add(self.bit(inode), effect),
+            (_, Progress::Resolved(inode)) => add(self.bit(inode), false),
+            (call, Progress::Waiting) => {
+                let changes = effect && !call.only_reads();
+                let names = (0..self.names.len() as u8).filter(|n| call.names() & 1 << n != 0);
+                names.for_each(|name| add(1 << name | self.inode_bit(name), changes));
+            }
         }
-        if let Some(Progress::Resolved(inode)) = self.progress(id) {
-            add(inode);
-        }
-        touched
+        touches
+    }
+
+    fn inode_bit(&self, name: u8) -> u64 {
+        self.bit(self.names[usize::from(name)])
+    }
+
+    fn bit(&self, inode: Id) -> u64 {
+        if inode == NONE || inode == GONE { 0 } else { 1 << (32 + self.slot(inode).min(31)) }
     }
 
     /// Everything that one step of `id` can make of this.
