@@ -366,3 +366,29 @@ fn only_root_and_who_mounted_may_ask() {
     let refused = why(&["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"]);
     assert!(refused.contains("only root and who mounted it may ask"), "{refused}");
 }
+
+#[test]
+fn why_names_the_client_whose_acknowledgement_is_missing() {
+    let cluster = Cluster::builder().lease_seconds(20).start();
+    let (a, b) = (cluster.mount(), cluster.mount());
+    a.run("echo start > f");
+    b.run("cat f");
+    b.signal(libc::SIGSTOP);
+    let path = a.at("f").display().to_string();
+    let mut chmod = spawn("chmod", &["600", &path]);
+    let inode = cluster.inode("f").0;
+    let mut findings = Value::Null;
+    eventually(10, "the change waits", || {
+        findings = why(&cluster, &path);
+        findings["changes"].as_array().is_some_and(|changes| !changes.is_empty())
+    });
+    let change = &findings["changes"][0];
+    assert_eq!((change["operation"].as_str(), change["inodes"][0].as_u64()), (Some("/v1/directory/set-attributes"), Some(inode)), "{findings}");
+    let text = cluster.dfs(&["why", &path]);
+    println!("{text}");
+    assert!(text.contains(&format!("which waits for session {}", change["waits_for"][0])), "{text}");
+    assert!(text.contains(&format!("process {} on", b.pid())), "{text}");
+    b.signal(libc::SIGCONT);
+    assert!(ended(&mut chmod, Duration::from_secs(30)).is_some_and(|status| status.success()));
+    eventually(10, "nothing waits any more", || why(&cluster, &path)["changes"].as_array().unwrap().is_empty());
+}

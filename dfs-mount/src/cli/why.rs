@@ -18,7 +18,7 @@ use dfs_common::credentials::ClusterToken;
 use dfs_common::ids::InodeId;
 use dfs_common::name::{self, Text};
 use dfs_common::transport::Plain;
-use dfs_common::{ErrorKind, Result};
+use dfs_common::{Error, ErrorKind, Result};
 use futures_util::future::join_all;
 use serde::Serialize;
 
@@ -115,6 +115,10 @@ pub(crate) async fn why(globals: &Globals, arguments: &Why) -> Outcome {
     let subject = Subject::of(arguments, &mountinfo)?;
     let mut findings = Findings::default();
     ask_mounts(&subject, &mountinfo, &mut findings).await;
+    if matches!(subject, Subject::Process(_)) {
+        // What other mounts do, and their services, is another matter.
+        findings.mounts.retain(|mount| mount.waits.iter().any(|wait| subject.concerns(wait, None)));
+    }
     let ino = ask_services(globals, &subject, &mut findings).await?;
     for mount in &mut findings.mounts {
         mount.waits.retain(|wait| subject.concerns(wait, ino));
@@ -136,6 +140,8 @@ async fn ask_mounts(subject: &Subject, mountinfo: &str, findings: &mut Findings)
 struct Services {
     directory: Caller,
     lock: Option<Caller>,
+    /// The directory service, once it has not answered: it is not asked again.
+    silent: Option<Silent>,
 }
 
 impl Services {
@@ -145,25 +151,109 @@ impl Services {
 
     /// Of the directory service at `url`. Where the lock service is, the mounts know, or the directory says.
     async fn find(url: &str, token: &ClusterToken, mounts: &[Report]) -> Result<Self> {
-        let directory = Self::caller(url, token)?;
+        let mut services = Self { directory: Self::caller(url, token)?, lock: None, silent: None };
         let known = mounts.iter().find(|mount| mount.source == url).map(|mount| mount.lock_url.clone());
         let lock_url = match known {
             Some(url) => Some(url),
-            None => lock_url(&directory).await,
+            None => services.lock_url().await,
         };
-        let lock = lock_url.map(|url| Self::caller(&url, token)).transpose()?;
-        Ok(Self { directory, lock })
+        services.lock = lock_url.map(|url| Self::caller(&url, token)).transpose()?;
+        Ok(services)
+    }
+
+    fn is_silent<O: Operation>(&mut self, error: &Error) {
+        self.silent.get_or_insert_with(|| Silent { who: self.directory.peer().to_owned(), problem: problem::<O>(error) });
+    }
+
+    /// The directory service tells it to clients.
+    async fn lock_url(&mut self) -> Option<String> {
+        let client = OpenSession { host: super::session::host(), pid: std::process::id(), program: "dfs why".to_owned(), mountpoint: String::new() };
+        let session = match self.directory.call(&client).await {
+            Ok(session) => session,
+            Err(e) => {
+                self.is_silent::<OpenSession>(&e);
+                return None;
+            }
+        };
+        if let Err(e) = self.directory.call(&CloseSession { session: session.session }).await {
+            log::info!("closing the session: {e}");
+        }
+        Some(session.lock_url)
+    }
+
+    /// The inode behind a path. That there is none is an error only where no mount may be about to create it.
+    async fn resolve(&mut self, inside: &Path, must_exist: bool, mounts: &[Report]) -> Outcome<Option<InodeId>> {
+        let path: &OsStr = inside.as_os_str();
+        let answer = match self.silent {
+            None => self.directory.call(&Resolve { path: Text(path.as_bytes().to_vec()), follow: false }).await,
+            Some(_) => Err(ErrorKind::Unavailable.into()),
+        };
+        match answer {
+            Ok(resolved) => match resolved.entry {
+                Some(entry) => Ok(Some(entry.attributes.ino)),
+                None if must_exist => Err(missing().at(path)),
+                None => Ok(None),
+            },
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                if must_exist {
+                    Err(e).at(path)
+                } else {
+                    Ok(None)
+                }
+            }
+            Err(e) => {
+                self.is_silent::<Resolve>(&e);
+                let is_it = |wait: &&WaitingRow| wait.name.is_none() && wait.path.as_deref().map(Path::new) == Some(inside);
+                Ok(mounts.iter().flat_map(|mount| &mount.waits).find(is_it).and_then(|wait| wait.ino))
+            }
+        }
+    }
+
+    /// Changes that wait, write locks, and who is in both.
+    async fn ask(&mut self, subject: &Subject, ino: Option<InodeId>, mounts: &[Report], findings: &mut Findings) {
+        let is_silent = self.silent.is_some();
+        let changes = async {
+            if is_silent { Ok((Vec::new(), Vec::new())) } else { tokio::try_join!(waits(&self.directory), self.directory.call(&Sessions {})) }
+        };
+        let locks = async {
+            match &self.lock {
+                Some(lock) => Some((lock.peer().to_owned(), lock.call(&Locks { ino }).await)),
+                None => None,
+            }
+        };
+        let (changes, locks) = tokio::join!(changes, locks);
+        let wanted: Option<Vec<InodeId>> = match subject {
+            Subject::Everything => None,
+            // What it waits for is all that a process is asked about.
+            Subject::Process(_) => Some(mounts.iter().flat_map(|m| &m.waits).filter(|w| subject.concerns(w, None)).filter_map(|w| w.ino).collect()),
+            Subject::Path { .. } => Some(ino.into_iter().collect()),
+        };
+        match changes {
+            Ok((mut changes, mut sessions)) => {
+                changes.retain(|row| wanted.as_ref().is_none_or(|wanted| row.inodes.iter().any(|ino| wanted.contains(ino))));
+                sessions.retain(|row| changes.iter().any(|c| c.session == Some(row.session) || c.waits_for.contains(&row.session)));
+                findings.changes = changes;
+                findings.sessions = sessions;
+            }
+            Err(e) => self.is_silent::<Waits>(&e),
+        }
+        match locks {
+            Some((_, Ok(mut rows))) => {
+                rows.retain(|row| wanted.as_ref().map_or(!row.queue.is_empty(), |wanted| wanted.contains(&row.ino)));
+                findings.locks = rows;
+            }
+            Some((who, Err(e))) => findings.silent.push(Silent { who, problem: problem::<Locks>(&e) }),
+            None => {}
+        }
     }
 }
 
-/// A directory service tells it to clients; one that does not answer is heard of with the next question.
-async fn lock_url(directory: &Caller) -> Option<String> {
-    let client = OpenSession { host: super::session::host(), pid: std::process::id(), program: "dfs why".to_owned(), mountpoint: String::new() };
-    let session = directory.call(&client).await.ok()?;
-    if let Err(e) = directory.call(&CloseSession { session: session.session }).await {
-        log::info!("closing the session: {e}");
+/// A service of an earlier version has no such list.
+async fn waits(directory: &Caller) -> Result<Vec<WaitRow>> {
+    match directory.call(&Waits {}).await {
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        other => other,
     }
-    Some(session.lock_url)
 }
 
 /// Adds what the services know. Returns the inode that a path leads to.
@@ -184,83 +274,34 @@ async fn ask_services(globals: &Globals, subject: &Subject, findings: &mut Findi
     urls.sort();
     urls.dedup();
     let mut ino = None;
-    for url in urls {
-        let services = Services::find(&url, &token, &findings.mounts).await?;
-        let found = match subject {
-            Subject::Path { mount, inside } => resolve(&services.directory, inside, mount.is_none(), findings).await?,
-            _ => None,
-        };
+    let mounts = &findings.mounts;
+    let answers = join_all(urls.iter().map(|url| ask_cluster(url, &token, subject, mounts))).await;
+    for answer in answers {
+        let (found, more) = answer?;
         ino = ino.or(found);
-        ask_one(&services, subject, found, findings).await;
+        findings.changes.extend(more.changes);
+        findings.sessions.extend(more.sessions);
+        findings.locks.extend(more.locks);
+        findings.silent.extend(more.silent);
     }
     Ok(ino)
 }
 
-/// The inode behind a path. That there is none is an error only where no mount may be about to create it.
-async fn resolve(directory: &Caller, inside: &Path, must_exist: bool, findings: &mut Findings) -> Outcome<Option<InodeId>> {
-    let path: &OsStr = inside.as_os_str();
-    match directory.call(&Resolve { path: Text(path.as_bytes().to_vec()), follow: false }).await {
-        Ok(resolved) => match resolved.entry {
-            Some(entry) => Ok(Some(entry.attributes.ino)),
-            None if must_exist => Err(missing().at(path)),
-            None => Ok(None),
-        },
-        Err(e) if e.kind().is_transient() => {
-            // It is asked again, and is reported as silent then.
-            log::debug!("{e}");
-            Ok(findings
-                .mounts
-                .iter()
-                .flat_map(|m| &m.waits)
-                .find(|w| w.name.is_none() && w.path.as_deref().map(Path::new) == Some(inside))
-                .and_then(|w| w.ino))
-        }
-        Err(e) if e.kind() == ErrorKind::NotFound && !must_exist => Ok(None),
-        Err(e) => Err(e).at(path),
-    }
-}
-
-async fn ask_one(services: &Services, subject: &Subject, ino: Option<InodeId>, findings: &mut Findings) {
-    let locks = async {
-        match &services.lock {
-            Some(lock) => Some((lock.peer(), lock.call(&Locks { ino }).await)),
-            None => None,
-        }
+/// The same for one cluster: what it knows, and the inode that a path leads to there.
+async fn ask_cluster(url: &str, token: &ClusterToken, subject: &Subject, mounts: &[Report]) -> Outcome<(Option<InodeId>, Findings)> {
+    let mut services = Services::find(url, token, mounts).await?;
+    let ino = match subject {
+        Subject::Path { mount, inside } => services.resolve(inside, mount.is_none(), mounts).await?,
+        _ => None,
     };
-    let (changes, sessions, locks) = tokio::join!(services.directory.call(&Waits {}), services.directory.call(&Sessions {}), locks);
-    // What its own process waits for is all that a process is asked about.
-    let wanted: Vec<InodeId> = match subject {
-        Subject::Everything => Vec::new(),
-        Subject::Process(_) => findings.mounts.iter().flat_map(|m| &m.waits).filter(|w| subject.concerns(w, None)).filter_map(|w| w.ino).collect(),
-        Subject::Path { .. } => ino.into_iter().collect(),
-    };
-    let everything = matches!(subject, Subject::Everything);
-    match changes {
-        Ok(mut rows) => {
-            rows.retain(|row| everything || row.inodes.iter().any(|ino| wanted.contains(ino)));
-            findings.changes.extend(rows);
-        }
-        // A service of an earlier version has no such list.
-        Err(e) if e.kind() == ErrorKind::NotFound => {}
-        Err(e) => findings.silent.push(Silent { who: services.directory.peer().to_owned(), problem: problem::<Waits>(&e) }),
-    }
-    if let Ok(mut rows) = sessions {
-        let named = |row: &SessionRow| findings.changes.iter().any(|c| c.session == Some(row.session) || c.waits_for.contains(&row.session));
-        rows.retain(named);
-        findings.sessions.extend(rows);
-    }
-    match locks {
-        Some((_, Ok(mut rows))) => {
-            rows.retain(|row| if everything { !row.queue.is_empty() } else { wanted.contains(&row.ino) });
-            findings.locks.extend(rows);
-        }
-        Some((peer, Err(e))) => findings.silent.push(Silent { who: peer.to_owned(), problem: problem::<Locks>(&e) }),
-        None => {}
-    }
+    let mut found = Findings::default();
+    services.ask(subject, ino, mounts, &mut found).await;
+    found.silent.extend(services.silent);
+    Ok((ino, found))
 }
 
 /// The reason, without what the line says anyway.
-fn problem<O: Operation>(error: &dfs_common::Error) -> String {
+fn problem<O: Operation>(error: &Error) -> String {
     let message = error.message();
     message.split_once(&format!("{} in time: ", O::PATH)).map_or(message, |(_, reason)| reason).to_owned()
 }
