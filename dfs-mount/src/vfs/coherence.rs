@@ -33,6 +33,8 @@ pub(crate) struct Place {
 pub struct Told {
     /// `None` for an absent name.
     attributes: Option<Attributes>,
+    /// They were leased when they were taken from the node.
+    leased: bool,
     node: Option<Arc<Node>>,
     stamp: Stamp,
     place: Option<Place>,
@@ -208,7 +210,14 @@ impl Telling<'_> {
     }
 
     fn told(&self, node: Option<Arc<Node>>, stamp: Stamp, place: Option<Place>) -> Told {
-        Told { attributes: node.as_ref().map(|n| n.attributes()), node, stamp, place }
+        let (attributes, leased) = match &node {
+            Some(node) => {
+                let state = node.state.lock();
+                (Some(state.attributes(node.id)), state.leased)
+            }
+            None => (None, false),
+        };
+        Told { attributes, leased, node, stamp, place }
     }
 
     /// Takes over what an answer said of `node`.
@@ -310,7 +319,8 @@ impl Telling<'_> {
         if !self.believes() {
             return keep;
         }
-        if let Some(node) = &told.node
+        if told.leased
+            && let Some(node) = &told.node
             && self.leases.covers(&told.stamp, node.ino)
             // What is written here changes without a word to anybody.
             && node.state.lock().writers == 0
@@ -319,6 +329,7 @@ impl Telling<'_> {
         }
         if let Some(Place { directory, name }) = &told.place
             && self.leases.covers_entry(&told.stamp, directory.ino, name)
+            && !told.node.as_ref().is_some_and(|node| node.is_open_unleased())
         {
             let wanted = self.believed.min(self.vfs.settings.entry_ttl);
             let mut state = directory.state.lock();
@@ -331,6 +342,24 @@ impl Telling<'_> {
             }
         }
         keep
+    }
+
+    /// The names by which the kernel may come to `node`; it keeps them no more.
+    fn uncover(&self, places: Vec<(InodeId, Name)>) -> impl Iterator<Item = Place> + '_ {
+        places.into_iter().filter_map(|(directory, name)| {
+            let directory = self.vfs.nodes.current(directory)?;
+            let kept = directory.state.lock().entries.uncover(&name, self.now);
+            kept.then_some(Place { directory, name })
+        })
+    }
+
+    /// The names that must not lead to `node`, because it is open and nobody will tell of a newer version.
+    pub(crate) fn unleased_places(&self, node: &Node) -> Vec<Place> {
+        if !node.is_open_unleased() {
+            return Vec::new();
+        }
+        let places = node.state.lock().places.clone();
+        self.uncover(places).collect()
     }
 
     /// Nobody was told what an event, or the end of a lease, concerns.
@@ -359,11 +388,7 @@ impl Telling<'_> {
             }
             drop(state);
             clear.entries.extend(names.into_iter().map(|name| Place { directory: node.clone(), name }));
-            clear.entries.extend(places.into_iter().filter_map(|(directory, name)| {
-                let directory = self.vfs.nodes.current(directory)?;
-                let kept = directory.state.lock().entries.uncover(&name, self.now);
-                kept.then_some(Place { directory, name })
-            }));
+            clear.entries.extend(self.uncover(places));
             clear.attributes.push(node);
         }
     }

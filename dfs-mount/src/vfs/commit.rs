@@ -49,6 +49,7 @@ impl Vfs {
             state.pages = Some(version);
         }
         self.forget_attributes(node.id);
+        self.uncover(node).await;
         Ok(())
     }
 

@@ -18,6 +18,7 @@ use tokio::time::{sleep, timeout};
 
 use super::Vfs;
 use super::coherence::{Clear, Place};
+use super::node::Node;
 
 /// First pause after a failure; doubles up to [`MAX_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
@@ -142,6 +143,12 @@ impl Vfs {
             }
             sleep(LOOK_EVERY).await;
         }
+    }
+
+    /// Where `node` is open and not leased, its names are looked up each time: it may be another node's by then.
+    pub(crate) async fn uncover(&self, node: &Node) {
+        let places = self.telling().unleased_places(node);
+        self.clear_entries(places).await;
     }
 
     async fn clear_entries(&self, places: Vec<Place>) {

@@ -16,6 +16,8 @@ use super::node::Node;
 use super::{Caller, Vfs};
 use crate::cache::{BlockMap, Content};
 
+/// Attempts to open a file for reading that is published again and again meanwhile.
+const OVERTAKEN_MAX: u32 = 5;
 /// Between two attempts to publish what could not be published.
 const RETRY: Duration = Duration::from_secs(2);
 /// An open that was sent back is the same one again if it comes within this time.
@@ -78,17 +80,16 @@ impl Vfs {
         Ok(Opened { handle: self.handles.add_file(handle), keep_cache })
     }
 
-    /// Creates a file and opens it; one that exists is opened, unless `intent` is exclusive.
+    /// Creates a file and opens it. `Stale` where somebody else was faster: the kernel comes back and opens that.
     pub async fn create(self: &Arc<Self>, parent: u64, name: &[u8], mode: u32, intent: Intent, caller: Caller) -> Result<(Told, Opened)> {
         let new = NewEntry { kind: FileKind::File, mode, rdev: 0, target: None };
         let told = match self.make(parent, name, new, caller).await {
-            Err(e) if e.kind() == ErrorKind::Exists && !intent.exclusive => self.lookup(parent, name).await?,
+            // Made by somebody else a moment ago. The kernel takes an answer for a new file, on which nothing is checked and
+            // nothing truncated; sent back, it finds the file and opens it.
+            Err(e) if e.kind() == ErrorKind::Exists && !intent.exclusive => return Err(Error::new(ErrorKind::Stale, e.message().to_owned())),
             other => other?,
         };
-        let Some(id) = told.node().map(|node| node.id) else {
-            // It was there a moment ago. The kernel looks again, and comes back.
-            return Err(Error::new(ErrorKind::Stale, "the name is gone again"));
-        };
+        let id = told.node().expect("what was made has a node").id;
         let opened = self.open(id, intent, caller).await.inspect_err(|_| self.forget(id, 1))?;
         Ok((told, opened))
     }
@@ -122,10 +123,20 @@ impl Vfs {
     /// The content for one more handle, counted in the node.
     async fn prepare(&self, node: &Arc<Node>, intent: Intent) -> Result<Arc<Content>> {
         let turn = node.opening.take(OPENING).await?;
-        turn.end(self.prepare_alone(node, intent).await)
+        let mut prepared = Err(ErrorKind::Stale.into());
+        for _ in 0..OVERTAKEN_MAX {
+            prepared = self.prepare_alone(node, intent).await;
+            if !matches!(prepared, Ok(None)) {
+                break;
+            }
+        }
+        let content = turn.end(prepared.and_then(|content| content.ok_or_else(|| ErrorKind::Stale.into())))?;
+        self.uncover(node).await;
+        Ok(content)
     }
 
-    async fn prepare_alone(&self, node: &Arc<Node>, intent: Intent) -> Result<Arc<Content>> {
+    /// `None` where a newer version was heard of meanwhile, which the next attempt takes.
+    async fn prepare_alone(&self, node: &Arc<Node>, intent: Intent) -> Result<Option<Arc<Content>>> {
         let entry = self.current_entry(node, intent).await?;
         let shared = node.state.lock().content.clone();
         let content = match shared {
@@ -138,10 +149,15 @@ impl Vfs {
             self.fill_all(&entry, &content).await?;
         }
         let mut state = node.state.lock();
+        if !intent.write && state.opens == 0 && content.version() < state.entry.attributes.version {
+            drop(state);
+            self.shelf.put_back(node.ino, &content)?;
+            return Ok(None);
+        }
         state.content = Some(content.clone());
         state.opens += 1;
         state.writers += u32::from(intent.write);
-        Ok(content)
+        Ok(Some(content))
     }
 
     /// What the directory says of the file, if the kernel can go on with that.
@@ -249,6 +265,7 @@ impl Vfs {
             let _no_opens = node.opening.take_anyway(OPENING).await;
             if handle.writer {
                 self.end_writing(node, content, retry).await?;
+                self.uncover(node).await;
             }
             self.end_use(node, content)
         };
