@@ -36,7 +36,8 @@ pub(super) fn print(findings: &Findings, target: Option<&OsStr>) -> Outcome {
         status::print_locks(&findings.locks)?;
     }
     for silent in &findings.silent {
-        render::text(&format!("{} does not answer: {}\n", silent.who, silent.problem))?;
+        let verb = if silent.refused { "refuses" } else { "does not answer" };
+        render::text(&format!("{} {verb}: {}\n", silent.who, silent.problem))?;
     }
     Ok(())
 }
@@ -162,7 +163,7 @@ mod tests {
         let waiting = wait(Target::Lock { server: "http://l:1".into(), ino: InodeId(5) }, 1);
         let mut findings = Findings::default();
         assert_eq!(last_column(&findings, &waiting), "the write lock of inode 5 from http://l:1");
-        findings.silent.push(Silent { who: "http://l:1".into(), problem: "x".into() });
+        findings.silent.push(Silent { who: "http://l:1".into(), refused: false, problem: "x".into() });
         assert_eq!(last_column(&findings, &waiting), "the write lock of inode 5 from http://l:1, which does not answer");
         let owner = Owner { host: "b".into(), pid: 7, program: "emacs".into() };
         let holder = Holder { session: SessionId(1), owner, token: Token(1), age_ms: 5000 };

@@ -48,11 +48,21 @@ pub(super) struct Findings {
     pub(super) silent: Vec<Silent>,
 }
 
-/// A mount or a service that did not answer.
-#[derive(Debug, Serialize)]
+/// A mount or a service that did not answer, or refused to.
+#[derive(Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Silent {
     pub(super) who: String,
+    pub(super) refused: bool,
     pub(super) problem: String,
+}
+
+impl Silent {
+    fn service<O: Operation>(who: &str, error: &Error) -> Self {
+        // The reason, without what the line says anyway.
+        let message = error.message();
+        let problem = message.split_once(&format!("{} in time: ", O::PATH)).map_or(message, |(_, reason)| reason);
+        Self { who: who.to_owned(), refused: !error.kind().is_transient(), problem: problem.to_owned() }
+    }
 }
 
 /// What is asked about.
@@ -131,7 +141,11 @@ async fn ask_mounts(subject: &Subject, mountinfo: &str, findings: &mut Findings)
     for (row, answer) in rows.iter().zip(join_all(rows.iter().map(control::ask)).await) {
         match answer {
             Ok(report) => findings.mounts.push(report),
-            Err(e) => findings.silent.push(Silent { who: format!("the mount at {}", row.mountpoint.display()), problem: e.to_string() }),
+            Err(e) => findings.silent.push(Silent {
+                who: format!("the mount at {}", row.mountpoint.display()),
+                refused: e.kind() == std::io::ErrorKind::PermissionDenied,
+                problem: e.to_string(),
+            }),
         }
     }
 }
@@ -162,7 +176,7 @@ impl Services {
     }
 
     fn is_silent<O: Operation>(&mut self, error: &Error) {
-        self.silent.get_or_insert_with(|| Silent { who: self.directory.peer().to_owned(), problem: problem::<O>(error) });
+        self.silent.get_or_insert_with(|| Silent::service::<O>(self.directory.peer(), error));
     }
 
     /// The directory service tells it to clients.
@@ -211,6 +225,16 @@ impl Services {
 
     /// Changes that wait, write locks, and who is in both.
     async fn ask(&mut self, subject: &Subject, ino: Option<InodeId>, mounts: &[Report], findings: &mut Findings) {
+        let waited_for = mounts.iter().flat_map(|mount| &mount.waits).filter(|wait| subject.concerns(wait, ino)).filter_map(|wait| wait.ino);
+        let mut wanted: Option<Vec<InodeId>> = match subject {
+            Subject::Everything => None,
+            // What it waits for is all that a process is asked about.
+            Subject::Process(_) => Some(waited_for.collect()),
+            Subject::Path { .. } => Some(ino.into_iter().chain(waited_for).collect()),
+        };
+        wanted.iter_mut().for_each(Vec::dedup);
+        // Most often it is about one file; who asks about several gets all locks, and picks.
+        let ino = wanted.as_deref().and_then(|wanted| if let [ino] = wanted { Some(*ino) } else { None });
         let is_silent = self.silent.is_some();
         let changes = async {
             if is_silent { Ok((Vec::new(), Vec::new())) } else { tokio::try_join!(waits(&self.directory), self.directory.call(&Sessions {})) }
@@ -222,12 +246,6 @@ impl Services {
             }
         };
         let (changes, locks) = tokio::join!(changes, locks);
-        let wanted: Option<Vec<InodeId>> = match subject {
-            Subject::Everything => None,
-            // What it waits for is all that a process is asked about.
-            Subject::Process(_) => Some(mounts.iter().flat_map(|m| &m.waits).filter(|w| subject.concerns(w, None)).filter_map(|w| w.ino).collect()),
-            Subject::Path { .. } => Some(ino.into_iter().collect()),
-        };
         match changes {
             Ok((mut changes, mut sessions)) => {
                 changes.retain(|row| wanted.as_ref().is_none_or(|wanted| row.inodes.iter().any(|ino| wanted.contains(ino))));
@@ -242,7 +260,7 @@ impl Services {
                 rows.retain(|row| wanted.as_ref().map_or(!row.queue.is_empty(), |wanted| wanted.contains(&row.ino)));
                 findings.locks = rows;
             }
-            Some((who, Err(e))) => findings.silent.push(Silent { who, problem: problem::<Locks>(&e) }),
+            Some((who, Err(e))) => findings.silent.push(Silent::service::<Locks>(&who, &e)),
             None => {}
         }
     }
@@ -261,7 +279,7 @@ async fn ask_services(globals: &Globals, subject: &Subject, findings: &mut Findi
     let token = match ClusterToken::read(&globals.token_file) {
         Ok(token) => token,
         Err(e) => {
-            findings.silent.push(Silent { who: "the services were not asked".to_owned(), problem: e.message().to_owned() });
+            findings.silent.push(Silent { who: "the token file".to_owned(), refused: true, problem: e.message().to_owned() });
             return Ok(None);
         }
     };
@@ -297,13 +315,8 @@ async fn ask_cluster(url: &str, token: &ClusterToken, subject: &Subject, mounts:
     let mut found = Findings::default();
     services.ask(subject, ino, mounts, &mut found).await;
     found.silent.extend(services.silent);
+    found.silent.dedup();
     Ok((ino, found))
-}
-
-/// The reason, without what the line says anyway.
-fn problem<O: Operation>(error: &Error) -> String {
-    let message = error.message();
-    message.split_once(&format!("{} in time: ", O::PATH)).map_or(message, |(_, reason)| reason).to_owned()
 }
 
 #[cfg(test)]
