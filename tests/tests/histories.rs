@@ -34,18 +34,18 @@ fn one_file_system(cluster: &Cluster, names: Names, stretches: u32, options: &st
 
 #[test]
 fn four_mounts_of_one_process() {
-    one_file_system(&Cluster::small(), Names::of_files(6), 5, "");
+    one_file_system(&Cluster::small(), Names::of_files(6), 4, "");
 }
 
 #[test]
 fn four_mounts_of_a_replicated_cluster() {
-    one_file_system(&Cluster::replicated(), Names::of_files(10), 5, "");
+    one_file_system(&Cluster::replicated(), Names::of_files(10), 4, "");
 }
 
 #[test]
 fn four_mounts_that_always_meet_at_the_same_two_names() {
     let names = Names { files: 2, links: 1, directories: 1 };
-    one_file_system(&Cluster::small(), names, 5, "");
+    one_file_system(&Cluster::small(), names, 4, "");
 }
 
 #[test]

@@ -176,8 +176,9 @@ fn everything_is_delayed() {
 fn cut_off(what: &str, silence: Duration) {
     let cluster = Cluster::builder().lease_seconds(LEASE).file_servers(2).start();
     let proxies: Vec<Proxy> = (0..4).map(|_| Proxy::start(cluster.source())).collect();
-    let mounts: Vec<Mount> = proxies.iter().map(|p| cluster.mount_through(p, OPTIONS)).collect();
-    Trial::new(what, &mounts).faults(4, ERRORS, |rng| {
+    // A request that hears nothing is sent again after half of its time.
+    let mounts: Vec<Mount> = proxies.iter().map(|p| cluster.mount_through(p, "timeout=12")).collect();
+    Trial::new(what, &mounts).faults(3, ERRORS, |rng| {
         let one = rng.pick(&proxies);
         // What the client says gets lost, or only what it is answered: then the change has happened.
         match rng.below(3) {
