@@ -19,6 +19,9 @@ use crate::transport::{Http1, Plain, Transport};
 use crate::wire::{Method, Request};
 use crate::{Error, ErrorKind, Result};
 
+/// A renewal takes this long before it counts as failed, however short the lease.
+const MIN_RENEWAL: Duration = Duration::from_millis(500);
+
 /// Every service of one cluster, on behalf of one session.
 #[derive(Debug)]
 pub struct Cluster {
@@ -98,10 +101,15 @@ impl Cluster {
         Ok(())
     }
 
-    /// Renews the session at both services; `released` are orphans that this client has let go.
+    /// Renews the session at both services; `released` are orphans that this client has let go. Where one of them does not
+    /// answer, the other one has been told all the same, and this ends in time for the next renewal.
     pub async fn renew(&self, released: Vec<InodeId>) -> Result<Renewed> {
-        let renewed = self.directory.call(&RenewSession { session: self.id(), released }).await?;
-        self.lock.call(&Renew { session: self.id() }).await?;
+        let session = self.id();
+        let limit = Duration::from_millis(self.session.read().lease_ms / 4).clamp(MIN_RENEWAL, self.directory.timeout().max(MIN_RENEWAL));
+        let (directory, lock) = (RenewSession { session, released }, Renew { session });
+        let (renewed, kept) = tokio::join!(self.directory.call_within(&directory, limit), self.lock.call_within(&lock, limit));
+        let renewed = renewed?;
+        kept?;
         Ok(renewed)
     }
 
