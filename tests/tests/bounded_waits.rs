@@ -10,7 +10,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use dfs_tests::proxy::{Direction, Mode};
-use dfs_tests::{Cluster, Mount, Role, eventually, sys, within};
+use dfs_tests::{Cluster, Mount, Role, eventually, shell, sys, within};
 use serde_json::Value;
 
 /// The mounts' timeout, and how late a call may be on a busy machine.
@@ -349,6 +349,31 @@ fn a_download_can_be_interrupted() {
 }
 
 #[test]
+fn downloads_that_were_given_up_leave_one_cache_file() {
+    let cluster = Cluster::builder().proxied().start();
+    let (mount, other) = (cluster.mount(), cluster.mount());
+    other.run("head -c 3000000 /dev/urandom > big");
+    mount.run("stat big > /dev/null");
+    let slow = Duration::from_secs(2);
+    cluster.proxy(Role::File(0)).set(Direction::ToClient, Mode::Delay(slow, slow));
+    for _ in 0..3 {
+        let mut cat = spawn("cat", &[&mount.at("big").display().to_string()]);
+        eventually(20, "blocks are on their way", || {
+            let findings = why(&cluster, &cat.id().to_string());
+            let steps = waits(&findings).into_iter().flat_map(|row| row["steps"].as_array().unwrap().clone()).collect::<Vec<_>>();
+            steps.iter().any(|step| step["answer"]["resource"].as_str().is_some_and(|resource| resource.ends_with("/data")))
+        });
+        sys::signal(cat.id() as i32, libc::SIGINT);
+        let status = ended(&mut cat, Duration::from_secs(5)).expect("a signal ends the wait");
+        assert_eq!(status.signal(), Some(libc::SIGINT), "{status}");
+    }
+    let left = shell::run(mount.cache(), "find . -type f -size +1000k");
+    assert_eq!(left.lines().count(), 1, "{left}");
+    cluster.proxy(Role::File(0)).set(Direction::ToClient, Mode::Pass);
+    assert_eq!(fs::read(mount.at("big")).unwrap(), fs::read(other.at("big")).unwrap());
+}
+
+#[test]
 fn only_root_and_who_mounted_may_ask() {
     let cluster = Cluster::small();
     let mount = cluster.mount();
@@ -359,7 +384,7 @@ fn only_root_and_who_mounted_may_ask() {
             command.args(&prefix[1..]).arg(dfs_tests::process::binary("dfs"));
         }
         command.arg("--token-file").arg(cluster.token_file()).args(["--json", "why"]).arg(mount.path());
-        dfs_tests::shell::output(&mut command).text
+        shell::output(&mut command).text
     };
     let asked = why(&[]);
     assert!(asked.contains(&format!("\"pid\":{}", mount.pid())), "{asked}");

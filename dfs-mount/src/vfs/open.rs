@@ -67,6 +67,23 @@ pub struct Opened {
     pub keep_cache: bool,
 }
 
+/// A download for an open. Where it fails, or its caller gives up, what has arrived goes on the shelf.
+struct Download<'a> {
+    vfs: &'a Vfs,
+    node: &'a Node,
+    content: Option<Arc<Content>>,
+}
+
+impl Drop for Download<'_> {
+    fn drop(&mut self) {
+        if let Some(content) = self.content.take()
+            && let Err(e) = self.vfs.shelf.put_back(self.node.ino, &content)
+        {
+            log::warn!("cache of inode {}: {e}", self.node.ino);
+        }
+    }
+}
+
 impl Vfs {
     /// Opens the file behind `id`. `Stale`: the kernel looks the name up again and comes back.
     pub async fn open(self: &Arc<Self>, id: u64, intent: Intent, caller: Caller) -> Result<Opened> {
@@ -139,6 +156,7 @@ impl Vfs {
     async fn prepare_alone(&self, node: &Arc<Node>, intent: Intent) -> Result<Option<Arc<Content>>> {
         let entry = self.current_entry(node, intent).await?;
         let shared = node.state.lock().content.clone();
+        let is_loaded = shared.is_none();
         let content = match shared {
             Some(content) => content,
             None => Arc::new(self.load(&entry, intent).await?),
@@ -146,7 +164,9 @@ impl Vfs {
         if intent.write {
             self.shelf.mark_writing(node.ino, &content)?;
         } else {
+            let mut download = Download { vfs: self, node, content: is_loaded.then(|| content.clone()) };
             self.fill_all(&entry, &content).await?;
+            download.content = None;
         }
         let mut state = node.state.lock();
         if !intent.write && state.opens == 0 && content.version() < state.entry.attributes.version {
