@@ -112,6 +112,9 @@ impl Cluster {
             placement = match self.directory.call_once_within(&Place { ino: new.ino, avoid: avoid.clone() }, left).await {
                 Ok(entry) => {
                     self.learn(&entry).await?;
+                    // Who holds the base has its blocks, which this client may not have.
+                    let is_holder = entry.layout.placement.first().is_some_and(|primary| entry.layout.holders.contains(primary));
+                    base_manifest = new.base_manifest.filter(|_| is_holder);
                     entry.layout.placement
                 }
                 // Nobody else can take it: a full disk stays the reason.
@@ -130,7 +133,6 @@ impl Cluster {
                 avoid.clear();
                 sleep(PAUSE.min(left)).await;
             }
-            base_manifest = None;
         }
     }
 

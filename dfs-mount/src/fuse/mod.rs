@@ -191,8 +191,8 @@ impl Adapter {
             Ok(told) => {
                 let telling = vfs.telling();
                 let keep = telling.keep(&told);
-                match told.attributes() {
-                    Some(attributes) => reply.attr(&keep.attributes, &file_attr(attributes)),
+                match told.own_attributes() {
+                    Some(attributes) => reply.attr(&keep.attributes, &file_attr(&attributes)),
                     None => reply.error(Errno::ESTALE),
                 }
             }

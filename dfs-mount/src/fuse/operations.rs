@@ -395,7 +395,7 @@ fn add_plus(telling: &Telling<'_>, listing: &Listing, reply: &mut ReplyDirectory
     if let Some((told, attributes)) = told.as_ref().and_then(|told| told.attributes().map(|attributes| (told, attributes))) {
         let keep = telling.keep(told);
         let ttl = keep.attributes.min(keep.entry);
-        let full = reply.add(INodeNo(attributes.ino.0), next, name, &ttl, &file_attr(attributes), Generation(0));
+        let full = reply.add(INodeNo(ino.0), next, name, &ttl, &file_attr(attributes), Generation(0));
         return if full { Added::Full(Some(attributes.ino.0)) } else { Added::Yes };
     }
     // Of `.` and `..` the kernel takes number and type, and refers to nothing.

@@ -41,13 +41,26 @@ pub struct Told {
 }
 
 impl Told {
+    /// With attributes that the kernel is not to keep: those of SETATTR and LINK it takes in without looking whether an
+    /// event has come before.
+    pub(crate) fn for_now(mut self) -> Self {
+        self.leased = false;
+        self
+    }
+
     pub(crate) fn node(&self) -> Option<&Arc<Node>> {
         self.node.as_ref()
     }
 
-    /// What `stat` shows; `None` for an absent name.
+    /// What `stat` shows, under the number by which the kernel knows the node; `None` for an absent name.
     pub fn attributes(&self) -> Option<&Attributes> {
         self.attributes.as_ref()
+    }
+
+    /// The same, under the inode's own number.
+    pub fn own_attributes(&self) -> Option<Attributes> {
+        let ino = self.node.as_ref()?.ino;
+        Some(Attributes { ino, ..self.attributes.clone()? })
     }
 }
 
@@ -321,6 +334,8 @@ impl Telling<'_> {
         }
         if told.leased
             && let Some(node) = &told.node
+            // A name leads to a node by a number that need not be the inode's: that is heard with the attributes alone.
+            && (told.place.is_none() || node.id == node.ino.0)
             && self.leases.covers(&told.stamp, node.ino)
             // What is written here changes without a word to anybody.
             && node.state.lock().writers == 0
@@ -351,6 +366,13 @@ impl Telling<'_> {
             let kept = directory.state.lock().entries.uncover(&name, self.now);
             kept.then_some(Place { directory, name })
         })
+    }
+
+    /// The names by which the kernel may come to `node`, whether it keeps them or not.
+    pub(crate) fn places(&self, node: &Node) -> Vec<Place> {
+        let places = node.state.lock().places.clone();
+        let place = |(directory, name)| Some(Place { directory: self.vfs.nodes.current(directory)?, name });
+        places.into_iter().filter_map(place).collect()
     }
 
     /// The names that must not lead to `node`, because it is open and nobody will tell of a newer version.

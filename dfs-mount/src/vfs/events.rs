@@ -29,9 +29,6 @@ const CLEAR_LIMIT: Duration = Duration::from_millis(10);
 const CONTENDED: Duration = Duration::from_secs(1);
 /// The answer to a request for events may be this much later than the wait that was asked for.
 const ANSWER_SLACK: Duration = Duration::from_secs(2);
-/// Looks for an inode that the kernel was told of and has not taken in yet, and the time between them.
-const LOOKS: u32 = 20;
-const LOOK_EVERY: Duration = Duration::from_micros(500);
 
 /// The kernel's caches of this mount. Errors: `NotFound` where it keeps no such thing.
 pub trait KernelCache: Send + Sync + std::fmt::Debug {
@@ -127,22 +124,16 @@ impl Vfs {
         for id in clear.listings {
             report(kernel.forget_listing(id));
         }
-        let mut late = Vec::new();
+        let mut entries = clear.entries;
         for node in clear.attributes {
             match kernel.forget_attributes(node.id) {
-                // The kernel was told of it a moment ago and has not taken that in, or it has just forgotten it.
-                Err(e) if e.kind() == io::ErrorKind::NotFound => late.push(node),
+                // The kernel has just forgotten it, or was told of it a moment ago and has not taken that in. It does that
+                // under the lock of the directory, where clearing the name waits for it.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => entries.extend(self.telling().places(&node)),
                 result => report(result),
             }
         }
-        self.clear_entries(clear.entries).await;
-        for _ in 0..LOOKS {
-            late.retain(|node| self.nodes.get(node.id).is_some() && kernel.forget_attributes(node.id).is_err());
-            if late.is_empty() {
-                break;
-            }
-            sleep(LOOK_EVERY).await;
-        }
+        self.clear_entries(entries).await;
     }
 
     /// Where `node` is open and not leased, its names are looked up each time: it may be another node's by then.

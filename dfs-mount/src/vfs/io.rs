@@ -83,20 +83,25 @@ impl Vfs {
     /// written. That close publishes nothing, or others would see the empty file in between.
     pub async fn flush(&self, handle: u64, caller: Caller) -> Result<()> {
         let handle = self.handles.file(handle)?;
-        if handle.content.is_only_emptied() && self.has_another_descriptor(caller.pid, handle.node.id) {
+        if handle.content.is_only_emptied() && self.has_another_descriptor(caller.pid, &handle.node) {
             return Ok(());
         }
         if handle.writer { self.commit(&handle.node, &handle.content, false).await } else { Ok(()) }
     }
 
     /// Whether the process of this thread still has a descriptor of the inode for writing, other than the one it is closing.
-    fn has_another_descriptor(&self, pid: u32, ino: u64) -> bool {
-        let wanted = [format!("ino:\t{ino}"), format!("mnt_id:\t{}", self.mount_id.load(Ordering::Relaxed))];
+    fn has_another_descriptor(&self, pid: u32, node: &Node) -> bool {
+        // The kernel shows the number that it heard last.
+        let inode = [format!("ino:\t{}", node.id), format!("ino:\t{}", node.ino)];
+        let mount = format!("mnt_id:\t{}", self.mount_id.load(Ordering::Relaxed));
         let writes = |line: &str| {
             let flags = line.strip_prefix("flags:").and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok());
             flags.is_some_and(|flags| flags & libc::O_ACCMODE != libc::O_RDONLY)
         };
-        let is_it = |text: String| wanted.iter().all(|wanted| text.lines().any(|line| line == wanted)) && text.lines().any(writes);
+        let is_it = |text: String| {
+            let has = |wanted: &String| text.lines().any(|line| line == wanted);
+            inode.iter().any(has) && has(&mount) && text.lines().any(writes)
+        };
         let Ok(descriptors) = std::fs::read_dir(format!("/proc/{pid}/fdinfo")) else { return false };
         descriptors.flatten().filter_map(|d| std::fs::read_to_string(d.path()).ok()).any(is_it)
     }

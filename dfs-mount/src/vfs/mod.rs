@@ -45,6 +45,7 @@ use handles::Handles;
 use leases::Leases;
 use locks::Locks;
 use node::{Node, Nodes};
+use open::SentBack;
 use waits::Waits;
 
 /// What a mount may be told to do differently.
@@ -80,6 +81,7 @@ pub struct Vfs {
     nodes: Nodes,
     handles: Handles,
     locks: Locks,
+    sent_back: SentBack,
     leases: Mutex<Leases>,
     /// Of the namespace, as of the last event.
     revision: AtomicU64,
@@ -106,6 +108,7 @@ impl Vfs {
             nodes,
             handles: Handles::default(),
             locks: Locks::default(),
+            sent_back: SentBack::default(),
             leases: Mutex::default(),
             revision: AtomicU64::new(0),
             kernel: OnceLock::new(),

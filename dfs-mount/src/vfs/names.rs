@@ -79,7 +79,7 @@ impl Vfs {
         let (made, stamp) = self.mutate(&Link { ino: node.ino, parent: place.directory.ino, name: place.name.clone() }).await;
         let made = made?;
         self.telling().changed(&node, &stamp);
-        Ok(self.told_of_new_name(made, place, &stamp))
+        Ok(self.told_of_new_name(made, place, &stamp).for_now())
     }
 
     fn told_of_new_name(&self, made: Made, place: Place, stamp: &Stamp) -> Told {

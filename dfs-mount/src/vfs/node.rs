@@ -7,7 +7,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
 
 use dfs_common::attributes::{Attributes, Entry, FileKind};
 use dfs_common::ids::{InodeId, Version};
@@ -51,8 +50,6 @@ pub(crate) struct State {
     pub(crate) told: Version,
     /// The version that the kernel's page cache holds pages of.
     pub(crate) pages: Option<Version>,
-    /// When OPEN was answered with ESTALE; the kernel looks the name up again and comes back.
-    pub(crate) sent_back: Option<Instant>,
     /// References that the kernel holds.
     lookups: u64,
     /// Open handles.
@@ -80,7 +77,8 @@ impl State {
             // It is another node's, once the name is looked up again.
             return self.unlease();
         }
-        let is_older = number.is_some_and(|number| number < self.as_of) || (self.leased && !leased);
+        let no_better = self.leased && !leased;
+        let is_older = number.map_or(no_better, |number| number < self.as_of || (number == self.as_of && no_better));
         if is_older || entry.attributes.version < self.entry.attributes.version {
             return;
         }
@@ -143,7 +141,6 @@ impl Node {
             entries: Entries::default(),
             places: Vec::new(),
             pages: None,
-            sent_back: None,
             lookups: 0,
             opens: 0,
             writers: 0,
@@ -370,7 +367,7 @@ mod tests {
             entry
         };
         for (mode, number, leased, expected) in
-            [(1, Some(7), true, 1), (2, Some(6), true, 1), (3, Some(7), false, 1), (4, None, false, 1), (5, Some(8), true, 5)]
+            [(1, Some(7), true, 1), (2, Some(6), true, 1), (3, Some(7), false, 1), (4, None, false, 1), (5, Some(8), true, 5), (7, Some(9), false, 7)]
         {
             node.state.lock().hear(changed(mode), number, leased);
             assert_eq!(node.attributes().mode, expected, "{mode}");

@@ -1,11 +1,14 @@
 //! Opening, creating and closing files: the write lock, the version, the cache file.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dfs_common::attributes::{Entry, FileKind};
 use dfs_common::block::Manifest;
+use dfs_common::ids::InodeId;
 use dfs_common::{Error, ErrorKind, Result};
+use parking_lot::Mutex;
 
 use super::coherence::Told;
 use super::handles::FileHandle;
@@ -20,8 +23,8 @@ use crate::cache::{BlockMap, Content};
 const OVERTAKEN_MAX: u32 = 5;
 /// Between two attempts to publish what could not be published.
 const RETRY: Duration = Duration::from_secs(2);
-/// An open that was sent back is the same one again if it comes within this time.
-const COMES_BACK: Duration = Duration::from_secs(5);
+/// A thread's open that was sent back is the same one again if it comes within this time.
+const COMES_BACK: Duration = Duration::from_secs(1);
 
 /// How others see that somebody has a file's turn.
 pub(super) const OPENING: &str = "another open or close of the file";
@@ -67,6 +70,23 @@ pub struct Opened {
     pub keep_cache: bool,
 }
 
+/// Threads whose opens were answered with ESTALE: the kernel looks the name up again and comes back, once.
+#[derive(Debug, Default)]
+pub(crate) struct SentBack(Mutex<HashMap<u32, (Instant, Option<InodeId>)>>);
+
+impl SentBack {
+    fn add(&self, caller: Caller, ino: Option<InodeId>) {
+        let mut waiting = self.0.lock();
+        waiting.retain(|_, (at, _)| at.elapsed() < COMES_BACK);
+        waiting.insert(caller.pid, (Instant::now(), ino));
+    }
+
+    /// Whether the caller was sent back, and from which file.
+    fn take(&self, caller: Caller) -> Option<Option<InodeId>> {
+        self.0.lock().remove(&caller.pid).filter(|(at, _)| at.elapsed() < COMES_BACK).map(|(_, ino)| ino)
+    }
+}
+
 /// A download for an open. Where it fails, or its caller gives up, what has arrived goes on the shelf.
 struct Download<'a> {
     vfs: &'a Vfs,
@@ -103,7 +123,10 @@ impl Vfs {
         let told = match self.make(parent, name, new, caller).await {
             // Made by somebody else a moment ago. The kernel takes an answer for a new file, on which nothing is checked and
             // nothing truncated; sent back, it finds the file and opens it.
-            Err(e) if e.kind() == ErrorKind::Exists && !intent.exclusive => return Err(Error::new(ErrorKind::Stale, e.message().to_owned())),
+            Err(e) if e.kind() == ErrorKind::Exists && !intent.exclusive => {
+                self.sent_back.add(caller, None);
+                return Err(Error::new(ErrorKind::Stale, e.message().to_owned()));
+            }
             other => other?,
         };
         let id = told.node().expect("what was made has a node").id;
@@ -116,12 +139,12 @@ impl Vfs {
             return Err(Error::new(ErrorKind::Invalid, "only regular files are opened here"));
         }
         if !intent.write {
-            let content = given_up_on(Signals::Ending, caller.pid, self.prepare(node, intent)).await??;
+            let content = given_up_on(Signals::Ending, caller.pid, self.prepare(node, intent, caller)).await??;
             return Ok(FileHandle { node: node.clone(), content, writer: false, append: false });
         }
         let wait = if intent.nonblock { Wait::Never } else { Wait::Until(self.settings.lock_wait) };
         self.lock(node.ino, caller, wait).await?;
-        match given_up_on(Signals::Ending, caller.pid, self.prepare(node, intent)).await.and_then(|prepared| prepared) {
+        match given_up_on(Signals::Ending, caller.pid, self.prepare(node, intent, caller)).await.and_then(|prepared| prepared) {
             Ok(content) => {
                 self.arrived(node.ino).await;
                 Ok(FileHandle { node: node.clone(), content, writer: true, append: intent.append })
@@ -138,11 +161,11 @@ impl Vfs {
     }
 
     /// The content for one more handle, counted in the node.
-    async fn prepare(&self, node: &Arc<Node>, intent: Intent) -> Result<Arc<Content>> {
+    async fn prepare(&self, node: &Arc<Node>, intent: Intent, caller: Caller) -> Result<Arc<Content>> {
         let turn = node.opening.take(OPENING).await?;
         let mut prepared = Err(ErrorKind::Stale.into());
         for _ in 0..OVERTAKEN_MAX {
-            prepared = self.prepare_alone(node, intent).await;
+            prepared = self.prepare_alone(node, intent, caller).await;
             if !matches!(prepared, Ok(None)) {
                 break;
             }
@@ -153,8 +176,8 @@ impl Vfs {
     }
 
     /// `None` where a newer version was heard of meanwhile, which the next attempt takes.
-    async fn prepare_alone(&self, node: &Arc<Node>, intent: Intent) -> Result<Option<Arc<Content>>> {
-        let entry = self.current_entry(node, intent).await?;
+    async fn prepare_alone(&self, node: &Arc<Node>, intent: Intent, caller: Caller) -> Result<Option<Arc<Content>>> {
+        let entry = self.current_entry(node, intent, caller).await?;
         let shared = node.state.lock().content.clone();
         let is_loaded = shared.is_none();
         let content = match shared {
@@ -181,7 +204,7 @@ impl Vfs {
     }
 
     /// What the directory says of the file, if the kernel can go on with that.
-    async fn current_entry(&self, node: &Arc<Node>, intent: Intent) -> Result<Entry> {
+    async fn current_entry(&self, node: &Arc<Node>, intent: Intent, caller: Caller) -> Result<Entry> {
         let stale = || Error::new(ErrorKind::Stale, format!("inode {} has moved on", node.ino));
         {
             let state = node.state.lock();
@@ -203,31 +226,34 @@ impl Vfs {
             },
         };
         let telling = self.telling();
-        let (overtaken, told) = {
+        let (overtaken, removed, told) = {
             let state = node.state.lock();
             (
-                state.is_overtaken_by(&entry) || (entry.attributes.nlink == 0 && state.opens == 0),
+                state.is_overtaken_by(&entry),
+                entry.attributes.nlink == 0 && state.opens == 0,
                 intent.truncate || entry.attributes.version == state.told || state.content.is_some(),
             )
         };
-        if overtaken {
+        let sent_back = self.sent_back.take(caller);
+        let comes_back = if intent.write { sent_back.is_some() } else { sent_back == Some(Some(node.ino)) };
+        // The kernel believes another size, or another file: it looks the name up again, and is told. It comes back once
+        // only. Then what was removed meanwhile is opened as if it had been opened before; under the lock the current
+        // version stays; and without it, the file moves faster than it is looked up, and what the kernel was told a moment
+        // ago is a whole version, too.
+        if overtaken || !(comes_back || (told && !removed)) {
+            self.sent_back.add(caller, Some(node.ino));
             return Err(stale());
         }
-        let comes_back = node.state.lock().sent_back.take().is_some_and(|at| at.elapsed() < COMES_BACK);
-        // The kernel comes back once only. Under the lock the current version stays; without it, the file moves faster
-        // than it is looked up, and what the kernel was told a moment ago is a whole version, too.
         if let Some(stamp) = &stamp
-            && (told || (comes_back && intent.write))
+            && (told || intent.write)
         {
             telling.hear(node, entry, stamp);
         }
-        let mut state = node.state.lock();
-        if told || comes_back {
-            return Ok(state.entry.clone());
+        drop(telling);
+        if !told {
+            self.forget_attributes(node.id);
         }
-        // The kernel believes another size. It asks again, and is told this one.
-        state.sent_back = Some(Instant::now());
-        Err(stale())
+        Ok(node.state.lock().entry.clone())
     }
 
     /// The cache file of the version that `entry` describes; blocks may still be missing.
