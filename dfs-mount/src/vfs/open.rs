@@ -16,7 +16,7 @@ use super::interrupt::{Signals, given_up_on};
 use super::locks::Wait;
 use super::names::NewEntry;
 use super::node::Node;
-use super::{Caller, Vfs};
+use super::{Caller, Vfs, now};
 use crate::cache::{BlockMap, Content};
 
 /// Attempts to open a file for reading that is published again and again meanwhile.
@@ -42,6 +42,10 @@ pub struct Intent {
     pub exclusive: bool,
     /// Open only to set the length: nothing is shown to the kernel, so it need not know the version.
     truncate: bool,
+    /// O_TRUNC.
+    empty: bool,
+    /// The file was made by this very call.
+    created: bool,
 }
 
 impl Intent {
@@ -53,11 +57,13 @@ impl Intent {
             nonblock: flags & libc::O_NONBLOCK != 0,
             exclusive: flags & libc::O_EXCL != 0,
             truncate: false,
+            empty: flags & libc::O_TRUNC != 0,
+            created: false,
         }
     }
 
     pub(crate) fn truncate() -> Self {
-        Self { write: true, append: false, nonblock: false, exclusive: false, truncate: true }
+        Self { write: true, append: false, nonblock: false, exclusive: false, truncate: true, empty: false, created: false }
     }
 }
 
@@ -130,7 +136,16 @@ impl Vfs {
             other => other?,
         };
         let id = told.node().expect("what was made has a node").id;
-        let opened = self.open(id, intent, caller).await.inspect_err(|_| self.forget(id, 1))?;
+        let opened = self.open(id, Intent { created: true, ..intent }, caller).await.inspect_err(|_| self.forget(id, 1))?;
+        let FileHandle { node, content, .. } = &*self.handles.file(opened.handle)?;
+        if intent.empty && content.size() > 0 {
+            // Somebody else wrote before this open had its turn. The kernel truncates no file that is new to it.
+            if let Err(e) = self.change(node, content, || content.truncate(0, now())).await {
+                self.release(opened.handle).await?;
+                self.forget(id, 1);
+                return Err(e);
+            }
+        }
         Ok((told, opened))
     }
 
@@ -235,7 +250,7 @@ impl Vfs {
             )
         };
         let sent_back = self.sent_back.take(caller);
-        let comes_back = if intent.write { sent_back.is_some() } else { sent_back == Some(Some(node.ino)) };
+        let comes_back = intent.created || if intent.write { sent_back.is_some() } else { sent_back == Some(Some(node.ino)) };
         // The kernel believes another size, or another file: it looks the name up again, and is told. It comes back once
         // only. Then what was removed meanwhile is opened as if it had been opened before; under the lock the current
         // version stays; and without it, the file moves faster than it is looked up, and what the kernel was told a moment
