@@ -108,13 +108,12 @@ fn changes_whose_answer_got_lost_have_their_true_result() {
                 let asked = || changes(directory);
                 let before = asked();
                 // Looked up before, so that the change itself is what is asked first.
-                [&one, &two, &dir].map(|path| fs::symlink_metadata(path).ok());
+                [mount.path(), &one, &two, &dir].map(|path| fs::symlink_metadata(path).ok());
                 directory.set(Direction::ToClient, Mode::Swallow);
                 let done = scope.spawn(step);
                 // The change is made and its answer gone soon after the proxy has seen the request. Then the connection ends.
                 within(Duration::from_secs(2), || asked() > before);
                 std::thread::sleep(Duration::from_millis(30));
-                println!("TT {what} {n} {:?}", directory.requests());
                 directory.cut();
                 directory.set(Direction::ToClient, Mode::Pass);
                 let result = done.join().unwrap();

@@ -54,7 +54,9 @@ pub(crate) struct State {
     lookups: u64,
     /// Open handles.
     pub(crate) opens: u32,
-    /// Of these, for writing, and commits under way.
+    /// Opens under way.
+    pub(crate) arriving: u32,
+    /// Of the open handles, those for writing, and commits under way.
     pub(crate) writers: u32,
     /// Present while anything is open.
     pub(crate) content: Option<Arc<Content>>,
@@ -131,6 +133,23 @@ impl State {
     }
 }
 
+/// An open that is under way: what it will open is not given up meanwhile.
+#[derive(Debug)]
+pub(crate) struct Arriving(Arc<Node>);
+
+impl Arriving {
+    pub(crate) fn new(node: &Arc<Node>) -> Self {
+        node.state.lock().arriving += 1;
+        Self(node.clone())
+    }
+}
+
+impl Drop for Arriving {
+    fn drop(&mut self) {
+        self.0.state.lock().arriving -= 1;
+    }
+}
+
 impl Node {
     fn new(id: u64, entry: Entry) -> Self {
         let state = State {
@@ -143,6 +162,7 @@ impl Node {
             pages: None,
             lookups: 0,
             opens: 0,
+            arriving: 0,
             writers: 0,
             content: None,
             superseded: false,
@@ -297,7 +317,7 @@ impl Tables {
     /// Returns the names that led to it, if it goes.
     fn drop_if_unused(&mut self, node: &Arc<Node>) -> Vec<(InodeId, (InodeId, Name))> {
         let mut state = node.state.lock();
-        if state.lookups > 0 || state.opens > 0 || state.writers > 0 {
+        if state.lookups > 0 || state.opens > 0 || state.writers > 0 || state.arriving > 0 {
             return Vec::new();
         }
         let places = std::mem::take(&mut state.places).into_iter().map(|place| (node.ino, place)).collect();

@@ -15,7 +15,7 @@ use super::handles::FileHandle;
 use super::interrupt::{Signals, given_up_on};
 use super::locks::Wait;
 use super::names::NewEntry;
-use super::node::Node;
+use super::node::{Arriving, Node};
 use super::{Caller, Vfs, now};
 use crate::cache::{BlockMap, Content};
 
@@ -153,6 +153,7 @@ impl Vfs {
         if node.kind() != FileKind::File {
             return Err(Error::new(ErrorKind::Invalid, "only regular files are opened here"));
         }
+        let _arriving = Arriving::new(node);
         if !intent.write {
             let content = given_up_on(Signals::Ending, caller.pid, self.prepare(node, intent, caller)).await??;
             return Ok(FileHandle { node: node.clone(), content, writer: false, append: false });

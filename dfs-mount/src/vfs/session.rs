@@ -66,7 +66,7 @@ impl Vfs {
         let open = self.nodes.all_of(ino).iter().any(|node| {
             let mut state = node.state.lock();
             state.removed = true;
-            state.opens > 0 || state.writers > 0
+            state.opens > 0 || state.writers > 0 || state.arriving > 0
         });
         let closed = !open && !self.handles.has_directory(ino);
         if closed {
