@@ -52,6 +52,8 @@ struct Shared {
     ends: AtomicBool,
     connections: Mutex<Vec<Arc<Connection>>>,
     requests: Mutex<BTreeMap<String, u64>>,
+    /// The request whose answer is lost next.
+    loses: Mutex<Option<String>>,
 }
 
 #[derive(Debug)]
@@ -60,6 +62,8 @@ struct Connection {
     server: TcpStream,
     /// The client gets RST, which the last descriptor sends as it is closed; so no FIN before.
     resets: AtomicBool,
+    /// The next answer does not arrive: the connection ends instead.
+    loses: AtomicBool,
 }
 
 /// Some bytes, or the end of the stream, and when to pass them on.
@@ -81,6 +85,7 @@ impl Proxy {
             ends: AtomicBool::new(false),
             connections: Mutex::new(Vec::new()),
             requests: Mutex::new(BTreeMap::new()),
+            loses: Mutex::new(None),
         });
         let accepting = Arc::clone(&shared);
         std::thread::spawn(move || {
@@ -130,6 +135,16 @@ impl Proxy {
         }
     }
 
+    /// The next `request` (named as in [`Proxy::requests`]) is passed on and carried out, but its connection ends as its answer comes.
+    pub fn lose_answer_to(&self, request: &str) {
+        *lock(&self.shared.loses) = Some(request.to_owned());
+    }
+
+    /// Whether that has happened.
+    pub fn has_lost(&self) -> bool {
+        lock(&self.shared.loses).is_none()
+    }
+
     /// Requests that clients have begun, by method and path without numbers and hashes.
     pub fn requests(&self) -> BTreeMap<String, u64> {
         lock(&self.shared.requests).clone()
@@ -162,7 +177,7 @@ impl Shared {
         let Ok(server) = TcpStream::connect(&self.target) else { return };
         client.set_nodelay(true).ok();
         server.set_nodelay(true).ok();
-        let connection = Arc::new(Connection { client, server, resets: AtomicBool::new(false) });
+        let connection = Arc::new(Connection { client, server, resets: AtomicBool::new(false), loses: AtomicBool::new(false) });
         lock(&self.connections).push(Arc::clone(&connection));
         for direction in [Direction::ToServer, Direction::ToClient] {
             let (sender, receiver) = channel();
@@ -184,7 +199,7 @@ impl Shared {
         loop {
             let n = from.read(&mut buffer).unwrap_or(0);
             if direction == Direction::ToServer {
-                self.count(&buffer[..n]);
+                self.count(&buffer[..n], connection);
             }
             let delay = match self.mode(direction) {
                 Mode::Delay(least, most) => least + (most - least).mul_f64(rng.below(1_000) as f64 / 1_000.0),
@@ -204,7 +219,8 @@ impl Shared {
             // The delay itself is what is asked for here.
             std::thread::sleep(due.saturating_duration_since(Instant::now()));
             silent |= self.mode(direction) == Mode::Swallow;
-            let fine = silent || bytes.is_some_and(|bytes| to.write_all(&bytes).is_ok());
+            let lost = direction == Direction::ToClient && connection.loses.load(Ordering::SeqCst);
+            let fine = silent || (!lost && bytes.is_some_and(|bytes| to.write_all(&bytes).is_ok()));
             if !fine {
                 break;
             }
@@ -217,7 +233,7 @@ impl Shared {
         lock(&self.connections).retain(|c| !Arc::ptr_eq(c, connection));
     }
 
-    fn count(&self, bytes: &[u8]) {
+    fn count(&self, bytes: &[u8], connection: &Connection) {
         let line = bytes.split(|&b| b == b'\r').next().unwrap_or_default();
         let Ok(line) = std::str::from_utf8(line) else { return };
         let mut words = line.split(' ');
@@ -229,6 +245,9 @@ impl Shared {
         let path = target.split('?').next().unwrap_or_default();
         let plain: VecDeque<&str> = path.split('/').filter(|p| !p.is_empty() && p.len() < 40 && !p.bytes().all(|b| b.is_ascii_digit())).collect();
         let key = format!("{method} /{}", Vec::from(plain).join("/"));
+        if lock(&self.loses).take_if(|wanted| *wanted == key).is_some() {
+            connection.loses.store(true, Ordering::SeqCst);
+        }
         *lock(&self.requests).entry(key).or_default() += 1;
     }
 }
@@ -273,6 +292,18 @@ mod tests {
         let request = "GET /v1/file/versions/17/3/data?x=1 HTTP/1.1\r\nhost: x\r\n\r\n";
         assert_eq!(ask(&mut stream, request).unwrap(), request);
         assert_eq!(proxy.requests(), BTreeMap::from([("GET /v1/file/versions/data".to_owned(), 1)]));
+    }
+
+    #[test]
+    fn an_answer_gets_lost_and_the_next_arrives() {
+        let proxy = echo();
+        let request = "POST /change HTTP/1.1\r\n\r\n";
+        proxy.lose_answer_to("POST /change");
+        let mut stream = connect(&proxy);
+        assert_eq!(ask(&mut stream, "GET /other HTTP/1.1\r\n\r\n").unwrap(), "GET /other HTTP/1.1\r\n\r\n");
+        assert!(!proxy.has_lost());
+        assert!(ask(&mut stream, request).is_err() && proxy.has_lost());
+        assert_eq!(ask(&mut connect(&proxy), request).unwrap(), request);
     }
 
     #[test]

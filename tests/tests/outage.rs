@@ -7,7 +7,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use dfs_tests::{Cluster, Mount, Proxy, Rng, Role, eventually, sys, within};
+use dfs_common::api::file::COMMIT;
+use dfs_tests::{Cluster, Mount, Rng, Role, eventually, sys, within};
 
 /// Adds a line to a log, as `echo … >> log` does. An open that is stale has done nothing, and the kernel repeats it once only: so it is
 /// repeated here.
@@ -82,50 +83,49 @@ fn a_log_written_through_outages_has_every_record_once() {
     cluster.assert_no_panics();
 }
 
-/// Changes of names that went through a proxy, repetitions included.
-fn changes(proxy: &Proxy) -> u64 {
-    let requests = proxy.requests();
-    ["make", "rename", "remove"].iter().filter_map(|what| requests.get(&format!("POST /v1/directory/{what}"))).sum()
-}
-
 #[test]
 fn changes_whose_answer_got_lost_have_their_true_result() {
-    use dfs_tests::proxy::{Direction, Mode};
     let cluster = Cluster::builder().lease_seconds(3).proxied().start();
     let mount = cluster.mount();
     let directory = cluster.proxy(Role::Directory);
-    for n in 0..12 {
+    for n in 0..20 {
         let (one, two, dir) = (mount.at(format!("f{n}")), mount.at(format!("g{n}")), mount.at(format!("d{n}")));
-        let steps: [(&str, &(dyn Fn() -> std::io::Result<()> + Sync)); 5] = [
-            ("exclusive create", &|| OpenOptions::new().write(true).create_new(true).open(&one).and_then(sys::close)),
+        let exclusive = || OpenOptions::new().write(true).create_new(true).open(&one).and_then(sys::close);
+        let steps: [(&str, &dyn Fn() -> std::io::Result<()>); 7] = [
+            ("make", &exclusive),
+            ("set-attributes", &|| fs::set_permissions(&one, std::os::unix::fs::PermissionsExt::from_mode(0o600))),
+            ("link", &|| fs::hard_link(&one, mount.at("hard")).and_then(|()| fs::remove_file(mount.at("hard")))),
             ("rename", &|| fs::rename(&one, &two)),
-            ("unlink", &|| fs::remove_file(&two)),
-            ("mkdir", &|| fs::create_dir(&dir)),
-            ("rmdir", &|| fs::remove_dir(&dir)),
+            ("remove", &|| fs::remove_file(&two)),
+            ("make", &|| fs::create_dir(&dir)),
+            ("remove", &|| fs::remove_dir(&dir)),
         ];
-        for (what, step) in steps {
-            std::thread::scope(|scope| {
-                let asked = || changes(directory);
-                let before = asked();
-                // Looked up before, so that the change itself is what is asked first.
-                [mount.path(), &one, &two, &dir].map(|path| fs::symlink_metadata(path).ok());
-                directory.set(Direction::ToClient, Mode::Swallow);
-                let done = scope.spawn(step);
-                // The change is made and its answer gone soon after the proxy has seen the request. Then the connection ends.
-                within(Duration::from_secs(2), || asked() > before);
-                std::thread::sleep(Duration::from_millis(30));
-                directory.cut();
-                directory.set(Direction::ToClient, Mode::Pass);
-                let result = done.join().unwrap();
-                result.unwrap_or_else(|e| panic!("{what} number {n}: {e}\n{}", mount.log()));
-            });
+        for (request, step) in steps {
+            directory.lose_answer_to(&format!("POST /v1/directory/{request}"));
+            step().unwrap_or_else(|e| panic!("{request} number {n}: {e}\n{}", mount.log()));
+            assert!(directory.has_lost(), "no {request} was sent");
         }
     }
     assert_eq!(fs::read_dir(mount.path()).unwrap().count(), 0);
-    // Answers did get lost: most requests came twice.
-    let sent = changes(directory);
-    println!("{sent} requests for 60 changes");
-    assert!(sent > 80, "{sent} requests for 60 changes");
+    let requests = directory.requests();
+    // Four in each round beside the link's remove, and each of them twice.
+    let sent: u64 = ["make", "rename", "link"].iter().filter_map(|what| requests.get(&format!("POST /v1/directory/{what}"))).sum();
+    assert!(sent >= 2 * 4 * 20, "{sent} requests: {requests:?}");
+}
+
+#[test]
+fn a_close_whose_answer_got_lost_is_published_once() {
+    let cluster = Cluster::builder().proxied().start();
+    let (mount, other) = (cluster.mount(), cluster.mount());
+    let (server, mut text) = (cluster.proxy(Role::File(0)), String::new());
+    for n in 0..20 {
+        text += &format!("record {n}\n");
+        server.lose_answer_to(&format!("POST {COMMIT}"));
+        append(&mount.at("log"), &format!("record {n}\n")).unwrap_or_else(|e| panic!("record {n}: {e}\n{}", mount.log()));
+        assert!(server.has_lost(), "nothing was sent");
+        assert_eq!(fs::read_to_string(other.at("log")).unwrap(), text);
+    }
+    cluster.assert_no_panics();
 }
 
 #[test]
