@@ -4,6 +4,7 @@
 //! Lock order: [`Leases`], then the tables of nodes, then one node's state.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use dfs_common::api::Operation;
@@ -15,6 +16,7 @@ use dfs_common::{ErrorKind, Result};
 use parking_lot::MutexGuard;
 
 use super::Vfs;
+use super::events::UNFORGETTING;
 use super::leases::{Leases, Stamp};
 use super::node::Node;
 
@@ -192,6 +194,11 @@ impl Telling<'_> {
         !self.believed.is_zero()
     }
 
+    /// How long the kernel may keep names at the most.
+    fn names_believed(&self) -> Duration {
+        if self.vfs.kernel_forgets.load(Ordering::Relaxed) { self.believed } else { self.believed.min(UNFORGETTING) }
+    }
+
     /// The name as it is known here, if it is leased, with one more reference to where it leads.
     pub(crate) fn known(&self, place: &Place) -> Option<Told> {
         if !self.believes() {
@@ -321,7 +328,7 @@ impl Telling<'_> {
         }
         state.entries.gone(name);
         // No name is ever kept for longer than leases are believed.
-        let kept = if moved { self.believed } else { Duration::ZERO };
+        let kept = if moved { self.names_believed() } else { Duration::ZERO };
         state.entries.learn(name, leads_to, self.now, kept);
         true
     }
@@ -346,7 +353,7 @@ impl Telling<'_> {
             && self.leases.covers_entry(&told.stamp, directory.ino, name)
             && !told.node.as_ref().is_some_and(|node| node.is_open_unleased())
         {
-            let wanted = self.believed.min(self.vfs.settings.entry_ttl);
+            let wanted = self.names_believed().min(self.vfs.settings.entry_ttl);
             let mut state = directory.state.lock();
             let kept = state.entries.keep_for(wanted, self.now);
             let ino = told.node.as_ref().map(|n| n.ino);

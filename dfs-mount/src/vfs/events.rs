@@ -27,6 +27,8 @@ const MAX_PAUSE: Duration = Duration::from_secs(1);
 const CLEAR_LIMIT: Duration = Duration::from_millis(10);
 /// For so long the kernel keeps no names of a directory where it had to wait.
 const CONTENDED: Duration = Duration::from_secs(1);
+/// The longest that a kernel keeps names which cannot be made to forget all of them at once.
+pub(super) const UNFORGETTING: Duration = Duration::from_secs(1);
 /// The answer to a request for events may be this much later than the wait that was asked for.
 const ANSWER_SLACK: Duration = Duration::from_secs(2);
 
@@ -45,6 +47,10 @@ pub trait KernelCache: Send + Sync + std::fmt::Debug {
 impl Vfs {
     /// Gives access to the kernel's caches: from here on it is told to keep what is leased.
     pub fn set_kernel(&self, kernel: Arc<dyn KernelCache>) {
+        match kernel.forget_all() {
+            Ok(()) => self.kernel_forgets.store(true, Ordering::Relaxed),
+            Err(e) => log::info!("this kernel (before Linux 6.16) cannot forget all names at once, so it keeps them for a second at the most: {e}"),
+        }
         assert!(self.kernel.set(kernel).is_ok(), "one kernel, once");
     }
 
@@ -158,17 +164,15 @@ impl Vfs {
         log::debug!("operations in flight hold up an event: everything is looked up again");
         let until = Instant::now() + CONTENDED;
         directories.iter().for_each(|directory| directory.state.lock().entries.contend(until));
-        if let Err(e) = kernel.forget_all() {
-            // An older kernel: what it was told is old by itself when the lease is half over.
-            log::debug!("this kernel cannot forget all names: {e}");
-            let _ = timeout(self.lease() / 2, clearing).await;
-        }
+        self.forget_all().await;
     }
 
-    /// The kernel shall look up every name again.
-    pub(crate) fn forget_all(&self) {
-        if let Some(kernel) = self.kernel.get() {
-            report(kernel.forget_all());
+    /// When this returns the kernel looks up every name again.
+    pub(crate) async fn forget_all(&self) {
+        match self.kernel.get() {
+            Some(kernel) if self.kernel_forgets.load(Ordering::Relaxed) => report(kernel.forget_all()),
+            // It was told to keep no name for longer.
+            _ => sleep(UNFORGETTING).await,
         }
     }
 

@@ -86,6 +86,8 @@ pub struct Vfs {
     /// Of the namespace, as of the last event.
     revision: AtomicU64,
     kernel: OnceLock<Arc<dyn KernelCache>>,
+    /// It can be made to look up every name again.
+    kernel_forgets: AtomicBool,
     /// The session is about to be closed, or is.
     ending: AtomicBool,
     /// Removed inodes that this mount has let go and the directory has not been told of.
@@ -112,6 +114,7 @@ impl Vfs {
             leases: Mutex::default(),
             revision: AtomicU64::new(0),
             kernel: OnceLock::new(),
+            kernel_forgets: AtomicBool::new(false),
             ending: AtomicBool::new(false),
             released: Mutex::default(),
             release_soon: Notify::new(),

@@ -131,7 +131,7 @@ impl Vfs {
         };
         if !leased {
             // The kernel moves what it keeps along with the name, to where it must not keep it.
-            self.forget_all();
+            self.forget_all().await;
         }
         self.name_moved(renamed.entry, &from, &to, &stamp);
         match renamed.replaced {
