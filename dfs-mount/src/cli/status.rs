@@ -160,9 +160,9 @@ pub(crate) async fn sessions(session: &Session) -> Outcome {
     let columns = rows.into_iter().map(|row| {
         let client = row.client;
         let (age, idle) = (render::span(row.age_ms), format!("{} ago", render::span(row.idle_ms)));
-        vec![row.session.to_string(), client.host, client.pid.to_string(), client.program, client.mountpoint, age, idle]
+        vec![row.session.to_string(), client.host, client.pid.to_string(), client.program, client.mountpoint, row.leases.to_string(), age, idle]
     });
-    render::table(&["ID", "HOST", "PID", "PROGRAM", "MOUNTPOINT", "AGE", "HEARD"], &[0, 2, 5, 6], columns.collect())
+    render::table(&["ID", "HOST", "PID", "PROGRAM", "MOUNTPOINT", "LEASES", "AGE", "HEARD"], &[0, 2, 5, 6, 7], columns.collect())
 }
 
 pub(crate) async fn locks(session: &Session, arguments: &Locks) -> Outcome {
