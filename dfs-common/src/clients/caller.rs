@@ -18,6 +18,8 @@ use crate::{Error, ErrorKind, Result};
 /// First pause before a retry; doubles up to [`MAX_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const MAX_PAUSE: Duration = Duration::from_millis(500);
+/// Connections that may die unnoticed, one after the other, before a call fails.
+const ATTEMPTS: u32 = 4;
 
 /// A service that answers operations.
 ///
@@ -123,8 +125,8 @@ impl Caller {
     pub async fn send_until(&self, request: &Request, deadline: Instant) -> Result<Response> {
         let mut pause = FIRST_PAUSE;
         let noted = self.note(request);
-        // A connection that has died unnoticed costs half of the time, not all of it.
-        let attempt = deadline.saturating_duration_since(Instant::now()) / 2;
+        // A connection that has died unnoticed costs a part of the time, not all of it.
+        let attempt = deadline.saturating_duration_since(Instant::now()) / ATTEMPTS;
         loop {
             let answered_by = deadline.min(Instant::now() + attempt);
             let problem = match timeout_at(answered_by, self.transport.send(request.clone())).await {

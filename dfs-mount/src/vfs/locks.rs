@@ -16,7 +16,7 @@ use super::interrupt::interruptible;
 use super::{Caller, Vfs};
 
 /// How long a lock stays with a mount whose open was sent back to look the name up again.
-const GRACE: Duration = Duration::from_millis(300);
+const GRACE: Duration = Duration::from_millis(50);
 
 /// Between attempts to tell a service that was away what it must know.
 const RETRY: Duration = Duration::from_secs(2);

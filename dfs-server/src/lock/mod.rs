@@ -25,6 +25,8 @@ use self::state::{Acquired, Connection, Effects, State};
 use crate::shell::stopped;
 use crate::store::Store;
 
+/// A look that comes this much late means that the whole service stood still, so that nobody could renew anything.
+const STALL_MS: u64 = 1000;
 /// The longest pause between two looks at the deadlines.
 const MAX_PAUSE: Duration = Duration::from_secs(1);
 
@@ -91,15 +93,24 @@ impl LockService {
 
     /// Ends leases and waits in time, until `shutdown`; then every waiting client is told to come back.
     pub async fn run(self: Arc<Self>, mut shutdown: watch::Receiver<bool>) {
+        let mut last = self.clock.now_ms();
+        let mut expected = last;
         loop {
             let pause = {
                 let mut inner = self.inner.lock();
                 let now = self.clock.now_ms();
+                if now > expected + STALL_MS {
+                    log::warn!("the service stood still for {} ms; leases are extended by that", now - expected);
+                    inner.state.forgive(now - last);
+                }
+                last = now;
                 let effects = inner.state.tick(now);
                 if let Err(e) = inner.settle(effects) {
                     log::error!("lock service: {e}");
                 }
-                inner.state.next_deadline().map_or(MAX_PAUSE, |at| Duration::from_millis(at.saturating_sub(now).max(1))).min(MAX_PAUSE)
+                let pause = inner.state.next_deadline().map_or(MAX_PAUSE, |at| Duration::from_millis(at.saturating_sub(now).max(1))).min(MAX_PAUSE);
+                expected = now + pause.as_millis() as u64;
+                pause
             };
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}

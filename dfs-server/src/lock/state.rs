@@ -280,6 +280,12 @@ impl State {
         effects
     }
 
+    /// The service itself stood still for `gap`: no session could renew anything meanwhile.
+    pub(super) fn forgive(&mut self, gap: u64) {
+        // Timers that are due look at this, and are set anew.
+        self.sessions.values_mut().for_each(|session| session.seen += gap);
+    }
+
     /// When [`State::tick`] has something to do.
     pub(super) fn next_deadline(&self) -> Option<u64> {
         self.timers.first().map(|t| t.0)

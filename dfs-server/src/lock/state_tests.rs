@@ -120,6 +120,19 @@ fn a_session_that_holds_it_gets_the_same_token() {
 }
 
 #[test]
+fn a_service_that_stood_still_takes_no_lock_away() {
+    let mut b = Bench::new();
+    b.granted(1, 1);
+    b.pass(LEASE - 1);
+    b.now += 3 * LEASE;
+    b.state.forgive(3 * LEASE);
+    b.pass(0);
+    assert_eq!(b.holder(), Some(1));
+    b.pass(1);
+    assert_eq!(b.holder(), None);
+}
+
+#[test]
 fn waits_and_leases_end() {
     let mut b = Bench::new();
     b.granted(1, 1);
