@@ -38,7 +38,14 @@ impl Vfs {
         let Some(plan) = plan else { return Ok(()) };
         // Whatever happens below, writers must be let on again.
         let mut guard = EndCommit { content, published: None };
-        let (entry, stamp) = self.publish(node, content, &plan, durable).await?;
+        let (entry, stamp) = match self.publish(node, content, &plan, durable).await {
+            Err(e) if e.kind() == ErrorKind::NotFound && self.is_gone(node).await => {
+                // Removed by others, and let go in our name after this client was cut off: as above.
+                node.state.lock().removed = true;
+                return Ok(());
+            }
+            other => other?,
+        };
         guard.published = Some((entry.attributes.version, plan, durable));
         drop(guard);
         let version = entry.attributes.version;
@@ -51,6 +58,11 @@ impl Vfs {
         self.forget_attributes(node.id);
         self.uncover(node).await;
         Ok(())
+    }
+
+    /// Whether the inode does not exist any more.
+    async fn is_gone(&self, node: &Node) -> bool {
+        matches!(self.ask_entry(node.ino).await, (Err(e), _) if e.kind() == ErrorKind::NotFound)
     }
 
     async fn publish(&self, node: &Arc<Node>, content: &Arc<Content>, plan: &Plan, durable: bool) -> Result<(Entry, Stamp)> {

@@ -237,6 +237,13 @@ impl Vfs {
             Some(entry) => (entry, None),
             None => match self.ask_entry(node.ino).await {
                 (Ok(entry), stamp) => (entry, Some(stamp)),
+                (Err(e), _) if e.kind() == ErrorKind::NotFound && intent.created => {
+                    // Removed by others, and let go in our name after this client was cut off: it is open without a name, as
+                    // if that had come later. Sent back, this open would make a second file.
+                    let mut state = node.state.lock();
+                    state.removed = true;
+                    return Ok(state.entry.clone());
+                }
                 (Err(e), _) if e.kind() == ErrorKind::NotFound => return Err(stale()),
                 (Err(e), _) => return Err(e),
             },

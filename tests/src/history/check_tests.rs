@@ -364,3 +364,17 @@ fn right_histories_pass_and_leaving_out_what_does_not_matter_changes_no_verdict(
     println!("{wrong} of 400 were wrong");
     assert!(wrong > 40 && wrong < 360, "{wrong} of 400");
 }
+
+#[test]
+fn an_open_that_took_long_may_have_found_what_came_late() {
+    let late = op(0, (5, 100), Call::Open { name: A, append: false }, done());
+    let close = op(0, (101, 110), Call::Close { piece: piece(0, 1), bytes: 185, append: false }, done());
+    let first = write(1, (0, 4), A, 1);
+    let gone = op(1, (10, 12), Call::Unlink { name: A }, done());
+    let second = write(2, (20, 30), A, 1);
+    let again = write(2, (40, 50), A, 2);
+    let shown = stat(3, (120, 130), A, 0o644, 1, 185);
+    good(&[&first, &[late.clone(), close.clone(), gone.clone()], &second, &again, &[shown.clone()]]);
+    let looks: Vec<Operation> = (0..5).map(|n| stat(3, (60 + 2 * n, 61 + 2 * n), A, 0o644, 1, 100)).collect();
+    good(&[&first, &[late, close, gone], &second, &again, &looks, &[shown]]);
+}

@@ -113,7 +113,13 @@ impl Run {
         let log: Vec<Operation> = self.clients.iter_mut().flat_map(Client::take_log).collect();
         log.iter().for_each(|op| self.stats.add(op));
         let start = Instant::now();
+        let kept = std::env::var_os("DFS_TEST_HISTORY").map(|path| (path, log.clone()));
         let result = self.checker.extend(log);
+        if let (Err(_), Some((path, mut log))) = (&result, kept) {
+            log.sort_by_key(|op| op.start);
+            let lines: Vec<String> = log.iter().map(|op| format!("{op:?}\n")).collect();
+            std::fs::write(path, lines.concat()).expect("DFS_TEST_HISTORY is a file");
+        }
         self.stats.checked += start.elapsed();
         result
     }
