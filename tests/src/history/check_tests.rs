@@ -374,7 +374,7 @@ fn an_open_that_took_long_may_have_found_what_came_late() {
     let second = write(2, (20, 30), A, 1);
     let again = write(2, (40, 50), A, 2);
     let shown = stat(3, (120, 130), A, 0o644, 1, 185);
-    good(&[&first, &[late.clone(), close.clone(), gone.clone()], &second, &again, &[shown.clone()]]);
+    good(&[&first, &[late.clone(), close.clone(), gone.clone()], &second, &again, std::slice::from_ref(&shown)]);
     let looks: Vec<Operation> = (0..5).map(|n| stat(3, (60 + 2 * n, 61 + 2 * n), A, 0o644, 1, 100)).collect();
     good(&[&first, &[late, close, gone], &second, &again, &looks, &[shown]]);
 }
