@@ -28,12 +28,15 @@ pub(crate) struct Stamp {
     event: u64,
     granted: bool,
     except: Vec<InodeId>,
+    /// For an answer that is given from what is leased here: how many changes had been noted by then. Its number would not
+    /// do, because this mount's own changes may be noted before events with lower numbers arrive.
+    noted: Option<u64>,
 }
 
 impl Stamp {
     /// Of an answer with `granted` to a request that was sent under `claim`; one without gives nothing, and nobody knows how old it is.
     pub(crate) fn of(claim: u64, granted: Option<Granted>) -> Self {
-        granted.map_or_else(Self::default, |g| Self { claim, event: g.event, granted: !g.nothing, except: g.except })
+        granted.map_or_else(Self::default, |g| Self { claim, event: g.event, granted: !g.nothing, except: g.except, noted: None })
     }
 
     /// Whether the answer gave a lease on `ino`.
@@ -48,6 +51,8 @@ struct Changed {
     ino: InodeId,
     /// Only this entry of a directory, and the directory's attributes.
     name: Option<Name>,
+    /// The changes noted so far, this one included.
+    noted: u64,
 }
 
 /// The memory.
@@ -55,6 +60,8 @@ struct Changed {
 pub(crate) struct Leases {
     changes: BTreeMap<u64, Vec<Changed>>,
     count: usize,
+    /// Changes noted so far, forgotten ones included.
+    noted: u64,
     /// Claims so far.
     claim: u64,
     /// Answers from before this number give nothing.
@@ -70,7 +77,8 @@ impl Leases {
     /// Notes a change: by an event, or by this mount itself.
     pub(crate) fn changed(&mut self, number: u64, ino: InodeId, name: Option<Name>) {
         self.latest = self.latest.max(number);
-        self.changes.entry(number).or_default().push(Changed { ino, name });
+        self.noted += 1;
+        self.changes.entry(number).or_default().push(Changed { ino, name, noted: self.noted });
         self.count += 1;
         while self.count > REMEMBERED
             && let Some((number, changes)) = self.changes.pop_first()
@@ -92,7 +100,7 @@ impl Leases {
 
     /// The stamp of an answer that is given from what is leased here, `granted` or not.
     pub(crate) fn cached(&self, granted: bool) -> Stamp {
-        Stamp { claim: self.claim, event: self.latest, granted, except: Vec::new() }
+        Stamp { claim: self.claim, event: self.latest, granted, except: Vec::new(), noted: Some(self.noted) }
     }
 
     /// Whether the attributes of `ino` in an answer are still leased.
@@ -114,8 +122,12 @@ impl Leases {
         if self.paused || !stamp.grants(ino) || stamp.claim != self.claim || stamp.event < self.floor {
             return false;
         }
-        let later = self.changes.range(stamp.event + 1..);
-        !later.flat_map(|(_, changes)| changes).any(|changed| changed.ino == ino && concerns(changed))
+        let makes_old = |changed: &Changed| changed.ino == ino && concerns(changed);
+        match stamp.noted {
+            Some(noted) if noted == self.noted => true,
+            Some(noted) => !self.changes.values().flatten().any(|changed| changed.noted > noted && makes_old(changed)),
+            None => !self.changes.range(stamp.event + 1..).flat_map(|(_, changes)| changes).any(makes_old),
+        }
     }
 
     /// A request for events or a claim that was sent at `sent` was answered: leases live for `lease` from then.
@@ -171,6 +183,17 @@ mod tests {
         assert!(leases.covers_directory(&stamp(8), DIR));
         leases.changed(10, DIR, None);
         assert!(!leases.covers_entry(&stamp(9), DIR, &name("b")) && !leases.covers_directory(&stamp(9), DIR));
+    }
+
+    #[test]
+    fn an_event_that_arrives_after_a_later_change_of_our_own_makes_what_was_told_before_old() {
+        let mut leases = Leases::default();
+        leases.changed(12, FILE, None);
+        let told = leases.cached(true);
+        assert!(leases.covers_entry(&told, DIR, &name("a")));
+        leases.changed(11, DIR, Some(name("a")));
+        assert!(!leases.covers_entry(&told, DIR, &name("a")) && leases.covers_entry(&told, DIR, &name("b")));
+        assert!(leases.covers_entry(&leases.cached(true), DIR, &name("a")));
     }
 
     #[test]
