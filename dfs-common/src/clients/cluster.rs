@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::steps::{self, Target};
 use super::{Caller, Connect, Peers};
-use crate::api::directory::{CloseSession, GetAttributes, Granted, OpenSession, RenewSession, Renewed, Session};
+use crate::api::directory::{CloseSession, GetAttributes, OpenSession, RenewSession, Renewed, Session};
 use crate::api::lock::{Acquire, Cancel, End, Grant, Owner, Release, Renew};
 use crate::attributes::Entry;
 use crate::credentials::ClusterToken;
@@ -125,14 +125,6 @@ impl Cluster {
         let entry = self.directory.call(&GetAttributes { ino }).await?;
         self.learn(&entry).await?;
         Ok(entry)
-    }
-
-    /// The same, and what leases the answer gives.
-    pub async fn entry_leased(&self, ino: InodeId) -> (Result<Entry>, Option<Granted>) {
-        match self.directory.call_leased(&GetAttributes { ino }).await {
-            (Ok(entry), granted) => (self.learn(&entry).await.map(|()| entry), granted),
-            failed => failed,
-        }
     }
 
     /// Makes sure that every server in `entry`'s layout can be addressed.

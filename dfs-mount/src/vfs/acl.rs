@@ -19,8 +19,7 @@ impl Vfs {
         let attributes = node.attributes();
         if attributes.mode & SGID != 0 && !is_in_group(caller, attributes.gid) {
             let set = SetAttributes { mode: Some(attributes.mode & !SGID), ..SetAttributes::none(node.ino) };
-            let (entry, stamp) = self.mutate(&set).await;
-            self.changed(node, entry?, &stamp);
+            self.change_inode(node, &set).await?;
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use dfs_common::api::Operation;
 use dfs_common::api::directory::{FsStatus, GetXattr, ListXattrs, RemoveXattr, SetAttributes, SetXattr, StatFs, Sync, XattrMode};
 use dfs_common::attributes::{Entry, FileKind, Timestamp};
 use dfs_common::name::{Name, Text};
@@ -84,7 +85,7 @@ impl Vfs {
             content.set_mtime(mtime);
         }
         if set != SetAttributes::none(node.ino) {
-            self.set(&node, &set).await?;
+            self.change_inode(&node, &set).await?;
         }
         self.get_attributes(id).await.map(Told::for_now)
     }
@@ -94,14 +95,15 @@ impl Vfs {
         let mut set = SetAttributes::none(node.ino);
         drop_privileges(node, &mut set, true);
         if set.mode.is_some() {
-            self.set(node, &set).await?;
+            self.change_inode(node, &set).await?;
             self.forget_attributes(node.id);
         }
         Ok(())
     }
 
-    async fn set(&self, node: &Node, set: &SetAttributes) -> Result<()> {
-        let (entry, stamp) = self.mutate(set).await;
+    /// Carries out a change of `node` at the directory service, and takes over what it says the node is now.
+    pub(crate) async fn change_inode(&self, node: &Node, change: &impl Operation<Reply = Entry>) -> Result<()> {
+        let (entry, stamp) = self.mutate(change).await;
         self.changed(node, entry?, &stamp);
         Ok(())
     }
@@ -150,17 +152,14 @@ impl Vfs {
     /// Sets an extended attribute.
     pub async fn set_xattr(&self, id: u64, name: &[u8], value: &[u8], mode: XattrMode, caller: Caller) -> Result<()> {
         let node = self.node(id)?;
-        let (entry, stamp) = self.mutate(&SetXattr { ino: node.ino, name: xattr_name(name)?, value: Text(value.to_vec()), mode }).await;
-        self.changed(&node, entry?, &stamp);
+        self.change_inode(&node, &SetXattr { ino: node.ino, name: xattr_name(name)?, value: Text(value.to_vec()), mode }).await?;
         if name == acl::ACCESS { self.access_list_changed(&node, caller).await } else { Ok(()) }
     }
 
     /// Removes an extended attribute.
     pub async fn remove_xattr(&self, id: u64, name: &[u8]) -> Result<()> {
         let node = self.node(id)?;
-        let (entry, stamp) = self.mutate(&RemoveXattr { ino: node.ino, name: xattr_name(name)? }).await;
-        self.changed(&node, entry?, &stamp);
-        Ok(())
+        self.change_inode(&node, &RemoveXattr { ino: node.ino, name: xattr_name(name)? }).await
     }
 
     /// What `df` shows.

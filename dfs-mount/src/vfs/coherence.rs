@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use dfs_common::api::Operation;
-use dfs_common::api::directory::Event;
+use dfs_common::api::directory::{Event, GetAttributes};
 use dfs_common::attributes::{Attributes, Entry};
 use dfs_common::ids::InodeId;
 use dfs_common::name::Name;
@@ -131,18 +131,19 @@ impl Vfs {
         (result, Stamp::of(claim, granted))
     }
 
-    /// As [`Vfs::ask`], for the attributes of `ino`.
+    /// As [`Vfs::ask`], for the attributes of `ino`, with its servers' addresses known afterwards.
     pub(crate) async fn ask_entry(&self, ino: InodeId) -> (Result<Entry>, Stamp) {
-        let claim = self.leases.lock().claim();
-        let (result, granted) = self.cluster.entry_leased(ino).await;
-        (result, Stamp::of(claim, granted))
+        match self.ask(&GetAttributes { ino }).await {
+            (Ok(entry), stamp) => (self.cluster.learn(&entry).await.map(|()| entry), stamp),
+            failed => failed,
+        }
     }
 
     /// Changes something at the directory service. Where the session has expired, it was not changed, and is under a new session.
     pub(crate) async fn mutate<O: Operation>(&self, operation: &O) -> (Result<O::Reply>, Stamp) {
         let session = self.cluster.id();
         match self.ask(operation).await {
-            (Err(e), _) if e.kind() == ErrorKind::SessionExpired => match self.cluster.reopen(session).await {
+            (Err(e), _) if e.kind() == ErrorKind::SessionExpired => match self.reopen_session(session).await {
                 Ok(()) => self.ask(operation).await,
                 Err(e) => (Err(e), Stamp::default()),
             },
@@ -366,13 +367,10 @@ impl Telling<'_> {
         keep
     }
 
-    /// The names by which the kernel may come to `node`; it keeps them no more.
-    fn uncover(&self, places: Vec<(InodeId, Name)>) -> impl Iterator<Item = Place> + '_ {
-        places.into_iter().filter_map(|(directory, name)| {
-            let directory = self.vfs.nodes.current(directory)?;
-            let kept = directory.state.lock().entries.uncover(&name, self.now);
-            kept.then_some(Place { directory, name })
-        })
+    /// The names by which the kernel may come to `node` and that it keeps; from here on it is not to.
+    fn uncover(&self, node: &Node) -> impl Iterator<Item = Place> + '_ {
+        let is_kept = |place: &Place| place.directory.state.lock().entries.uncover(&place.name, self.now);
+        self.places(node).into_iter().filter(is_kept)
     }
 
     /// The names by which the kernel may come to `node`, whether it keeps them or not.
@@ -384,22 +382,17 @@ impl Telling<'_> {
 
     /// The names that must not lead to `node`, because it is open and nobody will tell of a newer version.
     pub(crate) fn unleased_places(&self, node: &Node) -> Vec<Place> {
-        if !node.is_open_unleased() {
-            return Vec::new();
-        }
-        let places = node.state.lock().places.clone();
-        self.uncover(places).collect()
+        if node.is_open_unleased() { self.uncover(node).collect() } else { Vec::new() }
     }
 
     /// Nobody was told what an event, or the end of a lease, concerns.
     fn forget(&self, ino: InodeId, name: Option<&Name>, over: bool, clear: &mut Clear) {
         for node in self.vfs.nodes.all_of(ino) {
             // An open that is under way may have the old version.
-            let is_opening = node.opening.try_lock().is_err();
+            let is_opening = node.is_opening();
             let mut state = node.state.lock();
             state.unlease();
-            let mut names = Vec::new();
-            let mut places = Vec::new();
+            let (mut names, mut is_overtaken) = (Vec::new(), false);
             match name {
                 Some(name) => {
                     clear.listings.push(node.id);
@@ -412,12 +405,13 @@ impl Telling<'_> {
                     names = state.entries.over(self.now);
                 }
                 // A newer version gets a node of its own: names must no longer lead to this one.
-                None if (state.opens > 0 || is_opening) && state.writers == 0 => places = state.places.clone(),
-                None => {}
+                None => is_overtaken = (state.opens > 0 || is_opening) && state.writers == 0,
             }
             drop(state);
             clear.entries.extend(names.into_iter().map(|name| Place { directory: node.clone(), name }));
-            clear.entries.extend(self.uncover(places));
+            if is_overtaken {
+                clear.entries.extend(self.uncover(&node));
+            }
             clear.attributes.push(node);
         }
     }

@@ -166,7 +166,7 @@ impl Vfs {
 }
 
 impl Telling<'_> {
-    /// Registers an entry of the listing `handle` with its attributes, as a lookup would; `None` for `.` and `..`.
+    /// Registers an entry of a listing with its attributes, as a lookup would; `None` for `.` and `..`.
     pub fn introduce_listed(&self, directory: &Listing, listed: Listed) -> Option<Told> {
         let (PageEntry { name, entry }, stamp) = listed.entry?;
         Some(self.introduce(entry, &stamp, Some(Place { directory: directory.0.clone(), name })))

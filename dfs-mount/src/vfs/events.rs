@@ -76,10 +76,8 @@ impl Vfs {
                 }
                 Err(e) if e.kind() == ErrorKind::SessionExpired && !self.ending.load(Ordering::Relaxed) => {
                     after = None;
-                    match self.cluster.reopen(session).await {
-                        Ok(()) => log::warn!("session {session} has expired; opened session {}. Write locks held before are lost", self.cluster.id()),
-                        Err(e) => log::warn!("opening a new session: {e}"),
-                    }
+                    // A failure is logged there, and tried again here.
+                    let _ = self.reopen_session(session).await;
                 }
                 Err(e) => log::debug!("events: {e}"),
             }

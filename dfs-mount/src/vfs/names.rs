@@ -144,11 +144,7 @@ impl Vfs {
 
     fn name_moved(&self, entry: Entry, from: &Place, to: &Place, stamp: &Stamp) {
         let Some(node) = self.nodes.current(entry.attributes.ino) else { return };
-        {
-            let mut telling = self.telling();
-            telling.changed(&node, stamp);
-            telling.hear(&node, entry, stamp);
-        }
+        self.changed(&node, entry, stamp);
         let mut state = node.state.lock();
         state.remove_place(from.directory.ino, &from.name);
         state.add_place(to.directory.ino, &to.name);
@@ -158,10 +154,7 @@ impl Vfs {
     fn name_gone(&self, place: &Place, entry: Entry, stamp: &Stamp) {
         let (ino, orphan) = (entry.attributes.ino, entry.attributes.nlink == 0);
         if let Some(node) = self.nodes.current(ino) {
-            let mut telling = self.telling();
-            telling.changed(&node, stamp);
-            telling.hear(&node, entry, stamp);
-            drop(telling);
+            self.changed(&node, entry, stamp);
             node.state.lock().remove_place(place.directory.ino, &place.name);
         }
         if orphan {

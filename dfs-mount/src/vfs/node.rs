@@ -177,10 +177,15 @@ impl Node {
         self.state.lock().attributes(self.id)
     }
 
+    /// True while an open or a close has its turn.
+    pub(crate) fn is_opening(&self) -> bool {
+        self.opening.try_lock().is_err()
+    }
+
     /// True where it is open, or about to be, and a newer version may be published without a word to this mount.
     /// A version that is being written here is the newest.
     pub(crate) fn is_open_unleased(&self) -> bool {
-        let is_opening = self.opening.try_lock().is_err();
+        let is_opening = self.is_opening();
         let state = self.state.lock();
         (state.opens > 0 || is_opening) && state.writers == 0 && !state.leased && state.entry.attributes.kind == FileKind::File
     }

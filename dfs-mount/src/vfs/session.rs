@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use dfs_common::ErrorKind;
-use dfs_common::ids::InodeId;
+use dfs_common::ids::{InodeId, SessionId};
+use dfs_common::{ErrorKind, Result};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::Vfs;
@@ -51,14 +51,22 @@ impl Vfs {
                     if e.kind() != ErrorKind::SessionExpired {
                         return;
                     }
-                    // This client was stopped or cut off for longer than its lease.
-                    match self.cluster.reopen(session).await {
-                        Ok(()) => log::warn!("opened session {} instead; write locks held before are lost", self.cluster.id()),
-                        Err(e) => return log::error!("opening a new session: {e}"),
+                    if self.reopen_session(session).await.is_err() {
+                        return;
                     }
                 }
             }
         }
+    }
+
+    /// Opens a session instead of `expired`: this client was stopped or cut off for longer than its lease.
+    pub(crate) async fn reopen_session(&self, expired: SessionId) -> Result<()> {
+        let reopened = self.cluster.reopen(expired).await;
+        match &reopened {
+            Ok(()) => log::warn!("session {expired} has expired; session {} is open instead. Write locks held before are lost", self.cluster.id()),
+            Err(e) => log::error!("opening a new session: {e}"),
+        }
+        reopened
     }
 
     /// Whether a removed inode is not open here, so that it may go for good.
