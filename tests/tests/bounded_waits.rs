@@ -30,7 +30,7 @@ impl Away {
         match self {
             Away::Stopped => cluster.daemon(role).signal(libc::SIGSTOP),
             Away::Killed => cluster.kill(role),
-            Away::Unreachable => self.swallow(cluster, role, Mode::Swallow),
+            Away::Unreachable => cluster.proxy(role).set_both(Mode::Swallow),
         }
     }
 
@@ -38,13 +38,7 @@ impl Away {
         match self {
             Away::Stopped => cluster.daemon(role).signal(libc::SIGCONT),
             Away::Killed => cluster.restart(role),
-            Away::Unreachable => self.swallow(cluster, role, Mode::Pass),
-        }
-    }
-
-    fn swallow(self, cluster: &Cluster, role: Role, mode: Mode) {
-        for direction in [Direction::ToServer, Direction::ToClient] {
-            cluster.proxy(role).set(direction, mode);
+            Away::Unreachable => cluster.proxy(role).set_both(Mode::Pass),
         }
     }
 }
@@ -68,6 +62,13 @@ fn writer(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).open(path)
 }
 
+/// A file that is open with changes that nobody else sees yet.
+fn unpublished(path: &Path) -> File {
+    let mut file = writer(path).unwrap();
+    file.write_all(b"unpublished").unwrap();
+    file
+}
+
 fn prepared(cluster: &Cluster) -> Mount {
     let mount = cluster.mount_with(&format!("timeout={}", TIMEOUT.as_secs()));
     let other = cluster.mount();
@@ -79,16 +80,7 @@ fn prepared(cluster: &Cluster) -> Mount {
 fn without_the_directory_service(away: Away) {
     let mut cluster = Cluster::builder().proxied().start();
     let mount = prepared(&cluster);
-    let dirty = {
-        let mut file = writer(&mount.at("f")).unwrap();
-        file.write_all(b"unpublished").unwrap();
-        file
-    };
-    let synced = {
-        let mut file = writer(&mount.at("g")).unwrap();
-        file.write_all(b"unpublished").unwrap();
-        file
-    };
+    let (dirty, synced) = (unpublished(&mount.at("f")), unpublished(&mount.at("g")));
     let at = |name: &str| mount.at(name);
     away.begin(&mut cluster, Role::Directory);
     ends("mkdir", &mount, || fs::create_dir(at("new")));
@@ -142,8 +134,7 @@ fn calls_end_when_the_directory_service_is_unreachable() {
 fn without_the_file_server(away: Away) {
     let mut cluster = Cluster::builder().proxied().start();
     let mount = prepared(&cluster);
-    let mut dirty = writer(&mount.at("f")).unwrap();
-    dirty.write_all(b"unpublished").unwrap();
+    let dirty = unpublished(&mount.at("f"));
     away.begin(&mut cluster, Role::File(0));
     // Every one of them waits for the same download; they end together and not one after the other.
     std::thread::scope(|scope| {
