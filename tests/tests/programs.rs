@@ -51,11 +51,13 @@ fn tar_rsync_and_zip() {
     let (cluster, m) = one();
     let tree = cluster.dir().join("tree");
     fs::create_dir(&tree).unwrap();
+    // rsync leaves the time of what is not a file alone where it differs within a second only: nothing here is of this second.
     shell::run(
         &tree,
         "for d in a b c; do mkdir -p $d/sub; for f in $(seq 40); do seq $((f * 50)) > $d/f$f; done; done
          ln -s ../a b/link; ln a/f1 c/hard; chmod 600 a/f2; chmod 1777 b; chown 12:34 a/f3; touch -d '1999-12-31 23:59:59.123456789' a/f4
-         truncate -s 5M c/sparse; mkfifo c/pipe; touch -d '2020-01-01' a b c .",
+         truncate -s 5M c/sparse; mkfifo c/pipe; touch -h -d '2020-01-02' */sub b/link c/pipe
+         touch -d '2020-01-01' a b c .",
     );
     m.run(&format!("tar --format=posix -C {0} -cf - . | tar -xpf - ; cd ..", tree.display()));
     assert_same(&listing(&tree), &listing(m.path()));
