@@ -81,6 +81,8 @@ kinds! {
     Busy => "busy", 423, EBUSY, false;
     /// It would have had to wait, and the caller did not want to.
     WouldBlock => "would_block", 423, EWOULDBLOCK, false;
+    /// The wait would never end: the holder waits for the caller.
+    Deadlock => "deadlock", 409, EDEADLK, false;
     /// The waiting caller was interrupted.
     Interrupted => "interrupted", 499, EINTR, false;
     /// No server has room.

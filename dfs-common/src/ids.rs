@@ -48,3 +48,5 @@ id!(
 
 /// The inode of the root directory.
 pub const ROOT: InodeId = InodeId(1);
+/// The directory of content that could not be published: an ordinary directory, but without a name.
+pub const RECOVERED: InodeId = InodeId(2);

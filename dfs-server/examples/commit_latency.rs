@@ -44,6 +44,7 @@ async fn main() -> Result<()> {
             manifest: &manifest,
             mtime: Timestamp(i64::from(n)),
             durable: false,
+            interim: false,
         };
         let start = Instant::now();
         cluster.commit(&version, &file.layout.placement, &source).await?;

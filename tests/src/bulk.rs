@@ -41,6 +41,7 @@ pub async fn replace(client: &Client, entry: &Entry, content: Bytes) -> Result<E
         manifest: &manifest,
         mtime: Timestamp::from_system_time(std::time::SystemTime::now()),
         durable: false,
+        interim: false,
     };
     let published = client.commit(&new, &entry.layout.placement, &source).await.map(|published| published.0).context("commit");
     client.release_lock(ino, token).await.context("release")?;

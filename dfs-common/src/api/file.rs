@@ -61,6 +61,9 @@ pub struct Commit {
     pub replicas: Vec<ServerId>,
     /// True: the answer waits for the disks of all copies and of the directory (fsync).
     pub durable: bool,
+    /// True: the writer goes on, see [`super::directory::Publish::interim`].
+    #[serde(default)]
+    pub interim: bool,
 }
 
 /// A version for a replica. The body is as in [`Commit`]; blocks that the replica lacks it fetches from `primary`.

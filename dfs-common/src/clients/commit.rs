@@ -69,6 +69,8 @@ pub struct NewVersion<'a> {
     pub mtime: Timestamp,
     /// Whether all disks must have it before the answer (fsync).
     pub durable: bool,
+    /// Whether the writer goes on, so that the version is dropped once the same grant publishes the next.
+    pub interim: bool,
 }
 
 impl Cluster {
@@ -163,6 +165,7 @@ impl Cluster {
             inline: inline.iter().map(|&(index, _)| new.manifest.block_len(index) as u32).collect(),
             replicas: replicas.to_vec(),
             durable: new.durable,
+            interim: new.interim,
         };
         let mut body = BytesMut::with_capacity(encoded.len() + commit.inline.iter().sum::<u32>() as usize);
         body.extend_from_slice(&encoded);

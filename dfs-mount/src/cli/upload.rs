@@ -78,6 +78,7 @@ pub(crate) async fn publish(session: &Session, locked: &Locked, source: &FileSou
         manifest: source.manifest(),
         mtime: Timestamp::from_system_time(std::time::SystemTime::now()),
         durable,
+        interim: false,
     };
     let published = session.cluster.commit(&new, &locked.entry.layout.placement, source).await.map(|published| published.0);
     source.sent.finish();

@@ -80,6 +80,8 @@ impl Vfs {
             manifest: &plan.manifest,
             mtime: plan.mtime,
             durable,
+            // fsync: the program goes on writing, or closes without another version.
+            interim: durable,
         };
         let claim = self.leases.lock().claim();
         let published = self.cluster.commit(&new, &placement, content.as_ref()).await;

@@ -69,6 +69,7 @@ impl FileServer {
             holders,
             missing,
             durable,
+            interim: meta.interim,
         };
         self.publish(what, upload, hold, &publish).await
     }

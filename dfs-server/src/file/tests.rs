@@ -155,6 +155,7 @@ impl Bench {
             manifest: &manifest,
             mtime: Timestamp(1),
             durable: content.len().is_multiple_of(2),
+            interim: false,
         };
         self.client.commit(&version, &entry.layout.placement, &source).await.map(|published| published.0)
     }
@@ -247,6 +248,7 @@ async fn fewer_copies_than_asked_for_are_an_error() {
         inline: vec![1],
         replicas: vec![file.layout.placement[1]],
         durable: false,
+        interim: false,
     };
     let reply = bench.send(primary, Request::new(Method::Post, COMMIT).meta(&commit).body(body)).await;
     assert_eq!(reply.into_bytes().unwrap_err().kind(), ErrorKind::Unavailable);
@@ -363,6 +365,7 @@ async fn a_commit_hands_on_the_leases_that_publishing_gave() {
         inline: vec![1],
         replicas: Vec::new(),
         durable: false,
+        interim: false,
     };
     let body = [manifest.encode(), b"x".to_vec()].concat();
     let reply = bench.send(0, Request::new(Method::Post, COMMIT).meta(&commit).body(body)).await;
@@ -399,6 +402,7 @@ async fn bad_requests_change_nothing() {
         inline: vec![u32::MAX; 3],
         replicas: Vec::new(),
         durable: false,
+        interim: false,
     };
     for (request, status) in [
         (Request::new(Method::Put, format!("{BLOCKS}{hash}")).body("y"), 400),

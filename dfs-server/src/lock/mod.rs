@@ -181,6 +181,8 @@ impl LockService {
             locks: inner.state.locks(),
             waiters: inner.state.waiters(),
             last_token: inner.state.last_token(),
+            ranges: 0,
+            fencing: 0,
         }
     }
 

@@ -46,6 +46,9 @@ pub struct Publish {
     /// True: the reply waits until the directory's disk has it (fsync).
     #[serde(default)]
     pub durable: bool,
+    /// True: the writer goes on (fsync), and the version is dropped once the same grant of the lock publishes the next.
+    #[serde(default)]
+    pub interim: bool,
 }
 
 /// The kept versions of a file, oldest first.
@@ -73,4 +76,7 @@ pub struct VersionRow {
     pub by: String,
     /// Servers that hold it.
     pub holders: Vec<ServerId>,
+    /// Published by a writer that went on.
+    #[serde(default)]
+    pub interim: bool,
 }

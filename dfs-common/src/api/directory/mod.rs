@@ -1,9 +1,10 @@
 //! The directory service: [`names`] and attributes, versions ([`content`]), client
-//! [`sessions`], file [`servers`], and its own state.
+//! [`sessions`], file [`servers`], what is kept of the [`past`], and its own state.
 
 mod content;
 mod leases;
 mod names;
+mod past;
 mod servers;
 mod sessions;
 
@@ -12,6 +13,7 @@ use std::collections::BTreeMap;
 pub use content::*;
 pub use leases::*;
 pub use names::*;
+pub use past::*;
 use serde::{Deserialize, Serialize};
 pub use servers::*;
 pub use sessions::*;
@@ -47,6 +49,10 @@ operations! {
     Place => "/v1/directory/place", true, Entry;
     Publish => "/v1/directory/publish", true, Entry;
     Versions => "/v1/directory/versions", false, Vec<VersionRow>;
+    Fence => "/v1/directory/fence", false, Done;
+    NameHistory => "/v1/directory/name-history", false, Vec<PastRow>;
+    Removals => "/v1/directory/removals", false, RemovalPage;
+    Undelete => "/v1/directory/undelete", true, Made;
     RegisterServer => "/v1/directory/register-server", false, Registered;
     Heartbeat => "/v1/directory/heartbeat", false, Orders;
     ReportCopy => "/v1/directory/report-copy", false, Done;

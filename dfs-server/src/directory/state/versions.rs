@@ -141,7 +141,7 @@ pub(crate) fn versions(view: &dyn View, request: &Versions) -> Result<Vec<Versio
     let (from, to) = keys::versions(request.ino);
     let row = |(key, value): &(Vec<u8>, Vec<u8>)| {
         let VersionRecord { manifest, size, mtime, published, by, holders, .. } = VersionRecord::decode(value)?;
-        Ok(VersionRow { version: keys::version_of(key).version, manifest: BlockHash(manifest), size, mtime, published, by, holders })
+        Ok(VersionRow { version: keys::version_of(key).version, manifest: BlockHash(manifest), size, mtime, published, by, holders, interim: false })
     };
     view.scan(&from, &to, usize::MAX)?.iter().map(row).collect()
 }

@@ -1,5 +1,9 @@
-//! The lock service: exclusive write locks, first come first served.
+//! The lock service: exclusive write locks of whole files, and the locks on files and
+//! ranges of bytes that programs take themselves ([`ranges`]). First come, first served.
 
+mod ranges;
+
+pub use ranges::*;
 use serde::{Deserialize, Serialize};
 
 use super::{Done, operations};
@@ -11,7 +15,14 @@ operations! {
     Release => "/v1/lock/release", false, Done;
     Renew => "/v1/lock/renew", false, LockLease;
     End => "/v1/lock/end", false, Done;
+    Break => "/v1/lock/break", false, Done;
+    TakeOver => "/v1/lock/take-over", false, TakenOver;
+    LockRange => "/v1/lock/lock-range", false, Done;
+    CancelRange => "/v1/lock/cancel-range", false, Done;
+    UnlockRange => "/v1/lock/unlock-range", false, Done;
+    TestRange => "/v1/lock/test-range", false, Conflict;
     Locks => "/v1/lock/locks", false, Vec<LockRow>;
+    Ranges => "/v1/lock/ranges", false, Vec<RangeRow>;
     Status => "/v1/lock/status", false, LockStatus;
 }
 
@@ -108,6 +119,34 @@ pub struct End {
     pub session: SessionId,
 }
 
+/// Takes a write lock from its holder, whose later commits are refused: the directory service knows the new token
+/// before this returns. The first in line gets the lock. `NotFound` where nobody holds it, `Unavailable` while the
+/// directory service does not answer; the lock then passes on as soon as it does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Break {
+    /// The file.
+    pub ino: InodeId,
+}
+
+/// A client that comes back after a crash takes over what its earlier session held, with the same tokens. Places in
+/// queues and locks on ranges of the earlier session end: the programs that wanted them are gone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TakeOver {
+    /// The new session.
+    pub session: SessionId,
+    /// The session that ended with the crash.
+    pub from: SessionId,
+}
+
+/// What was taken over.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TakenOver {
+    /// Write locks, with their tokens.
+    pub locks: Vec<(InodeId, Token)>,
+}
+
 /// Lists locks with their queues, in order of inode.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -168,6 +207,12 @@ pub struct LockStatus {
     pub locks: u64,
     /// Places in queues.
     pub waiters: u64,
+    /// Locks on files and ranges that programs hold.
+    #[serde(default)]
+    pub ranges: u64,
+    /// Locks of vanished holders that wait for the directory service to know.
+    #[serde(default)]
+    pub fencing: u64,
     /// The highest token granted.
     pub last_token: Token,
 }
