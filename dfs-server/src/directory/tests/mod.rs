@@ -151,6 +151,7 @@ impl Client {
             holders: holders.to_vec(),
             missing: Vec::new(),
             durable: false,
+            interim: false,
         }
     }
 }
