@@ -401,6 +401,7 @@ fn commits_that_do_not_fit_are_refused() {
         holders: entry.layout.holders.clone(),
         missing: vec![],
         durable: false,
+        interim: false,
     };
     assert_eq!(cluster.directory(&publish).unwrap_err().kind(), ErrorKind::Conflict);
     assert_eq!(digest(&cluster), before);
