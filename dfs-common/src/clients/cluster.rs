@@ -11,7 +11,10 @@ use tokio::time::{Instant, sleep, timeout};
 use super::steps::{self, Target};
 use super::{Caller, Connect, Peers};
 use crate::api::directory::{CloseSession, GetAttributes, OpenSession, RenewSession, Renewed, Session};
-use crate::api::lock::{Acquire, Cancel, End, Grant, Owner, Release, Renew};
+use crate::api::lock::{
+    Acquire, Cancel, CancelRange, End, Family, Grant, LockRange, Mode, Owner, RangeOwner, RangeRow, Release, Renew, Span, TestRange, UnlockRange,
+};
+use crate::api::{Done, Operation};
 use crate::attributes::Entry;
 use crate::credentials::ClusterToken;
 use crate::ids::{InodeId, SessionId, Token};
@@ -21,6 +24,28 @@ use crate::{Error, ErrorKind, Result};
 
 /// A renewal takes this long before it counts as failed, however short the lease.
 const MIN_RENEWAL: Duration = Duration::from_millis(500);
+
+/// Whether others wait for a lock that is held is asked for so long at the most.
+const SHARING: Duration = Duration::from_secs(1);
+
+/// A lock that a program of this client asks for.
+#[derive(Clone, Debug)]
+pub struct RangeLock {
+    /// The file.
+    pub ino: InodeId,
+    /// flock or fcntl.
+    pub family: Family,
+    /// The kernel's number of who asks.
+    pub owner: u64,
+    /// Which bytes.
+    pub span: Span,
+    /// Shared or exclusive; of no meaning where it is given up.
+    pub mode: Mode,
+    /// The process, on this host.
+    pub pid: u32,
+    /// Its program.
+    pub program: String,
+}
 
 /// Every service of one cluster, on behalf of one session.
 #[derive(Debug)]
@@ -140,18 +165,71 @@ impl Cluster {
     /// `WouldBlock` where `wait` is zero and it is taken, `Busy` when the wait is over. A future that is
     /// dropped before it is done leaves a place in the queue: call [`Cluster::cancel_lock`] with the same `request`.
     pub async fn acquire_lock(&self, ino: InodeId, request: u64, pid: u32, program: &str, wait: Option<Duration>) -> Result<Token> {
+        let owner = self.owner(pid, program);
+        let ask = |wait_ms| Acquire { session: self.id(), ino, request, owner: owner.clone(), wait_ms, shares: false };
+        let grant: Grant = self.wait_in_line(ino, wait, ask).await?;
+        Ok(grant.token)
+    }
+
+    /// One more process uses a lock that this session holds; `WouldBlock` where others wait for it. Never takes long.
+    pub async fn share_lock(&self, ino: InodeId, request: u64, pid: u32, program: &str) -> Result<Token> {
+        let acquire = Acquire { session: self.id(), ino, request, owner: self.owner(pid, program), wait_ms: 0, shares: true };
+        self.lock.call_once_within(&acquire, SHARING).await.map(|grant| grant.token)
+    }
+
+    /// Takes a lock that a program asks for, with `wait` as in [`Cluster::acquire_lock`]. `request` names the wait.
+    pub async fn lock_range(&self, lock: &RangeLock, request: u64, wait: Option<Duration>) -> Result<()> {
+        let process = self.owner(lock.pid, &lock.program);
+        let ask = |wait_ms| LockRange {
+            ino: lock.ino,
+            owner: self.range_owner(lock),
+            span: lock.span,
+            mode: lock.mode,
+            request,
+            process: process.clone(),
+            wait_ms,
+        };
+        let Done {} = self.wait_in_line(lock.ino, wait, ask).await?;
+        Ok(())
+    }
+
+    /// Gives up a wait of [`Cluster::lock_range`], or what it was granted meanwhile.
+    pub async fn cancel_range(&self, lock: &RangeLock, request: u64) -> Result<()> {
+        self.lock.call(&CancelRange { ino: lock.ino, owner: self.range_owner(lock), request }).await.map(|_| ())
+    }
+
+    /// Unlocks `lock.span`.
+    pub async fn unlock_range(&self, lock: &RangeLock) -> Result<()> {
+        self.lock.call(&UnlockRange { ino: lock.ino, owner: self.range_owner(lock), span: lock.span }).await.map(|_| ())
+    }
+
+    /// Who is in the way of `lock`.
+    pub async fn test_range(&self, lock: &RangeLock) -> Result<Option<RangeRow>> {
+        let test = TestRange { ino: lock.ino, owner: self.range_owner(lock), span: lock.span, mode: lock.mode };
+        self.lock.call(&test).await.map(|conflict| conflict.lock)
+    }
+
+    fn range_owner(&self, lock: &RangeLock) -> RangeOwner {
+        RangeOwner { session: self.id(), family: lock.family, number: lock.owner }
+    }
+
+    /// A process of this client, for people.
+    fn owner(&self, pid: u32, program: &str) -> Owner {
+        Owner { host: self.client.host.clone(), pid, program: program.to_owned() }
+    }
+
+    /// Sends `ask`, which names the milliseconds that it waits, until it is answered or the wait is over.
+    async fn wait_in_line<O: Operation>(&self, ino: InodeId, wait: Option<Duration>, ask: impl Fn(u64) -> O) -> Result<O::Reply> {
         let start = Instant::now();
         let patience = self.lock.timeout();
         let noted = steps::note(|| Target::Lock { server: self.lock.peer().to_owned(), ino });
         let mut failing_since = None;
         loop {
-            let left = wait.map_or(u64::MAX, |w| w.saturating_sub(start.elapsed()).as_millis() as u64);
-            let owner = Owner { host: self.client.host.clone(), pid, program: program.to_owned() };
-            let acquire = Acquire { session: self.id(), ino, request, owner, wait_ms: left.min(Acquire::MAX_WAIT_MS) };
-            let call = Request::new(Method::Post, <Acquire as crate::api::Operation>::PATH).json(&acquire).session(Some(self.id()));
-            let is_wait = acquire.wait_ms > 0;
+            let left = wait.map_or(u64::MAX, |w| w.saturating_sub(start.elapsed()).as_millis() as u64).min(Acquire::MAX_WAIT_MS);
+            let call = Request::new(Method::Post, O::PATH).json(&ask(left)).session(Some(self.id()));
+            let is_wait = left > 0;
             match timeout(if is_wait { patience / 2 } else { patience }, self.lock.send_once(&call)).await {
-                Ok(Ok(reply)) => return reply.parse_json::<Grant>().map(|g| g.token),
+                Ok(Ok(reply)) => return reply.parse_json(),
                 Ok(Err(e)) if !e.kind().is_transient() => return Err(e),
                 Ok(Err(e)) => {
                     let since = *failing_since.get_or_insert_with(Instant::now);

@@ -2,6 +2,7 @@
 
 use std::time::SystemTime;
 
+use dfs_common::api::lock::Mode;
 use dfs_common::attributes::{Attributes, FileKind, Timestamp};
 use dfs_common::{Error, ErrorKind};
 use fuser::{Errno, FileAttr, FileType, FopenFlags, INodeNo, ReplyXattr, Request, TimeOrNow};
@@ -76,6 +77,22 @@ pub(super) fn kind_of_mode(mode: u32) -> Option<FileKind> {
         libc::S_IFCHR => Some(FileKind::CharDevice),
         libc::S_IFBLK => Some(FileKind::BlockDevice),
         _ => None,
+    }
+}
+
+/// What a lock request wants; `None`: to unlock.
+pub(super) fn mode_of(kind: i32) -> Option<Mode> {
+    match kind {
+        libc::F_RDLCK => Some(Mode::Shared),
+        libc::F_WRLCK => Some(Mode::Exclusive),
+        _ => None,
+    }
+}
+
+pub(super) fn kind_of_lock(mode: Mode) -> i32 {
+    match mode {
+        Mode::Shared => libc::F_RDLCK,
+        Mode::Exclusive => libc::F_WRLCK,
     }
 }
 

@@ -8,14 +8,17 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use dfs_common::api::directory::XattrMode;
+use dfs_common::api::lock::{Family, Span};
 use dfs_common::attributes::{Attributes, FileKind};
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags,
-    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek,
+    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::convert::{BLOCK, caller, directory_flags, errno, file_attr, file_type, kind_of_mode, open_flags, timestamp, xattr_reply};
+use super::convert::{
+    BLOCK, caller, directory_flags, errno, file_attr, file_type, kind_of_lock, kind_of_mode, mode_of, open_flags, timestamp, xattr_reply,
+};
 use super::{Adapter, mutation, named, question};
 use crate::vfs::Caller;
 use crate::vfs::attributes::Change;
@@ -24,6 +27,7 @@ use crate::vfs::directories::{Listed, Listing};
 use crate::vfs::interrupt::Signals;
 use crate::vfs::names::{NewEntry, rename_mode};
 use crate::vfs::open::Intent;
+use crate::vfs::ranges::Wanted;
 use crate::vfs::waits::About;
 
 impl Filesystem for Adapter {
@@ -39,6 +43,8 @@ impl Filesystem for Adapter {
             // The umask is ours to apply, as a default ACL overrides it.
             InitFlags::FUSE_DONT_MASK,
             InitFlags::FUSE_POSIX_ACL,
+            InitFlags::FUSE_POSIX_LOCKS,
+            InitFlags::FUSE_FLOCK_LOCKS,
         ] {
             if config.add_capabilities(flag).is_err() {
                 log::debug!("this kernel lacks {flag:?}");
@@ -222,17 +228,83 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn flush(&self, request: &Request, ino: INodeNo, handle: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
-        if self.vfs.is_flushed(handle.0) {
+    fn flush(&self, request: &Request, ino: INodeNo, handle: FileHandle, owner: LockOwner, reply: ReplyEmpty) {
+        let unlocks = self.vfs.has_ranges(ino.0, Family::Posix, owner.0);
+        if self.vfs.is_flushed(handle.0) && !unlocks {
             return reply.ok();
         }
         let (vfs, caller) = (self.vfs.clone(), caller(request));
-        self.empty(reply, mutation("flush", request, ino), (), async move { vfs.flush(handle.0, caller).await });
+        self.empty(reply, mutation("flush", request, ino), (), async move {
+            let flushed = vfs.flush(handle.0, caller).await;
+            // Who gets the lock sees what was written under it.
+            if unlocks {
+                vfs.end_ranges(ino.0, Family::Posix, owner.0).await;
+            }
+            flushed
+        });
     }
 
-    fn release(&self, request: &Request, ino: INodeNo, handle: FileHandle, _: OpenFlags, _: Option<LockOwner>, _flush: bool, reply: ReplyEmpty) {
+    fn release(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        handle: FileHandle,
+        _: OpenFlags,
+        flocked: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
         let vfs = self.vfs.clone();
-        self.empty(reply, mutation("release", request, ino), (), async move { vfs.release(handle.0).await });
+        self.empty(reply, mutation("release", request, ino), (), async move {
+            let released = vfs.release(handle.0).await;
+            if let Some(owner) = flocked {
+                vfs.end_ranges(ino.0, Family::Flock, owner.0).await;
+            }
+            released
+        });
+    }
+
+    fn getlk(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        _handle: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        end: u64,
+        kind: i32,
+        _pid: u32,
+        reply: ReplyLock,
+    ) {
+        let wanted = Wanted { owner: owner.0, span: Span { first: start, last: end }, mode: mode_of(kind), wait: false };
+        let (vfs, owned, caller) = (self.vfs.clone(), self.vfs.clone(), caller(request));
+        self.run(question("getlk", request, ino), async move { vfs.test_range(ino.0, wanted, caller).await }, move |result| match result {
+            Ok(Some(row)) => {
+                // A process of another host has no number here.
+                let pid = if owned.is_of_this_host(&row) { row.process.pid } else { 0 };
+                reply.locked(row.span.first, row.span.last, kind_of_lock(row.mode), pid);
+            }
+            Ok(None) => reply.locked(0, 0, libc::F_UNLCK, 0),
+            Err(e) => reply.error(e),
+        });
+    }
+
+    fn setlk(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        _handle: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        end: u64,
+        kind: i32,
+        _pid: u32,
+        sleep: bool,
+        reply: ReplyEmpty,
+    ) {
+        let wanted = Wanted { owner: owner.0, span: Span { first: start, last: end }, mode: mode_of(kind), wait: sleep };
+        let (vfs, caller) = (self.vfs.clone(), caller(request));
+        self.empty(reply, mutation("lock", request, ino), (), async move { vfs.set_range(ino.0, wanted, caller).await });
     }
 
     fn fsync(&self, request: &Request, ino: INodeNo, handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {

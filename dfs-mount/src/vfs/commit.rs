@@ -67,14 +67,14 @@ impl Vfs {
 
     async fn publish(&self, node: &Arc<Node>, content: &Arc<Content>, plan: &Plan, durable: bool) -> Result<(Entry, Stamp)> {
         // Shares the lock that the writing handle holds; the service is not asked.
-        let token = self.lock(node.ino, Caller::default(), Wait::Until(Some(self.cluster.directory.timeout()))).await?;
+        let held = self.lock(node.ino, Caller::default(), Wait::Until(Some(self.cluster.directory.timeout()))).await?;
         let mut placement = node.state.lock().entry.layout.placement.clone();
         // A server that has what was copied makes the better primary: nothing need be sent to it.
         let origin = content.origin();
         placement.sort_by_key(|server| !origin.contains(server));
         let new = NewVersion {
             ino: node.ino,
-            token,
+            token: held.token,
             base: plan.base,
             base_manifest: Some(&plan.base_manifest),
             manifest: &plan.manifest,
@@ -85,7 +85,7 @@ impl Vfs {
         };
         let claim = self.leases.lock().claim();
         let published = self.cluster.commit(&new, &placement, content.as_ref()).await;
-        self.unlock(node.ino).await;
+        self.unlock(node.ino, held).await;
         published.map(|(entry, granted)| (entry, Stamp::of(claim, granted)))
     }
 }

@@ -8,6 +8,7 @@ use dfs_common::{Error, ErrorKind, Result};
 use parking_lot::RwLock;
 
 use super::directories::Stream;
+use super::locks::Held;
 use super::node::Node;
 use crate::cache::Content;
 
@@ -16,7 +17,8 @@ use crate::cache::Content;
 pub(crate) struct FileHandle {
     pub(crate) node: Arc<Node>,
     pub(crate) content: Arc<Content>,
-    pub(crate) writer: bool,
+    /// Its use of the write lock; `None`: open for reading.
+    pub(crate) held: Option<Held>,
     pub(crate) append: bool,
 }
 

@@ -86,7 +86,7 @@ impl Vfs {
         if handle.content.is_only_emptied() && self.has_another_descriptor(caller.pid, &handle.node) {
             return Ok(());
         }
-        if handle.writer { self.commit(&handle.node, &handle.content, false).await } else { Ok(()) }
+        if handle.held.is_some() { self.commit(&handle.node, &handle.content, false).await } else { Ok(()) }
     }
 
     /// Whether the process of this thread still has a descriptor of the inode for writing, other than the one it is closing.
@@ -108,13 +108,13 @@ impl Vfs {
 
     /// True where a flush has nothing to do.
     pub fn is_flushed(&self, handle: u64) -> bool {
-        self.handles.file(handle).is_ok_and(|h| !h.writer || !h.content.needs_commit(false))
+        self.handles.file(handle).is_ok_and(|h| h.held.is_none() || !h.content.needs_commit(false))
     }
 
     /// fsync(2): publishes, and waits for the disks of all copies.
     pub async fn fsync(&self, handle: u64) -> Result<()> {
         let handle = self.handles.file(handle)?;
-        if handle.writer { self.commit(&handle.node, &handle.content, true).await } else { Ok(()) }
+        if handle.held.is_some() { self.commit(&handle.node, &handle.content, true).await } else { Ok(()) }
     }
 
     /// fallocate(2): makes the file longer, or turns a range into zeros. Space is never reserved.
@@ -243,7 +243,7 @@ fn copy_steps(source: &Content, target: &Content, from: u64, to: u64, len: u64) 
 }
 
 fn check_writer(handle: &FileHandle) -> Result<()> {
-    if handle.writer { Ok(()) } else { Err(Error::new(ErrorKind::Invalid, "the file is not open for writing")) }
+    if handle.held.is_some() { Ok(()) } else { Err(Error::new(ErrorKind::Invalid, "the file is not open for writing")) }
 }
 
 /// Rising block numbers as runs (first, last) of at most `longest` blocks.

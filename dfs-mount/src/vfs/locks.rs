@@ -11,6 +11,7 @@ use dfs_common::clients::steps::{self, Target};
 use dfs_common::ids::{InodeId, Token};
 use dfs_common::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use super::interrupt::interruptible;
 use super::{Caller, Vfs};
@@ -22,36 +23,82 @@ const GRACE: Duration = Duration::from_millis(50);
 const RETRY: Duration = Duration::from_secs(2);
 /// How long an interrupted caller is kept for that.
 const CANCEL_LIMIT: Duration = Duration::from_millis(500);
+/// How far back a process is asked for those who started it.
+const GENERATIONS: u32 = 16;
 
+/// One file's lock, as this mount has it.
 #[derive(Debug, Default)]
 struct Slot {
     token: Option<Token>,
-    /// Handles open for writing, and commits under way.
-    users: u32,
+    /// Handles open for writing, by their processes, and commits under way, by 0.
+    users: Vec<u32>,
     /// Opens that were sent back and are expected to return: the lock stays for them.
     expected: Vec<u64>,
     last_expected: u64,
-    /// A lock that could not be given back; it is tried again, unless it is taken before.
+    /// The highest token that was given back, or was about to be: an answer that is on its way must not bring it back.
+    given_back: Token,
+    /// It is just being given back.
+    leaving: bool,
+    /// A lock that could not be given back; it is tried again, and before this mount asks for the lock anew.
     unreleased: Option<Token>,
+    /// Requests that nobody waits for and the service has not been told of.
+    abandoned: Vec<u64>,
     /// When and how the service failed to answer last: who waited meanwhile fails alike.
     failed: Option<(Instant, Error)>,
 }
 
-/// A slot and whether somebody waits in it for the service, which may take long; all else under the lock is short.
+impl Slot {
+    fn is_idle(&self) -> bool {
+        self.token.is_none() && !self.leaving && self.unreleased.is_none() && self.abandoned.is_empty()
+    }
+
+    fn leave(&mut self, process: u32) {
+        let at = self.users.iter().position(|user| *user == process).expect("who ends a use has begun it");
+        self.users.swap_remove(at);
+    }
+}
+
+/// A slot, for a moment at a time, and the turn of those who ask the service, which may take long.
 #[derive(Debug, Default)]
 struct Guarded {
-    slot: tokio::sync::Mutex<Slot>,
+    slot: Mutex<Slot>,
+    asking: tokio::sync::Mutex<()>,
+    /// Who asks waits in the service's queue.
     waiting: AtomicBool,
+    left: Notify,
 }
 
 impl Guarded {
-    /// The slot, when no other operation of this mount has it.
-    async fn enter(&self) -> tokio::sync::MutexGuard<'_, Slot> {
-        if let Ok(slot) = self.slot.try_lock() {
-            return slot;
+    /// The turn to ask the service, when no other operation of this mount has it.
+    async fn turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        if let Ok(turn) = self.asking.try_lock() {
+            return turn;
         }
-        let _noted = steps::note(|| Target::Here { what: "another process of this mount that takes or gives back the write lock".to_owned() });
-        self.slot.lock().await
+        let _noted = steps::note(|| Target::Here { what: "another process of this mount that takes the write lock".to_owned() });
+        self.asking.lock().await
+    }
+
+    /// Returns once nothing is being given back.
+    async fn nothing_leaves(&self) {
+        loop {
+            let left = self.left.notified();
+            if !self.slot.lock().leaving {
+                return;
+            }
+            left.await;
+        }
+    }
+
+    /// Uses a lock that the service has granted. False where it was given back before its answer was heard.
+    fn take(&self, token: Token, process: u32) -> bool {
+        let mut slot = self.slot.lock();
+        if token <= slot.given_back {
+            return false;
+        }
+        slot.token = slot.token.max(Some(token));
+        slot.users.push(process);
+        slot.abandoned.clear();
+        true
     }
 }
 
@@ -69,6 +116,14 @@ pub(crate) enum Wait {
     Until(Option<Duration>),
 }
 
+/// One use of a file's write lock.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Held {
+    pub(crate) token: Token,
+    /// The process; 0 for this mount itself.
+    pub(crate) process: u32,
+}
+
 impl Locks {
     fn slot(&self, ino: InodeId) -> Arc<Guarded> {
         self.slots.lock().entry(ino).or_default().clone()
@@ -78,7 +133,7 @@ impl Locks {
     fn tidy(&self, ino: InodeId) {
         let mut slots = self.slots.lock();
         // Two: the table's reference and the caller's.
-        if slots.get(&ino).is_some_and(|s| Arc::strong_count(s) <= 2 && s.slot.try_lock().is_ok_and(|s| s.token.is_none() && s.users == 0)) {
+        if slots.get(&ino).is_some_and(|s| Arc::strong_count(s) <= 2 && s.slot.lock().is_idle()) {
             slots.remove(&ino);
         }
     }
@@ -86,64 +141,103 @@ impl Locks {
 
 impl Vfs {
     /// Takes this mount's write lock of `ino` for one more user, waiting its turn; gives it back with [`Vfs::unlock`].
-    pub(crate) async fn lock(&self, ino: InodeId, caller: Caller, wait: Wait) -> Result<Token> {
+    ///
+    /// Processes of this mount share the lock. But where other clients wait for it, a process that does not have the file
+    /// open for writing yet, nor was started by one that does, waits behind them.
+    pub(crate) async fn lock(&self, ino: InodeId, caller: Caller, wait: Wait) -> Result<Held> {
+        let (process, program) = if caller.pid == 0 { (0, String::new()) } else { process_of(caller.pid) };
         let guarded = self.locks.slot(ino);
-        let result = self.lock_slot(&guarded, ino, caller, wait).await;
+        let result = self.lock_slot(&guarded, ino, (process, &program), caller, wait).await;
         if result.is_err() {
             self.locks.tidy(ino);
         }
         result
     }
 
-    async fn lock_slot(&self, guarded: &Arc<Guarded>, ino: InodeId, caller: Caller, wait: Wait) -> Result<Token> {
+    async fn lock_slot(&self, guarded: &Arc<Guarded>, ino: InodeId, who: (u32, &str), caller: Caller, wait: Wait) -> Result<Held> {
         let start = Instant::now();
-        let mut held = match wait {
+        if let Some(held) = self.share(guarded, ino, who).await? {
+            return Ok(held);
+        }
+        let _turn = match wait {
             // What this mount does with the lock itself, such as giving it back, is no reason to refuse.
             Wait::Never if guarded.waiting.load(Ordering::Relaxed) => return Err(ErrorKind::WouldBlock.into()),
-            Wait::Never => guarded.enter().await,
+            Wait::Never => guarded.turn().await,
             // Another process of this mount waits for the lock: it is first, and shares what it gets.
             Wait::Until(limit) => {
                 interruptible(caller, async {
                     match limit {
-                        None => Ok(guarded.enter().await),
-                        Some(limit) => tokio::time::timeout(limit, guarded.enter()).await.map_err(|_| busy(ino)),
+                        None => Ok(guarded.turn().await),
+                        Some(limit) => tokio::time::timeout(limit, guarded.turn()).await.map_err(|_| busy(ino)),
                     }
                 })
                 .await??
             }
         };
-        if let Some(token) = held.token {
-            held.users += 1;
-            return Ok(token);
-        }
-        if let Some((at, problem)) = &held.failed
+        if let Some((at, problem)) = &guarded.slot.lock().failed
             && *at > start
         {
             return Err(problem.clone());
         }
-        let limit = match wait {
-            Wait::Never => Some(Duration::ZERO),
-            Wait::Until(limit) => limit.map(|l| l.saturating_sub(start.elapsed())),
-        };
-        let _waiting = Flag::raise(&guarded.waiting, limit != Some(Duration::ZERO));
-        let acquired = self.acquire(guarded, ino, caller, limit).await;
-        held.failed = acquired.as_ref().err().filter(|e| e.kind().is_transient()).map(|e| (Instant::now(), e.clone()));
-        let token = acquired.map_err(|e| match (e.kind(), wait) {
-            // The wait was used up behind another process of this mount.
-            (ErrorKind::WouldBlock, Wait::Until(_)) => busy(ino),
-            _ => e,
-        })?;
-        held.token = Some(token);
-        held.unreleased = None;
-        held.users = 1;
-        Ok(token)
+        loop {
+            if let Some(held) = self.share(guarded, ino, who).await? {
+                return Ok(held);
+            }
+            let limit = match wait {
+                Wait::Never => Some(Duration::ZERO),
+                Wait::Until(limit) => limit.map(|l| l.saturating_sub(start.elapsed())),
+            };
+            let _waiting = Flag::raise(&guarded.waiting, limit != Some(Duration::ZERO));
+            let acquired = self.acquire(guarded, ino, who, caller, limit).await;
+            guarded.slot.lock().failed = acquired.as_ref().err().filter(|e| e.kind().is_transient()).map(|e| (Instant::now(), e.clone()));
+            let token = acquired.map_err(|e| match (e.kind(), wait) {
+                // The wait was used up behind another process of this mount.
+                (ErrorKind::WouldBlock, Wait::Until(_)) => busy(ino),
+                _ => e,
+            })?;
+            if guarded.take(token, who.0) {
+                return Ok(Held { token, process: who.0 });
+            }
+        }
     }
 
-    async fn acquire(&self, guarded: &Arc<Guarded>, ino: InodeId, caller: Caller, limit: Option<Duration>) -> Result<Token> {
+    /// Shares the lock that this mount has, if it has it and nobody else waits for it, or who asks must not wait behind others.
+    async fn share(&self, guarded: &Guarded, ino: InodeId, (process, program): (u32, &str)) -> Result<Option<Held>> {
+        let (token, belongs) = {
+            let mut slot = guarded.slot.lock();
+            let Some(token) = slot.token else { return Ok(None) };
+            let belongs = process == 0 || slot.users.contains(&process) || !slot.expected.is_empty();
+            // From now on the lock stays, whatever the others do.
+            slot.users.push(process);
+            (token, belongs)
+        };
+        if belongs {
+            return Ok(Some(Held { token, process }));
+        }
+        let shared = self.cluster.share_lock(ino, self.cluster.next_lock_request(), process, program).await;
+        match shared {
+            Ok(token) => {
+                let mut slot = guarded.slot.lock();
+                slot.token = slot.token.max(Some(token));
+                Ok(Some(Held { token, process }))
+            }
+            // Its child, say a command of the shell that has the file open: it would wait for who waits for it.
+            Err(e) if e.kind() == ErrorKind::WouldBlock && is_descendant(process, &guarded.slot.lock().users) => Ok(Some(Held { token, process })),
+            // Nobody knows who waits. What is written is checked when it is published.
+            Err(e) if e.kind().is_transient() => Ok(Some(Held { token, process })),
+            Err(e) => {
+                self.leave(ino, process).await;
+                if e.kind() == ErrorKind::WouldBlock { Ok(None) } else { Err(e) }
+            }
+        }
+    }
+
+    async fn acquire(&self, guarded: &Arc<Guarded>, ino: InodeId, who: (u32, &str), caller: Caller, limit: Option<Duration>) -> Result<Token> {
+        guarded.nothing_leaves().await;
+        settle(&self.cluster, guarded, ino).await?;
         let request = self.cluster.next_lock_request();
-        let (pid, program) = process_of(caller.pid);
         let mut abandoned = CancelOnDrop { cluster: Some(self.cluster.clone()), guarded: guarded.clone(), ino, request };
-        let result = match interruptible(caller, self.cluster.acquire_lock(ino, request, pid, &program, limit)).await {
+        let result = match interruptible(caller, self.cluster.acquire_lock(ino, request, who.0, who.1, limit)).await {
             Ok(result) => result,
             Err(interrupted) => {
                 // The grant may be on its way: giving up the place gives it back too. A service that does not answer is told later.
@@ -161,92 +255,121 @@ impl Vfs {
     }
 
     /// Ends one use of the lock; the last one gives it back to the service.
-    pub(crate) async fn unlock(&self, ino: InodeId) {
-        let guarded = self.locks.slot(ino);
-        {
-            let mut held = guarded.enter().await;
-            held.users -= 1;
-            self.give_back_if_unused(&guarded, ino, &mut held).await;
-        }
+    pub(crate) async fn unlock(&self, ino: InodeId, held: Held) {
+        self.leave(ino, held.process).await;
         self.locks.tidy(ino);
     }
 
-    /// As [`Vfs::unlock`], but the lock stays a little: the caller was told to look the name up again and to come back.
-    pub(crate) async fn unlock_later(self: &Arc<Self>, ino: InodeId) {
+    async fn leave(&self, ino: InodeId, process: u32) {
         let guarded = self.locks.slot(ino);
-        let mut held = guarded.slot.lock().await;
-        held.users -= 1;
-        held.last_expected += 1;
-        let expected = held.last_expected;
-        held.expected.push(expected);
-        drop(held);
+        guarded.slot.lock().leave(process);
+        self.give_back_if_unused(&guarded, ino).await;
+    }
+
+    /// As [`Vfs::unlock`], but the lock stays a little: the caller was told to look the name up again and to come back.
+    pub(crate) async fn unlock_later(self: &Arc<Self>, ino: InodeId, held: Held) {
+        let guarded = self.locks.slot(ino);
+        let expected = {
+            let mut slot = guarded.slot.lock();
+            slot.leave(held.process);
+            slot.last_expected += 1;
+            let expected = slot.last_expected;
+            slot.expected.push(expected);
+            expected
+        };
         let vfs = self.clone();
         tokio::spawn(async move {
             tokio::time::sleep(GRACE).await;
-            {
-                let mut held = guarded.slot.lock().await;
-                held.expected.retain(|e| *e != expected);
-                vfs.give_back_if_unused(&guarded, ino, &mut held).await;
-            }
+            guarded.slot.lock().expected.retain(|e| *e != expected);
+            vfs.give_back_if_unused(&guarded, ino).await;
             vfs.locks.tidy(ino);
         });
     }
 
     /// An open has its lock: if one was expected, this is taken for it.
-    pub(crate) async fn arrived(&self, ino: InodeId) {
-        let guarded = self.locks.slot(ino);
-        guarded.slot.lock().await.expected.pop();
+    pub(crate) fn arrived(&self, ino: InodeId) {
+        self.locks.slot(ino).slot.lock().expected.pop();
     }
 
-    async fn give_back_if_unused(&self, guarded: &Arc<Guarded>, ino: InodeId, held: &mut Slot) {
-        if held.users > 0 || !held.expected.is_empty() {
-            return;
-        }
-        let Some(token) = held.token.take() else { return };
+    async fn give_back_if_unused(&self, guarded: &Arc<Guarded>, ino: InodeId) {
+        let token = {
+            let mut slot = guarded.slot.lock();
+            if !slot.users.is_empty() || !slot.expected.is_empty() {
+                return;
+            }
+            let Some(token) = slot.token.take() else { return };
+            (slot.given_back, slot.leaving) = (token, true);
+            token
+        };
+        let _leaving = Leaving(guarded.clone());
         if let Err(e) = self.cluster.release_lock(ino, token).await {
             log::warn!("the write lock of inode {ino} was not given back: {e}");
             if e.kind().is_transient() {
-                held.unreleased = Some(token);
+                guarded.slot.lock().unreleased = Some(token);
                 let (cluster, waits, guarded) = (self.cluster.clone(), self.waits.clone(), guarded.clone());
                 // This session would hold it for ever.
-                tokio::spawn(async move { waits.watch("give back the write lock", ino.0, release_later(&cluster, &guarded, ino, token)).await });
+                tokio::spawn(async move { waits.watch("give back the write lock", ino.0, settle_later(&cluster, &guarded, ino)).await });
             }
         }
     }
 }
 
-async fn release_later(cluster: &Cluster, guarded: &Guarded, ino: InodeId, token: Token) {
+/// Tells the service what it must know before this mount asks for the lock again: that it was given back, and which
+/// requests nobody waits for any more.
+async fn settle(cluster: &Cluster, guarded: &Guarded, ino: InodeId) -> Result<()> {
+    let (unreleased, abandoned) = {
+        let slot = guarded.slot.lock();
+        (slot.unreleased, slot.abandoned.clone())
+    };
+    let transient = |result: &Result<()>| result.as_ref().is_err_and(|e| e.kind().is_transient());
+    if let Some(token) = unreleased {
+        let told = cluster.release_lock(ino, token).await;
+        if transient(&told) {
+            return told;
+        }
+        let mut slot = guarded.slot.lock();
+        slot.unreleased = slot.unreleased.filter(|t| *t != token);
+    }
+    for request in abandoned {
+        let told = cluster.cancel_lock(ino, request).await;
+        if transient(&told) {
+            return told;
+        }
+        guarded.slot.lock().abandoned.retain(|r| *r != request);
+    }
+    Ok(())
+}
+
+/// The same, however long the service is away.
+async fn settle_later(cluster: &Cluster, guarded: &Guarded, ino: InodeId) {
     loop {
         tokio::time::sleep(RETRY).await;
-        let mut held = guarded.slot.lock().await;
-        // Taken again meanwhile, it is the same lock.
-        if held.unreleased != Some(token) {
-            return;
-        }
-        if !cluster.release_lock(ino, token).await.is_err_and(|e| e.kind().is_transient()) {
-            held.unreleased = None;
+        if settle(cluster, guarded, ino).await.is_ok() {
             return;
         }
     }
 }
 
-/// Takes back a request for a lock that nobody waits for any more, however long the service is away.
-async fn cancel_later(cluster: &Cluster, guarded: &Guarded, ino: InodeId, request: u64) {
-    let mut told = 0;
-    // Twice: the request itself may reach a service that comes back only after the first cancellation.
-    while told < 2 {
-        {
-            let held = guarded.slot.lock().await;
-            // Somebody else here has the lock by now: the service counts it as one with this request.
-            if held.token.is_some() {
-                return;
-            }
-            match cluster.cancel_lock(ino, request).await {
-                Err(e) if e.kind().is_transient() => {}
-                _ => told += 1,
-            }
+/// Whether `process` was started by one of `ancestors`, or by their children.
+fn is_descendant(process: u32, ancestors: &[u32]) -> bool {
+    let mut at = process;
+    for _ in 0..GENERATIONS {
+        let Some(parent) = parent_of(at).filter(|parent| *parent > 1) else { return false };
+        if ancestors.contains(&parent) {
+            return true;
         }
-        tokio::time::sleep(RETRY).await;
+        at = parent;
+    }
+    false
+}
+
+/// The lock is being given back.
+struct Leaving(Arc<Guarded>);
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        self.0.slot.lock().leaving = false;
+        self.0.left.notify_waiters();
     }
 }
 
@@ -278,7 +401,15 @@ impl Drop for CancelOnDrop {
     fn drop(&mut self) {
         if let Some(cluster) = self.cluster.take() {
             let (guarded, ino, request) = (self.guarded.clone(), self.ino, self.request);
-            tokio::spawn(async move { cancel_later(&cluster, &guarded, ino, request).await });
+            guarded.slot.lock().abandoned.push(request);
+            tokio::spawn(async move {
+                settle_later(&cluster, &guarded, ino).await;
+                // The request itself may reach a service that comes back only after the first cancellation.
+                tokio::time::sleep(RETRY).await;
+                if guarded.slot.lock().token.is_none() {
+                    let _ = cluster.cancel_lock(ino, request).await;
+                }
+            });
         }
     }
 }
@@ -287,13 +418,25 @@ fn busy(ino: InodeId) -> Error {
     Error::new(ErrorKind::Busy, format!("inode {ino} is still locked by another writer"))
 }
 
-/// The process behind a thread and its program, for whoever asks who holds a lock.
-pub(super) fn process_of(thread: u32) -> (u32, String) {
-    // The first lines hold both; reading on costs as much as a request.
+/// The beginning of a thread's /proc status.
+fn status_of(thread: u32) -> String {
+    // The first lines hold what is asked for; reading on costs as much as a request.
     let mut buffer = [0; 256];
     let read = std::fs::File::open(format!("/proc/{thread}/status")).and_then(|mut file| file.read(&mut buffer)).unwrap_or(0);
-    let status = String::from_utf8_lossy(&buffer[..read]);
-    let value = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
-    let process = value("Tgid:").and_then(|id| id.parse().ok()).unwrap_or(thread);
-    (process, value("Name:").unwrap_or("").chars().take(64).collect())
+    String::from_utf8_lossy(&buffer[..read]).into_owned()
+}
+
+fn value_of<'a>(status: &'a str, key: &str) -> Option<&'a str> {
+    status.lines().find_map(|line| line.strip_prefix(key)).map(str::trim)
+}
+
+/// The process behind a thread and its program, for whoever asks who holds a lock.
+pub(super) fn process_of(thread: u32) -> (u32, String) {
+    let status = status_of(thread);
+    let process = value_of(&status, "Tgid:").and_then(|id| id.parse().ok()).unwrap_or(thread);
+    (process, value_of(&status, "Name:").unwrap_or("").chars().take(64).collect())
+}
+
+fn parent_of(process: u32) -> Option<u32> {
+    value_of(&status_of(process), "PPid:").and_then(|id| id.parse().ok())
 }

@@ -23,6 +23,7 @@ pub mod locks;
 pub mod names;
 pub mod node;
 pub mod open;
+pub mod ranges;
 pub mod session;
 pub mod waits;
 
@@ -46,6 +47,7 @@ use leases::Leases;
 use locks::Locks;
 use node::{Node, Nodes};
 use open::SentBack;
+use ranges::Ranges;
 use waits::Waits;
 
 /// What a mount may be told to do differently.
@@ -81,6 +83,7 @@ pub struct Vfs {
     nodes: Nodes,
     handles: Handles,
     locks: Locks,
+    ranges: Ranges,
     sent_back: SentBack,
     leases: Mutex<Leases>,
     /// Of the namespace, as of the last event.
@@ -110,6 +113,7 @@ impl Vfs {
             nodes,
             handles: Handles::default(),
             locks: Locks::default(),
+            ranges: Ranges::default(),
             sent_back: SentBack::default(),
             leases: Mutex::default(),
             revision: AtomicU64::new(0),

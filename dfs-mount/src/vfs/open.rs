@@ -156,21 +156,21 @@ impl Vfs {
         let _arriving = Arriving::new(node);
         if !intent.write {
             let content = given_up_on(Signals::Ending, caller.pid, self.prepare(node, intent, caller)).await??;
-            return Ok(FileHandle { node: node.clone(), content, writer: false, append: false });
+            return Ok(FileHandle { node: node.clone(), content, held: None, append: false });
         }
         let wait = if intent.nonblock { Wait::Never } else { Wait::Until(self.settings.lock_wait) };
-        self.lock(node.ino, caller, wait).await?;
+        let held = self.lock(node.ino, caller, wait).await?;
         match given_up_on(Signals::Ending, caller.pid, self.prepare(node, intent, caller)).await.and_then(|prepared| prepared) {
             Ok(content) => {
-                self.arrived(node.ino).await;
-                Ok(FileHandle { node: node.clone(), content, writer: true, append: intent.append })
+                self.arrived(node.ino);
+                Ok(FileHandle { node: node.clone(), content, held: Some(held), append: intent.append })
             }
             Err(e) if e.kind() == ErrorKind::Stale => {
-                self.unlock_later(node.ino).await;
+                self.unlock_later(node.ino, held).await;
                 Err(e)
             }
             Err(e) => {
-                self.unlock(node.ino).await;
+                self.unlock(node.ino, held).await;
                 Err(e)
             }
         }
@@ -332,14 +332,14 @@ impl Vfs {
         let (node, content) = (&handle.node, &handle.content);
         let removed = {
             let _no_opens = node.opening.take_anyway(OPENING).await;
-            if handle.writer {
+            if handle.held.is_some() {
                 self.end_writing(node, content, retry).await?;
                 self.uncover(node).await;
             }
             self.end_use(node, content)
         };
-        if handle.writer {
-            self.unlock(node.ino).await;
+        if let Some(held) = handle.held {
+            self.unlock(node.ino, held).await;
         }
         self.nodes.closed(node);
         if removed {

@@ -63,7 +63,13 @@ impl Vfs {
     pub(crate) async fn reopen_session(&self, expired: SessionId) -> Result<()> {
         let reopened = self.cluster.reopen(expired).await;
         match &reopened {
-            Ok(()) => log::warn!("session {expired} has expired; session {} is open instead. Write locks held before are lost", self.cluster.id()),
+            Ok(()) => {
+                let files = self.ranges.forget();
+                let id = self.cluster.id();
+                log::warn!(
+                    "session {expired} has expired; session {id} is open instead. Write locks held before are lost, and programs' locks on {files} files"
+                );
+            }
             Err(e) => log::error!("opening a new session: {e}"),
         }
         reopened

@@ -8,7 +8,7 @@ const LEASE: u64 = 30_000;
 const FILE: InodeId = InodeId(7);
 
 fn acquire(session: u64, request: u64, wait_ms: u64) -> Acquire {
-    Acquire { session: SessionId(session), ino: FILE, request, owner: Owner::default(), wait_ms }
+    Acquire { session: SessionId(session), ino: FILE, request, owner: Owner::default(), wait_ms, shares: false }
 }
 
 /// A state with a clock, and what every connection heard.

@@ -41,8 +41,9 @@ pub struct Owner {
 /// Takes the write lock of a file, or a place in its queue; the answer comes when it is granted.
 ///
 /// `WouldBlock` with `wait_ms` 0 where it is taken, `Busy` when the wait is over. A session holds a
-/// lock once: asking again while it holds it answers the same token. A broken connection keeps the
-/// place until the wait is over or the session expires; sending the same request again takes it up.
+/// lock once: asking again while it holds it answers the same token, or where others wait a place behind
+/// them. A broken connection keeps the place until the wait is over or the session expires; sending the
+/// same request again takes it up.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Acquire {
@@ -56,6 +57,10 @@ pub struct Acquire {
     pub owner: Owner,
     /// How long to wait in milliseconds; at most [`Acquire::MAX_WAIT_MS`].
     pub wait_ms: u64,
+    /// True: for one more process of a client that holds the lock already. The same token where nobody waits for it, else
+    /// `WouldBlock`. Such a request never waits, and cancelling it ends nothing.
+    #[serde(default)]
+    pub shares: bool,
 }
 
 impl Acquire {
