@@ -7,6 +7,7 @@ pub mod control;
 pub mod driver;
 pub mod fuse;
 mod mountinfo;
+mod recovered;
 mod system;
 mod turn;
 pub mod vfs;

@@ -64,7 +64,7 @@ pub(crate) enum Command {
     Mv(Mv),
     /// Give a file another name, or make a symbolic link
     Ln(Ln),
-    /// Show who holds and who waits for write locks
+    /// Show who holds and who waits for locks, or take a write lock from its holder
     Locks(Locks),
     /// Show what waits, for what, and since when
     Why(Why),
@@ -74,8 +74,14 @@ pub(crate) enum Command {
     Sessions,
     /// List file servers
     Servers,
-    /// List the kept versions of a file
+    /// List the kept versions of what a path holds and held
     History(OnePath),
+    /// Make a kept version the current one again
+    Restore(Restore),
+    /// Bring back what was removed, directories with everything that was removed with them
+    Undelete(Undelete),
+    /// List, look at, restore or discard content that could not be published
+    Recover(Recover),
     /// Type commands one after the other in one session
     Shell,
     /// Explain how to work with this program
@@ -110,7 +116,7 @@ pub(crate) struct Ls {
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Read {
-    /// The file; PATH@7 is its version 7
+    /// The file; PATH@7 is its version 7, PATH@41.3 version 3 of an earlier file of that name
     #[arg(value_name = "PATH[@VERSION]")]
     pub(crate) path: OsString,
     /// Write to this file instead of standard output
@@ -210,9 +216,88 @@ pub(crate) struct Ln {
 }
 
 #[derive(Clone, Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Locks {
     /// Only this file's
     pub(crate) path: Option<OsString>,
+    #[command(subcommand)]
+    pub(crate) command: Option<LockCommand>,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum LockCommand {
+    /// Take a file's write lock from its holder, whose changes become a recoverable version
+    Break(OnePath),
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Restore {
+    /// The version, as dfs history lists it
+    #[arg(value_name = "PATH@VERSION")]
+    pub(crate) path: OsString,
+    #[command(flatten)]
+    pub(crate) waiting: Waiting,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Undelete {
+    /// What was removed; with --list, the directory
+    #[arg(required_unless_present = "list")]
+    pub(crate) paths: Vec<OsString>,
+    /// Only list what was removed from a directory and is still kept
+    #[arg(long, conflicts_with_all = ["to", "all"])]
+    pub(crate) list: bool,
+    /// Bring it back under this name instead of its own
+    #[arg(long, value_name = "PATH")]
+    pub(crate) to: Option<OsString>,
+    /// Bring back all that was ever removed from a directory, not only in the hour before it was removed itself
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Recover {
+    #[command(subcommand)]
+    pub(crate) command: Option<RecoverCommand>,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum RecoverCommand {
+    /// List what could not be published
+    List,
+    /// Print the content
+    Show(RecoverShow),
+    /// Make it the next version of its file, which is created if it is gone; the current version stays in the history
+    Restore(RecoverRestore),
+    /// Delete it
+    Discard(RecoverIds),
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct RecoverShow {
+    /// Which one, as listed
+    pub(crate) id: OsString,
+    /// Write to this file instead of standard output
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct RecoverRestore {
+    /// Which one, as listed
+    pub(crate) id: OsString,
+    /// Into this file instead of its own
+    #[arg(long, value_name = "PATH")]
+    pub(crate) to: Option<OsString>,
+    #[command(flatten)]
+    pub(crate) waiting: Waiting,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct RecoverIds {
+    /// Which ones, as listed
+    #[arg(required = true)]
+    pub(crate) ids: Vec<OsString>,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -8,14 +8,13 @@ use std::path::Path;
 
 use bytes::Bytes;
 use dfs_common::ErrorKind;
-use dfs_common::api::directory::Versions;
 use dfs_common::attributes::{Entry, FileKind};
 use dfs_common::block::Manifest;
-use dfs_common::ids::Version;
 use futures_util::StreamExt;
 
 use super::args::{Read, Write};
 use super::failure::{At, Failure, Outcome};
+use super::past;
 use super::progress::Progress;
 use super::render;
 use super::session::{Locked, Session, missing};
@@ -43,8 +42,8 @@ pub(crate) async fn read(session: &Session, arguments: &Read) -> Outcome {
 /// The file at `path`, or the version that `path@N` names where no file has that name.
 async fn versioned(session: &Session, path: &OsStr) -> Outcome<Entry> {
     let found = match session.existing(path, true).await {
-        Err(e) if e.is(ErrorKind::NotFound) => match split_version(path) {
-            Some((file, version)) => old_version(session, file, version).await?,
+        Err(e) if e.is(ErrorKind::NotFound) => match past::split_version(path) {
+            Some((file, version)) => past::old_version(session, file, version).await?,
             None => return Err(e),
         },
         found => found?,
@@ -54,27 +53,6 @@ async fn versioned(session: &Session, path: &OsStr) -> Outcome<Entry> {
         FileKind::Directory => Err(Failure::new(ErrorKind::IsDirectory, "is a directory").at(path)),
         _ => Err(Failure::new(ErrorKind::Invalid, "is not a regular file").at(path)),
     }
-}
-
-fn split_version(path: &OsStr) -> Option<(&OsStr, Version)> {
-    let bytes = path.as_bytes();
-    let at = bytes.iter().rposition(|&b| b == b'@')?;
-    let version = std::str::from_utf8(&bytes[at + 1..]).ok()?.parse().ok()?;
-    Some((OsStr::from_bytes(&bytes[..at]), version))
-}
-
-async fn old_version(session: &Session, path: &OsStr, version: Version) -> Outcome<Entry> {
-    let mut entry = session.existing(path, true).await?;
-    let rows = session.cluster.directory.call(&Versions { ino: entry.attributes.ino }).await.at(path)?;
-    let Some(row) = rows.into_iter().find(|row| row.version == version) else {
-        return Err(Failure::new(ErrorKind::NotFound, format!("version {version} is not kept; dfs history lists those that are")).at(path));
-    };
-    entry.attributes.version = row.version;
-    entry.attributes.size = row.size;
-    entry.attributes.mtime = row.mtime;
-    entry.layout.holders = row.holders;
-    entry.layout.manifest = Some(row.manifest);
-    Ok(entry)
 }
 
 /// Where content goes.
@@ -207,6 +185,11 @@ async fn append(session: &Session, locked: &Locked, content: File, durable: bool
     Ok(publish(session, locked, &source, Some(&base), durable).await?)
 }
 
+/// The whole of `entry` on standard output.
+pub(crate) async fn print(session: &Session, entry: &Entry) -> Outcome {
+    copy(session, entry, 0..entry.attributes.size, Sink::Stdout).await
+}
+
 /// The whole of `entry` in the local file `to`.
 pub(crate) async fn download(session: &Session, entry: &Entry, to: &Path) -> Outcome {
     copy(session, entry, 0..entry.attributes.size, Sink::File(File::create(to).at(to)?)).await
@@ -221,14 +204,6 @@ pub(crate) fn last_component(path: &OsStr) -> Outcome<OsString> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn versions_are_split_off_at_the_last_at() {
-        assert_eq!(split_version(OsStr::new("a@b@12")), Some((OsStr::new("a@b"), Version(12))));
-        assert_eq!(split_version(OsStr::new("a@b")), None);
-        assert_eq!(split_version(OsStr::new("a")), None);
-        assert_eq!(split_version(OsStr::new("a@")), None);
-    }
 
     #[test]
     fn a_sparse_file_keeps_holes_and_length() {

@@ -11,10 +11,13 @@ mod content;
 mod edit;
 mod failure;
 mod help;
+mod locks;
 mod ls;
 mod names;
+mod past;
 mod progress;
 mod reasons;
+mod recover;
 mod render;
 mod session;
 mod shell;
@@ -102,12 +105,15 @@ async fn execute(session: &Session, command: &Command) -> Outcome {
         Command::Mkdir(arguments) => names::mkdir(session, arguments).await,
         Command::Mv(arguments) => names::mv(session, arguments).await,
         Command::Ln(arguments) => names::ln(session, arguments).await,
-        Command::Locks(arguments) => status::locks(session, arguments).await,
+        Command::Locks(arguments) => locks::locks(session, arguments).await,
         Command::Status(arguments) => status::status(session, arguments).await,
         Command::Sessions => status::sessions(session).await,
         Command::Servers => status::servers(session).await,
         Command::Why(arguments) => why::why(&session.globals, arguments).await,
-        Command::History(arguments) => status::history(session, arguments).await,
+        Command::History(arguments) => past::history(session, arguments).await,
+        Command::Restore(arguments) => past::restore(session, arguments).await,
+        Command::Undelete(arguments) => past::undelete(session, arguments).await,
+        Command::Recover(arguments) => recover::recover(session, arguments).await,
         Command::Man(arguments) => help::man(&arguments.directory),
         Command::Completions(arguments) => help::completions(arguments.shell),
         Command::Instructions => render::text(help::INSTRUCTIONS),

@@ -4,21 +4,24 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
 use dfs_common::api::directory::WaitRow;
-use dfs_common::api::lock::Owner;
+use dfs_common::api::lock::{Owner, RangeRow};
 use dfs_common::clients::steps::Target;
 use dfs_common::ids::{InodeId, SessionId};
 use dfs_common::name;
 
 use super::failure::Outcome;
 use super::why::Findings;
-use super::{render, status};
+use super::{locks, render};
 use crate::control::Report;
 use crate::vfs::waits::{StepRow, WaitingRow};
 
 pub(super) fn print(findings: &Findings, target: Option<&OsStr>) -> Outcome {
     let waits: Vec<Vec<String>> =
         findings.mounts.iter().flat_map(|mount| mount.waits.iter().map(move |wait| wait_columns(findings, mount, wait))).collect();
-    let nothing = waits.is_empty() && findings.changes.is_empty() && findings.locks.iter().all(|lock| lock.queue.is_empty());
+    let nothing = waits.is_empty()
+        && findings.changes.is_empty()
+        && findings.locks.iter().all(|lock| lock.queue.is_empty())
+        && !findings.programs.iter().any(|lock| lock.waits);
     if nothing {
         let what = target.map(|target| format!(" for {}", name::encode(target.as_bytes()))).unwrap_or_default();
         render::text(&format!("nothing waits{what}\n"))?;
@@ -31,9 +34,9 @@ pub(super) fn print(findings: &Findings, target: Option<&OsStr>) -> Outcome {
         let rows = findings.changes.iter().map(|change| change_columns(findings, change)).collect();
         render::table(&["OPERATION", "INODES", "SINCE", "BY", "WAITS FOR"], &[2], rows)?;
     }
-    if !findings.locks.is_empty() {
-        render::text("\nWrite locks:\n")?;
-        status::print_locks(&findings.locks)?;
+    if !findings.locks.is_empty() || !findings.programs.is_empty() {
+        render::text("\nLocks:\n")?;
+        locks::print(&findings.locks, &findings.programs)?;
     }
     for silent in &findings.silent {
         let verb = if silent.refused { "refuses" } else { "does not answer" };
@@ -78,6 +81,12 @@ fn reason(findings: &Findings, mount: &Report, wait: &WaitingRow, step: &StepRow
 }
 
 fn lock_reason(findings: &Findings, server: &str, ino: InodeId) -> String {
+    let mine = |row: &&RangeRow| row.ino == ino;
+    if findings.programs.iter().filter(mine).any(|row| row.waits)
+        && let Some(holder) = findings.programs.iter().filter(mine).find(|row| !row.waits)
+    {
+        return format!("a program's lock, held by {} for {}", owner(&holder.process), render::span(holder.age_ms));
+    }
     if let Some(row) = findings.locks.iter().find(|row| row.ino == ino) {
         return format!("the write lock, held by {} for {}, {} in line", owner(&row.holder.owner), render::span(row.holder.age_ms), row.queue.len());
     }

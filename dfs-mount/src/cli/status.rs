@@ -1,23 +1,18 @@
-//! `dfs status`, `servers`, `sessions`, `locks`, `history`: what the services say of
-//! themselves, without a change.
+//! `dfs status`, `servers` and `sessions`: what the services say of themselves.
 
-use std::collections::HashMap;
-use std::ffi::OsStr;
 use std::time::Duration;
 
-use dfs_common::api::directory::{self, DirectoryStatus, Liveness, ServerRow, Servers, Sessions, Versions};
-use dfs_common::api::lock::{self, LockRow, LockStatus};
+use dfs_common::api::directory::{self, DirectoryStatus, Liveness, ServerRow, Servers, Sessions};
+use dfs_common::api::lock::{self, LockStatus};
 use dfs_common::api::{Operation, file};
-use dfs_common::block::BlockHash;
 use dfs_common::ids::ServerId;
-use dfs_common::name;
 use dfs_common::wire::{Method, Request};
 use dfs_common::{Error, ErrorKind, Result};
 use futures_util::future::join_all;
 use serde::Serialize;
 
-use super::args::{Locks, OnePath, Status};
-use super::failure::{At, Failure, Outcome};
+use super::args::Status;
+use super::failure::{Failure, Outcome};
 use super::render;
 use super::session::Session;
 
@@ -163,84 +158,4 @@ pub(crate) async fn sessions(session: &Session) -> Outcome {
         vec![row.session.to_string(), client.host, client.pid.to_string(), client.program, client.mountpoint, row.leases.to_string(), age, idle]
     });
     render::table(&["ID", "HOST", "PID", "PROGRAM", "MOUNTPOINT", "LEASES", "AGE", "HEARD"], &[0, 2, 5, 6, 7], columns.collect())
-}
-
-pub(crate) async fn locks(session: &Session, arguments: &Locks) -> Outcome {
-    let ino = match &arguments.path {
-        Some(path) => Some(session.existing(path, true).await?.attributes.ino),
-        None => None,
-    };
-    let rows = session.cluster.lock.call(&lock::Locks { ino }).await?;
-    if session.json {
-        return render::json(&rows);
-    }
-    print_locks(&rows)
-}
-
-/// Locks with their queues as a table.
-pub(super) fn print_locks(rows: &[LockRow]) -> Outcome {
-    let header = ["INODE", "STATE", "SINCE", "SESSION", "TOKEN", "HOST", "PID", "PROGRAM"];
-    render::table(&header, &[0, 2, 3, 4, 6], rows.iter().flat_map(lock_columns).collect())
-}
-
-/// The holder's line, then one for each in the queue.
-fn lock_columns(row: &LockRow) -> Vec<Vec<String>> {
-    let line = |state: String, age_ms, session: String, token: String, owner: &lock::Owner| {
-        vec![row.ino.to_string(), state, render::span(age_ms), session, token, owner.host.clone(), owner.pid.to_string(), owner.program.clone()]
-    };
-    let holder = &row.holder;
-    let mut lines = vec![line("held".to_owned(), holder.age_ms, holder.session.to_string(), holder.token.to_string(), &holder.owner)];
-    lines.extend(
-        row.queue
-            .iter()
-            .enumerate()
-            .map(|(place, waiter)| line(format!("waiting, {}.", place + 1), waiter.age_ms, waiter.session.to_string(), String::new(), &waiter.owner)),
-    );
-    lines
-}
-
-pub(crate) async fn history(session: &Session, arguments: &OnePath) -> Outcome {
-    let path: &OsStr = &arguments.path;
-    let ino = session.existing(path, true).await?.attributes.ino;
-    let rows = session.cluster.directory.call(&Versions { ino }).await.at(path)?;
-    if session.json {
-        return render::json(&rows);
-    }
-    let names: HashMap<ServerId, String> = session.cluster.directory.call(&Servers {}).await?.into_iter().map(|row| (row.server, row.name)).collect();
-    let named = |id: &ServerId| names.get(id).cloned().unwrap_or_else(|| format!("server {id}"));
-    let columns = rows.iter().map(|row| {
-        let holders: Vec<String> = row.holders.iter().map(named).collect();
-        vec![
-            row.version.to_string(),
-            row.size.to_string(),
-            render::full_time(row.published),
-            name::encode(row.by.as_bytes()),
-            short(row.manifest),
-            holders.join(", "),
-        ]
-    });
-    render::table(&["VERSION", "SIZE", "PUBLISHED", "BY", "CONTENT", "SERVERS"], &[0, 1], columns.collect())
-}
-
-/// Enough of a hash to tell two versions apart.
-fn short(hash: BlockHash) -> String {
-    hash.to_string().chars().take(12).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use dfs_common::api::lock::{Holder, Owner, Waiter};
-    use dfs_common::ids::{InodeId, SessionId, Token};
-
-    use super::*;
-
-    #[test]
-    fn a_queue_is_shown_in_order() {
-        let owner = |pid| Owner { host: "h".into(), pid, program: "vi".into() };
-        let waiter = |pid| Waiter { session: SessionId(u64::from(pid)), owner: owner(pid), age_ms: 0 };
-        let holder = Holder { session: SessionId(1), owner: owner(1), token: Token(9), age_ms: 0 };
-        let lines = lock_columns(&LockRow { ino: InodeId(5), holder, queue: vec![waiter(2), waiter(3)] });
-        let states: Vec<(&str, &str)> = lines.iter().map(|line| (line[1].as_str(), line[6].as_str())).collect();
-        assert_eq!(states, [("held", "1"), ("waiting, 1.", "2"), ("waiting, 2.", "3")]);
-    }
 }

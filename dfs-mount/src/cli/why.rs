@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use dfs_common::api::Operation;
 use dfs_common::api::directory::{CloseSession, OpenSession, Resolve, SessionRow, Sessions, WaitRow, Waits};
-use dfs_common::api::lock::{LockRow, Locks};
+use dfs_common::api::lock::{LockRow, Locks, RangeRow, Ranges};
 use dfs_common::clients::Caller;
 use dfs_common::credentials::ClusterToken;
 use dfs_common::ids::InodeId;
@@ -44,6 +44,8 @@ pub(super) struct Findings {
     pub(super) sessions: Vec<SessionRow>,
     /// Write locks that are waited for; of a path, its lock.
     pub(super) locks: Vec<LockRow>,
+    /// Locks of programs on files where somebody waits for one; of a path, all of them.
+    pub(super) programs: Vec<RangeRow>,
     /// Who did not answer.
     pub(super) silent: Vec<Silent>,
 }
@@ -241,7 +243,10 @@ impl Services {
         };
         let locks = async {
             match &self.lock {
-                Some(lock) => Some((lock.peer().to_owned(), lock.call(&Locks { ino }).await)),
+                Some(lock) => {
+                    let write = Locks { ino };
+                    Some((lock.peer().to_owned(), tokio::try_join!(lock.call(&write), ranges(lock, ino))))
+                }
                 None => None,
             }
         };
@@ -256,13 +261,24 @@ impl Services {
             Err(e) => self.is_silent::<Waits>(&e),
         }
         match locks {
-            Some((_, Ok(mut rows))) => {
+            Some((_, Ok((mut rows, mut programs)))) => {
                 rows.retain(|row| wanted.as_ref().map_or(!row.queue.is_empty(), |wanted| wanted.contains(&row.ino)));
                 findings.locks = rows;
+                let contended: Vec<InodeId> = programs.iter().filter(|row| row.waits).map(|row| row.ino).collect();
+                programs.retain(|row| wanted.as_ref().unwrap_or(&contended).contains(&row.ino));
+                findings.programs = programs;
             }
             Some((who, Err(e))) => findings.silent.push(Silent::service::<Locks>(&who, &e)),
             None => {}
         }
+    }
+}
+
+/// A service of an earlier version has no such list.
+async fn ranges(lock: &Caller, ino: Option<InodeId>) -> Result<Vec<RangeRow>> {
+    match lock.call(&Ranges { ino }).await {
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        other => other,
     }
 }
 
@@ -300,6 +316,7 @@ async fn ask_services(globals: &Globals, subject: &Subject, findings: &mut Findi
         findings.changes.extend(more.changes);
         findings.sessions.extend(more.sessions);
         findings.locks.extend(more.locks);
+        findings.programs.extend(more.programs);
         findings.silent.extend(more.silent);
     }
     Ok(ino)
