@@ -6,6 +6,7 @@
 mod caller;
 pub mod cluster;
 pub mod commit;
+pub mod past;
 mod peers;
 pub mod read;
 pub mod steps;

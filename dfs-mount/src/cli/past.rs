@@ -8,12 +8,12 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
 use dfs_common::ErrorKind;
-use dfs_common::api::directory::{GetAttributes, Lookup, NameHistory, PastRow, Removals, SetAttributes, Undelete, VersionRow, Versions};
+use dfs_common::api::directory::{Lookup, NameHistory, PastRow, SetAttributes, Undelete, VersionRow};
 use dfs_common::attributes::{Entry, FileKind, Timestamp};
 use dfs_common::block::{BlockHash, Manifest};
-use dfs_common::ids::{InodeId, ROOT, Version};
+use dfs_common::clients::past::Save;
+use dfs_common::ids::{InodeId, ROOT};
 use dfs_common::name::{self, Name};
-use serde::Serialize;
 
 use super::args::{self, OnePath, Restore};
 use super::content::download;
@@ -22,24 +22,10 @@ use super::render;
 use super::session::{Session, missing};
 use super::upload::{FileSource, publish};
 
-/// Names that one request lists.
-const PAGE: u32 = 1000;
 /// A directory comes back with what was removed from it so long before it at the most, in nanoseconds.
 const TOGETHER: i64 = 3_600_000_000_000;
 /// The deepest tree that comes back.
 const MAX_DEPTH: usize = 4096;
-
-/// One kept version of what a path held.
-#[derive(Clone, Debug, Serialize)]
-struct Save {
-    /// As in PATH@ID.
-    id: String,
-    ino: InodeId,
-    /// It is what the path holds now.
-    current: bool,
-    #[serde(flatten)]
-    row: VersionRow,
-}
 
 /// A name in a directory, either of which may have been removed.
 struct Spot {
@@ -94,32 +80,10 @@ async fn walk(session: &Session, path: &OsStr) -> Outcome<Spot> {
 /// Every kept version of what `path` held, oldest first.
 async fn saves(session: &Session, path: &OsStr) -> Outcome<Vec<Save>> {
     let spot = walk(session, path).await?;
-    let current = spot.entry.as_ref().map(|entry| entry.attributes.ino);
-    let mut files: Vec<(InodeId, Version)> = Vec::new();
-    if let Some(entry) = spot.entry.as_ref().filter(|entry| entry.attributes.kind == FileKind::File) {
-        files.push((entry.attributes.ino, entry.attributes.version));
-    }
-    for row in spot.past(session).await.at(path)?.iter().filter(|row| row.entry.attributes.kind == FileKind::File) {
-        if !files.iter().any(|(ino, _)| *ino == row.entry.attributes.ino) {
-            files.push((row.entry.attributes.ino, row.version));
-        }
-    }
-    if files.is_empty() && spot.entry.is_none() {
+    let saves = session.cluster.saves(spot.parent, &spot.name, spot.entry.as_ref()).await.at(path)?;
+    if saves.is_empty() && spot.entry.is_none() {
         return Err(missing().at(path));
     }
-    let mut saves = Vec::new();
-    for (ino, until) in files {
-        let rows = match session.cluster.directory.call(&Versions { ino }).await {
-            // It went while we looked.
-            Err(e) if e.kind() == ErrorKind::NotFound => continue,
-            rows => rows.at(path)?,
-        };
-        for row in rows.into_iter().filter(|row| row.version <= until) {
-            let id = if current == Some(ino) { row.version.to_string() } else { format!("{ino}.{}", row.version) };
-            saves.push(Save { id, ino, current: current == Some(ino) && row.version == until, row });
-        }
-    }
-    saves.sort_by_key(|save| (save.row.published, save.ino, save.row.version));
     Ok(saves)
 }
 
@@ -161,14 +125,7 @@ pub(crate) async fn old_version(session: &Session, path: &OsStr, id: &str) -> Ou
     let Some(save) = saves(session, path).await?.into_iter().find(|save| save.id == id) else {
         return Err(Failure::new(ErrorKind::NotFound, format!("version {id} is not kept; dfs history lists those that are")).at(path));
     };
-    let mut entry = session.cluster.directory.call(&GetAttributes { ino: save.ino }).await.at(path)?;
-    entry.attributes.version = save.row.version;
-    entry.attributes.size = save.row.size;
-    entry.attributes.mtime = save.row.mtime;
-    entry.layout.holders = save.row.holders;
-    entry.layout.manifest = Some(save.row.manifest);
-    session.cluster.learn(&entry).await.at(path)?;
-    Ok(entry)
+    session.cluster.saved(&save).await.at(path)
 }
 
 pub(crate) async fn restore(session: &Session, arguments: &Restore) -> Outcome {
@@ -243,21 +200,13 @@ async fn below(session: &Session, all: bool, top: &PastRow, restored: &mut u64) 
     let mut times = Vec::new();
     while let Some((parent, depth)) = open.pop() {
         let mut first: Option<(Timestamp, Timestamp)> = None;
-        let mut after = None;
-        loop {
-            let page = directory.call(&Removals { parent, after, limit: PAGE }).await?;
-            for row in page.rows.iter().filter(|row| row.until >= since) {
-                let attributes = &row.entry.attributes;
-                directory.call(&Undelete { ino: attributes.ino, parent, name: row.name.clone() }).await?;
-                *restored += 1;
-                first = Some(first.map_or((row.until, row.parent_mtime), |first| first.min((row.until, row.parent_mtime))));
-                if attributes.kind == FileKind::Directory && depth < MAX_DEPTH {
-                    open.push((attributes.ino, depth + 1));
-                }
-            }
-            after = page.rows.last().map(|row| row.name.clone());
-            if !page.more || after.is_none() {
-                break;
+        for row in session.cluster.removals(parent).await?.into_iter().filter(|row| row.until >= since) {
+            let attributes = &row.entry.attributes;
+            directory.call(&Undelete { ino: attributes.ino, parent, name: row.name }).await?;
+            *restored += 1;
+            first = Some(first.map_or((row.until, row.parent_mtime), |first| first.min((row.until, row.parent_mtime))));
+            if attributes.kind == FileKind::Directory && depth < MAX_DEPTH {
+                open.push((attributes.ino, depth + 1));
             }
         }
         times.extend(first.map(|(_, mtime)| (parent, mtime)));
@@ -279,16 +228,7 @@ async fn list(session: &Session, path: &OsStr) -> Outcome {
             directory.ok_or_else(|| Failure::new(ErrorKind::NotDirectory, "is not a directory").at(path))?.entry.attributes.ino
         }
     };
-    let mut rows: Vec<PastRow> = Vec::new();
-    loop {
-        let after = rows.last().map(|row| row.name.clone());
-        let page = session.cluster.directory.call(&Removals { parent, after, limit: PAGE }).await.at(path)?;
-        let end = !page.more || page.rows.is_empty();
-        rows.extend(page.rows);
-        if end {
-            break;
-        }
-    }
+    let rows = session.cluster.removals(parent).await.at(path)?;
     if session.json {
         return render::json(&rows);
     }

@@ -1,5 +1,6 @@
 //! The only folder that names the FUSE library: [`operations`] are its callbacks,
-//! [`convert`] its types, [`notify`] what is sent to the kernel unasked.
+//! [`convert`] its types, [`notify`] what is sent to the kernel unasked, `past` the
+//! callbacks about old versions and removed files.
 //!
 //! No callback waits: what can be answered at once is answered by the calling thread, all
 //! else goes on as a task on the mount's runtime and replies from there.
@@ -7,6 +8,7 @@
 mod convert;
 mod notify;
 mod operations;
+mod past;
 
 use std::ffi::OsStr;
 use std::future::Future;

@@ -27,6 +27,7 @@ use crate::vfs::directories::{Listed, Listing};
 use crate::vfs::interrupt::Signals;
 use crate::vfs::names::{NewEntry, rename_mode};
 use crate::vfs::open::Intent;
+use crate::vfs::past::is_past;
 use crate::vfs::ranges::Wanted;
 use crate::vfs::waits::About;
 
@@ -54,16 +55,22 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        if self.vfs.past().answers(parent.0, name.as_bytes()) {
+            return self.past_lookup(request, parent, name, reply);
+        }
         let vfs = self.vfs.clone();
         let owned = name.to_owned();
         self.entry(reply, named(question("lookup", request, parent), name), async move { vfs.lookup(parent.0, owned.as_bytes()).await });
     }
 
     fn forget(&self, _request: &Request, ino: INodeNo, count: u64) {
-        self.vfs.forget(ino.0, count);
+        if is_past(ino.0) { self.vfs.past().forget(ino.0, count) } else { self.vfs.forget(ino.0, count) }
     }
 
     fn getattr(&self, request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+        if is_past(ino.0) {
+            return self.past_getattr(ino, reply);
+        }
         let vfs = self.vfs.clone();
         self.attributes(reply, question("getattr", request, ino), async move { vfs.get_attributes(ino.0).await });
     }
@@ -94,6 +101,9 @@ impl Filesystem for Adapter {
     }
 
     fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
+        if is_past(ino.0) {
+            return self.past_readlink(request, ino, reply);
+        }
         let vfs = self.vfs.clone();
         self.data(reply, question("readlink", request, ino), async move { vfs.read_link(ino.0).await });
     }
@@ -148,6 +158,9 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        if is_past(ino.0) {
+            return self.past_open(ino, flags, reply);
+        }
         let (vfs, caller, intent) = (self.vfs.clone(), caller(request), Intent::from_flags(flags.0));
         self.run(mutation("open", request, ino), async move { vfs.open(ino.0, intent, caller).await }, move |result| match result {
             Ok(opened) => reply.opened(FileHandle(opened.handle), open_flags(opened)),
@@ -183,6 +196,9 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        if is_past(ino.0) {
+            return self.past_read(request, ino, handle, offset, size, reply);
+        }
         match self.vfs.read_now(handle.0, offset, size) {
             Ok(Some(bytes)) => return reply.data(&bytes),
             Ok(None) => {}
@@ -229,6 +245,9 @@ impl Filesystem for Adapter {
     }
 
     fn flush(&self, request: &Request, ino: INodeNo, handle: FileHandle, owner: LockOwner, reply: ReplyEmpty) {
+        if is_past(ino.0) {
+            return reply.ok();
+        }
         let unlocks = self.vfs.has_ranges(ino.0, Family::Posix, owner.0);
         if self.vfs.is_flushed(handle.0) && !unlocks {
             return reply.ok();
@@ -254,6 +273,10 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        if is_past(ino.0) {
+            self.vfs.past().release(handle.0);
+            return reply.ok();
+        }
         let vfs = self.vfs.clone();
         self.empty(reply, mutation("release", request, ino), (), async move {
             let released = vfs.release(handle.0).await;
@@ -312,7 +335,10 @@ impl Filesystem for Adapter {
         self.empty(reply, mutation("fsync", request, ino), (), async move { vfs.fsync(handle.0).await });
     }
 
-    fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+    fn opendir(&self, request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        if is_past(ino.0) {
+            return self.past_opendir(request, ino, reply);
+        }
         match self.vfs.open_directory(ino.0) {
             Ok(opened) => reply.opened(FileHandle(opened.handle), directory_flags(opened)),
             Err(e) => reply.error(errno(&e)),
@@ -320,6 +346,9 @@ impl Filesystem for Adapter {
     }
 
     fn readdir(&self, request: &Request, ino: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        if is_past(ino.0) {
+            return self.past_readdir(ino, handle, offset, reply);
+        }
         let vfs = self.vfs.clone();
         self.run(question("readdir", request, ino), async move { vfs.list(handle.0, offset).await }, move |result| match result {
             Ok((_, entries)) => {
@@ -335,6 +364,9 @@ impl Filesystem for Adapter {
     }
 
     fn readdirplus(&self, request: &Request, ino: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        if is_past(ino.0) {
+            return self.past_readdirplus(ino, handle, offset, reply);
+        }
         let (vfs, teller) = (self.vfs.clone(), self.vfs.clone());
         self.run(question("readdir", request, ino), async move { vfs.list(handle.0, offset).await }, move |result| match result {
             Ok((listing, entries)) => {
@@ -359,8 +391,12 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn releasedir(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
-        self.vfs.close_directory(handle.0);
+    fn releasedir(&self, _request: &Request, ino: INodeNo, handle: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+        if is_past(ino.0) {
+            self.vfs.past().release(handle.0)
+        } else {
+            self.vfs.close_directory(handle.0)
+        }
         reply.ok();
     }
 
@@ -392,6 +428,9 @@ impl Filesystem for Adapter {
     }
 
     fn getxattr(&self, request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        if is_past(ino.0) {
+            return reply.error(Errno::ENODATA);
+        }
         let (vfs, name) = (self.vfs.clone(), name.to_owned());
         self.run(question("getxattr", request, ino), async move { vfs.get_xattr(ino.0, name.as_bytes()).await }, move |result| {
             xattr_reply(reply, size, result)
@@ -399,6 +438,9 @@ impl Filesystem for Adapter {
     }
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        if is_past(ino.0) {
+            return xattr_reply(reply, size, Ok(Vec::new()));
+        }
         let vfs = self.vfs.clone();
         self.run(question("listxattr", request, ino), async move { vfs.list_xattrs(ino.0).await }, move |result| xattr_reply(reply, size, result));
     }
@@ -413,13 +455,14 @@ impl Filesystem for Adapter {
         self.empty(reply, mutation("fallocate", request, ino), (), async move { vfs.allocate(handle.0, offset, length, mode).await });
     }
 
-    fn lseek(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+    fn lseek(&self, _request: &Request, ino: INodeNo, handle: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
         let data = match whence {
             libc::SEEK_DATA => true,
             libc::SEEK_HOLE => false,
             _ => return reply.error(Errno::EINVAL),
         };
-        match u64::try_from(offset).map_or(Ok(None), |offset| self.vfs.seek(handle.0, offset, data)) {
+        let seek = |offset| if is_past(ino.0) { self.vfs.past().seek(ino.0, offset, data) } else { self.vfs.seek(handle.0, offset, data) };
+        match u64::try_from(offset).map_or(Ok(None), seek) {
             Ok(Some(found)) => reply.offset(found as i64),
             Ok(None) => reply.error(Errno::ENXIO),
             Err(e) => reply.error(errno(&e)),
@@ -433,7 +476,7 @@ impl Filesystem for Adapter {
     fn copy_file_range(
         &self,
         request: &Request,
-        _from: INodeNo,
+        source: INodeNo,
         from_handle: FileHandle,
         from: u64,
         target: INodeNo,
@@ -443,6 +486,10 @@ impl Filesystem for Adapter {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
+        if is_past(source.0) {
+            // The kernel copies through its page cache then.
+            return reply.error(Errno::EXDEV);
+        }
         let (vfs, caller) = (self.vfs.clone(), caller(request));
         let operation = async move { vfs.copy((from_handle.0, from), (to_handle.0, to), len, caller).await };
         self.run(mutation("copy_file_range", request, target), operation, move |result| match result {

@@ -23,6 +23,7 @@ pub mod locks;
 pub mod names;
 pub mod node;
 pub mod open;
+pub mod past;
 pub mod ranges;
 pub mod session;
 pub mod waits;
@@ -47,6 +48,7 @@ use leases::Leases;
 use locks::Locks;
 use node::{Node, Nodes};
 use open::SentBack;
+use past::{Past, is_past};
 use ranges::Ranges;
 use waits::Waits;
 
@@ -84,6 +86,7 @@ pub struct Vfs {
     handles: Handles,
     locks: Locks,
     ranges: Ranges,
+    past: Past,
     sent_back: SentBack,
     leases: Mutex<Leases>,
     /// Of the namespace, as of the last event.
@@ -107,6 +110,7 @@ impl Vfs {
         let nodes = Nodes::default();
         nodes.add_root(root);
         Self {
+            past: Past::new(cluster.clone()),
             cluster,
             shelf,
             settings,
@@ -132,8 +136,16 @@ impl Vfs {
         self.mount_id.store(id, Ordering::Relaxed);
     }
 
-    /// The node behind a kernel's node id.
+    /// What the mount shows of the past.
+    pub fn past(&self) -> &Past {
+        &self.past
+    }
+
+    /// The node behind a kernel's node id. `ReadOnly` for one of the past: what asks for that here would change it.
     fn node(&self, id: u64) -> Result<Arc<Node>> {
+        if is_past(id) {
+            return Err(ErrorKind::ReadOnly.into());
+        }
         self.nodes.get(id).ok_or_else(|| Error::new(ErrorKind::Stale, format!("node {id} is unknown")))
     }
 
