@@ -146,6 +146,27 @@ pub fn flock(file: &File, operation: i32) -> io::Result<()> {
     check(i64::from(unsafe { libc::flock(file.as_raw_fd(), operation) })).map(|_| ())
 }
 
+/// fcntl(2) with F_SETLK or, with `wait`, F_SETLKW: `kind` is F_RDLCK, F_WRLCK or F_UNLCK; a length of 0 goes on for ever.
+pub fn lock_range(file: &File, kind: i32, start: i64, length: i64, wait: bool) -> io::Result<()> {
+    let lock = range(kind, start, length);
+    let command = if wait { libc::F_SETLKW } else { libc::F_SETLK };
+    // SAFETY: the descriptor is open and the structure lives until the call returns.
+    check(i64::from(unsafe { libc::fcntl(file.as_raw_fd(), command, &raw const lock) })).map(|_| ())
+}
+
+/// fcntl(2) with F_GETLK: kind, start, length and process of the lock in the way.
+pub fn test_range(file: &File, kind: i32, start: i64, length: i64) -> io::Result<Option<(i32, i64, i64, i32)>> {
+    let mut lock = range(kind, start, length);
+    // SAFETY: as above.
+    check(i64::from(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETLK, &raw mut lock) }))?;
+    let kind = i32::from(lock.l_type);
+    Ok((kind != libc::F_UNLCK).then_some((kind, lock.l_start, lock.l_len, lock.l_pid)))
+}
+
+fn range(kind: i32, start: i64, length: i64) -> libc::flock {
+    libc::flock { l_type: kind as i16, l_whence: libc::SEEK_SET as i16, l_start: start, l_len: length, l_pid: 0 }
+}
+
 /// Writes `bytes` at `offset` through a shared mapping of the first `length` bytes, msync included.
 pub fn write_mapped(file: &File, length: usize, offset: usize, bytes: &[u8]) -> io::Result<()> {
     assert!(offset + bytes.len() <= length, "inside the mapping");
