@@ -10,6 +10,7 @@
 pub mod alternate;
 pub mod bulk;
 pub mod cluster;
+pub mod contention;
 pub mod history;
 pub mod http;
 pub mod model;

@@ -78,6 +78,34 @@ fn processes_of_one_mount_share_its_lock() {
     sys::close(second).unwrap();
 }
 
+/// Once another client waits, further processes of the holder's mount are behind it. The holder itself is not, nor is
+/// what it starts: they would wait for themselves.
+#[test]
+fn a_mount_does_not_pass_its_lock_on_to_itself_while_others_wait() {
+    let (cluster, [a, b]) = with_file();
+    let order = Mutex::new(Vec::new());
+    let holder = writer(&a.at("f"));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let file = writer(&b.at("f"));
+            order.lock().unwrap().push("the other client");
+            sys::close(file).unwrap();
+        });
+        eventually(10, "the other client waits", || cluster.waiters("f") == 1);
+        sys::close(writer(&a.at("f"))).unwrap();
+        let child = Command::new("sh").arg("-c").arg(format!("echo child >> {}", a.at("f").display())).status().unwrap();
+        assert!(child.success(), "a child of the holder's process shares its lock");
+        // Started by somebody else: systemd, init or whoever adopts it.
+        let out =
+            format!("setsid -f sh -c 'sleep 0.3; exec 9>> {}; echo stranger >> {}'", a.at("f").display(), cluster.dir().join("order").display());
+        assert!(Command::new("sh").arg("-c").arg(out).status().unwrap().success());
+        eventually(10, "the stranger waits, too", || cluster.waiters("f") == 2);
+        sys::close(holder).unwrap();
+        eventually(10, "the stranger had its turn", || cluster.dir().join("order").exists());
+        assert_eq!(*order.lock().unwrap(), ["the other client"]);
+    });
+}
+
 #[test]
 fn nonblocking_opens_say_that_they_would_wait() {
     let (cluster, [a, b]) = with_file();
