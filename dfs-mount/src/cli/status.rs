@@ -239,7 +239,7 @@ mod tests {
         let owner = |pid| Owner { host: "h".into(), pid, program: "vi".into() };
         let waiter = |pid| Waiter { session: SessionId(u64::from(pid)), owner: owner(pid), age_ms: 0 };
         let holder = Holder { session: SessionId(1), owner: owner(1), token: Token(9), age_ms: 0 };
-        let lines = lock_columns(&LockRow { ino: InodeId(5), holder, queue: vec![waiter(2), waiter(3)] });
+        let lines = lock_columns(&LockRow { ino: InodeId(5), holder, queue: vec![waiter(2), waiter(3)], fencing: false });
         let states: Vec<(&str, &str)> = lines.iter().map(|line| (line[1].as_str(), line[6].as_str())).collect();
         assert_eq!(states, [("held", "1"), ("waiting, 1.", "2"), ("waiting, 2.", "3")]);
     }
