@@ -53,7 +53,12 @@ pub(super) async fn run(service: Arc<LockService>) {
                 // Behind the others: what is wrong with this one need not be wrong with them.
                 service.ask_fence(ino, token);
             }
-            Err(e) => log::error!("fencing: {e}"),
+            // A defect of a directory service in this process: which file it was is not known any more.
+            Err(e) => {
+                log::error!("fencing: {e}");
+                tokio::time::sleep(MAX_PAUSE).await;
+                service.ask_all_fences();
+            }
         }
     }
 }

@@ -162,6 +162,13 @@ impl LockService {
         self.inner.lock().fences.pop_front()
     }
 
+    /// What is under way is told once more, which does no harm.
+    fn ask_all_fences(&self) {
+        let mut inner = self.inner.lock();
+        let all = inner.state.fences();
+        inner.fences.extend(all);
+    }
+
     /// The directory service could not be told.
     fn ask_fence(&self, ino: InodeId, token: Token) {
         self.inner.lock().fences.push_back((ino, token));
@@ -193,13 +200,13 @@ impl Inner {
         }
         for (connection, answer) in answers {
             let Some((waited, sender)) = self.waiting.remove(&connection) else { continue };
-            let answer = match &saved {
-                Ok(()) => answer,
-                Err(e) => {
+            let answer = match (answer, &saved) {
+                (Ok(_), Err(e)) => {
                     let undone = self.state.give_up(now, &waited, connection);
                     self.unsaved.absorb(undone);
                     Err(e.clone())
                 }
+                (answer, _) => answer,
             };
             // A receiver that is gone takes the grant up by asking again.
             let _ = sender.send(answer);

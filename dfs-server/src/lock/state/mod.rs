@@ -306,6 +306,11 @@ impl State {
         self.step(now, |_, ranges, step| ranges.restore_place(step, ino, number, place));
     }
 
+    /// What the directory service must still be told.
+    pub(in crate::lock) fn fences(&self) -> Vec<(InodeId, Token)> {
+        self.writers.fences()
+    }
+
     /// All rows are restored: what was under way goes on.
     pub(in crate::lock) fn resume(&mut self, now: u64) -> Effects {
         self.step(now, |writers, ranges, step| {

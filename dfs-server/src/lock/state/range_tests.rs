@@ -568,3 +568,20 @@ proptest! {
         b.assert_nothing_left();
     }
 }
+
+#[test]
+fn a_crowd_is_served_in_time() {
+    let mut b = Bench::new();
+    for n in 1..=500 {
+        b.tries(posix(n), bytes(1000 + n, 1000 + n), Exclusive).unwrap();
+    }
+    b.tries(posix(1), bytes(0, 99), Shared).unwrap();
+    let crowd: Vec<Asked> = (2..=500).map(|n| b.waits(posix(n), bytes(0, 99), if n % 2 == 0 { Exclusive } else { Shared })).collect();
+    assert_eq!(b.ask(FILE, posix(1), bytes(50, 60), Exclusive, 60_000).1, Ok(Acquired::Granted(NO_TOKEN)));
+    b.unlock(posix(1), Span::ALL);
+    for asked in crowd {
+        assert_eq!(b.heard(&asked), Some(Ok(())));
+        b.unlock(asked.request.owner, Span::ALL);
+    }
+    b.assert_nothing_left();
+}

@@ -21,7 +21,7 @@ use super::{Acquired, Connection, MAX_ROWS, NEWER, NO_TOKEN, OFFER_MS, Row, Step
 /// Pieces that are locked of one file.
 pub(super) const MAX_PIECES: usize = 4096;
 /// Waits on one file.
-const MAX_QUEUE: usize = 1000;
+const MAX_QUEUE: usize = 512;
 /// Pieces and waits of one session.
 const MAX_OF_SESSION: u64 = 100_000;
 /// Pieces and waits altogether.

@@ -14,6 +14,11 @@ use dfs_common::ids::InodeId;
 use super::ranges::{File, Held, RangePlace, Ranges};
 use super::spans::{Piece, excludes, overlap};
 
+/// Waits that are looked at before somebody is let through; with more of them courtesy stays.
+const MAX_COURTESY: usize = 1024;
+/// Waits that are looked at, once a request, for a circle; one that is longer ends with its waits.
+const MAX_LOOK: usize = 10_000;
+
 impl File {
     /// Locks of others that `owner` cannot have `span` beside, one a holder.
     pub(super) fn in_the_way(&self, owner: RangeOwner, span: Span, mode: Mode) -> impl Iterator<Item = (RangeOwner, &Held, &Piece)> {
@@ -43,38 +48,51 @@ impl Ranges {
         }
         // Nobody waits for one who holds nothing, except out of courtesy.
         let holds = self.owners.get(&owner).is_some_and(|o| !o.holds.is_empty());
-        !holds || before.any(|earlier| !self.wait_for([earlier.owner], true).contains(&owner))
+        let mut left = MAX_COURTESY;
+        let mut waits_for_owner = |earlier: &RangePlace| {
+            let direct = file.held.get(&owner).is_some_and(|held| held.spans.conflict(earlier.span, earlier.mode).is_some());
+            direct || self.wait_for([earlier.owner], true, Some(owner), &mut left).contains(&owner)
+        };
+        !holds || before.any(|earlier| !waits_for_owner(earlier))
     }
 
     /// Whether those who hold what `owner` wants wait for `owner`.
     pub(super) fn would_never_end(&self, ino: InodeId, owner: RangeOwner, span: Span, mode: Mode) -> bool {
         let Some(file) = self.files.get(&ino) else { return false };
-        self.wait_for(file.in_the_way(owner, span, mode).map(|(other, ..)| other), false).contains(&owner)
+        let holders = file.in_the_way(owner, span, mode).map(|(other, ..)| other);
+        self.wait_for(holders, false, Some(owner), &mut { MAX_LOOK }).contains(&owner)
     }
 
     /// Files with waits of those for whom place `number` waits, by any way round.
     pub(super) fn files_of_those_before(&self, ino: InodeId, number: u64) -> BTreeSet<InodeId> {
         let Some((file, place)) = self.files.get(&ino).and_then(|file| Some((file, file.queue.get(&number)?))) else { return BTreeSet::new() };
         let holders = file.in_the_way(place.owner, place.span, place.mode).map(|(other, ..)| other);
-        let waiting = self.wait_for(holders, true);
+        let waiting = self.wait_for(holders, true, None, &mut { MAX_LOOK });
         waiting.iter().filter_map(|owner| self.owners.get(owner)).flat_map(|o| o.waits.iter().map(|(ino, _)| *ino)).collect()
     }
 
     /// `owners`, and all for whom they wait: for locks that are held, and with `courtesy` for those before them, too.
-    fn wait_for(&self, owners: impl IntoIterator<Item = RangeOwner>, courtesy: bool) -> BTreeSet<RangeOwner> {
-        let mut seen = BTreeSet::new();
-        let mut next: Vec<RangeOwner> = owners.into_iter().collect();
+    /// Ends when `target` is among them, or with the last of the looks that are `left`.
+    fn wait_for(
+        &self,
+        owners: impl IntoIterator<Item = RangeOwner>,
+        courtesy: bool,
+        target: Option<RangeOwner>,
+        left: &mut usize,
+    ) -> BTreeSet<RangeOwner> {
+        let mut seen: BTreeSet<RangeOwner> = owners.into_iter().collect();
+        let mut next: Vec<RangeOwner> = seen.iter().copied().collect();
         while let Some(owner) = next.pop() {
-            if !seen.insert(owner) {
-                continue;
-            }
             let Some(whereabouts) = self.owners.get(&owner) else { continue };
             for (ino, number) in &whereabouts.waits {
-                let Some((file, place)) = self.files.get(ino).and_then(|file| Some((file, file.queue.get(number)?))) else { continue };
-                next.extend(file.in_the_way(owner, place.span, place.mode).map(|(other, ..)| other));
-                if courtesy {
-                    next.extend(file.before(owner, place.span, place.mode, Some(*number)).map(|earlier| earlier.owner));
+                if *left == 0 || target.is_some_and(|target| seen.contains(&target)) {
+                    return seen;
                 }
+                *left -= 1;
+                let Some((file, place)) = self.files.get(ino).and_then(|file| Some((file, file.queue.get(number)?))) else { continue };
+                let holders = file.in_the_way(owner, place.span, place.mode).map(|(other, ..)| other);
+                let earlier = file.before(owner, place.span, place.mode, Some(*number)).filter(|_| courtesy).map(|earlier| earlier.owner);
+                next.extend(holders.chain(earlier).filter(|other| seen.insert(*other)));
             }
         }
         seen
