@@ -32,10 +32,11 @@ pub async fn run_directory(place: Place, config: directory::Config) -> Result<()
     roles.until_stopped().await
 }
 
-/// Runs a lock service.
-pub async fn run_lock(place: Place, config: lock::Config) -> Result<()> {
+/// Runs the lock service of the cluster whose directory is at `directory`.
+pub async fn run_lock(place: Place, config: lock::Config, directory: &str) -> Result<()> {
+    let transport = Http1::new(directory, &place.token)?;
     let (listener, _) = listen(&place.host, place.port).await?;
-    let lock = LockService::open(&config, open_store(&place.data, "lock.db")?)?;
+    let lock = LockService::open(&config, open_store(&place.data, "lock.db")?, Arc::new(transport))?;
     let mut roles = Roles::new(place.token);
     roles.work(|stop| lock.clone().run(stop));
     roles.serve(listener, lock);
@@ -62,7 +63,8 @@ pub async fn run_all(settings: AllSettings) -> Result<()> {
         None => reachable(&place.host, port, "--advertise")?,
     };
     let directory = Directory::open(directory, open_store(&place.data.join("directory"), "directory.db")?)?;
-    let lock = LockService::open(&lock, open_store(&place.data.join("lock"), "lock.db")?)?;
+    let reach_directory = || Arc::new(InProcess::new(directory.clone(), "directory service"));
+    let lock = LockService::open(&lock, open_store(&place.data.join("lock"), "lock.db")?, reach_directory())?;
     let mut roles = Roles::new(place.token.clone());
     let mut router = Router::default().route("/v1/directory/", directory.clone()).route("/v1/lock/", lock.clone());
     roles.work(|stop| directory.clone().run(stop));
@@ -70,14 +72,13 @@ pub async fn run_all(settings: AllSettings) -> Result<()> {
     for number in 1..=file_servers {
         let name = format!("file-{number}");
         let data = place.data.join(&name);
-        let transport: Arc<dyn Transport> = Arc::new(InProcess::new(directory.clone(), "directory service"));
         let own_listener = match file_servers {
             1 => None,
             _ => Some(listen(&place.host, file_port(place.port, number)?).await?),
         };
         let file_port = own_listener.as_ref().map_or(port, |l| l.1);
         let own = FileSettings { name: Some(name), advertise: with_port(file.advertise.as_deref(), file_port)?, ..file.clone() };
-        let server = open_file(&place, &own, &data, file_port, transport)?;
+        let server = open_file(&place, &own, &data, file_port, reach_directory())?;
         roles.work(|stop| server.clone().run(stop));
         match own_listener {
             Some((listener, _)) => roles.serve(listener, server),

@@ -130,6 +130,9 @@ pub struct LockArgs {
     /// A client that is silent for so long loses its locks [default: 30]
     #[arg(long, value_name = "SECONDS")]
     lease_seconds: Option<u64>,
+    /// The directory service, which must know of a lost holder before its lock passes on
+    #[arg(long, value_name = "URL")]
+    directory: Option<String>,
 }
 
 /// `dfs-server file`.
@@ -358,6 +361,11 @@ fn parse_pin(text: &str) -> Result<directory::Pin> {
     Ok(directory::Pin { path: path.to_owned(), servers })
 }
 
+/// The URL of the directory service, which some roles cannot do without.
+fn named(directory: Option<&String>) -> Result<String> {
+    directory.cloned().ok_or_else(|| invalid("no directory service: name it with --directory http://HOST:7400"))
+}
+
 /// `http://HOST:PORT`, with brackets around an IPv6 address.
 pub fn url(host: &str, port: u16) -> String {
     if host.contains(':') { format!("http://[{host}]:{port}") } else { format!("http://{host}:{port}") }
@@ -397,15 +405,15 @@ impl LockArgs {
     pub fn with_file(mut self) -> Result<Self> {
         let file: Self = self.common.file("lock")?;
         self.common.fill(file.common);
-        fill!(self, file; lease_seconds);
+        fill!(self, file; lease_seconds, directory);
         Ok(self)
     }
 
-    /// What the role needs.
-    pub fn settings(&self) -> Result<(Place, crate::lock::Config)> {
+    /// What the role needs, and the directory's URL.
+    pub fn settings(&self) -> Result<(Place, crate::lock::Config, String)> {
         let lease = Duration::from_secs(self.lease_seconds.unwrap_or(30));
         check_lease(lease)?;
-        Ok((self.common.place(7401)?, crate::lock::Config { lease }))
+        Ok((self.common.place(7401)?, crate::lock::Config { lease }, named(self.directory.as_ref())?))
     }
 }
 
@@ -425,7 +433,7 @@ impl FileArgs {
         if self.advertise.is_none() {
             reachable(&place.host, place.port, "--advertise")?;
         }
-        let directory = self.directory.clone().ok_or_else(|| invalid("no directory service: name it with --directory http://HOST:7400"))?;
+        let directory = named(self.directory.as_ref())?;
         Ok((place, self.keeping.settings(self.name.clone(), self.advertise.clone())?, directory))
     }
 }

@@ -102,6 +102,17 @@ fn what_is_missing_is_said() {
 }
 
 #[test]
+fn the_lock_service_wants_to_know_the_directory_service() {
+    let files = Files::new("directory = \"http://a:7400\"\n");
+    let (config, token) = (files.path("config"), files.path("token"));
+    let Command::Lock(args) = parse(&["lock", "--data", "/d", "--token-file", &token]) else { panic!() };
+    let message = args.settings().unwrap_err().to_string();
+    assert!(message.contains("--directory"), "{message}");
+    let Command::Lock(args) = parse(&["lock", "--config", &config, "--data", "/d", "--token-file", &token]) else { panic!() };
+    assert_eq!(args.with_file().unwrap().settings().unwrap().2, "http://a:7400");
+}
+
+#[test]
 fn pins() {
     assert_eq!(parse_pin("/a=b=x,y").unwrap().path, "/a=b");
     for bad in ["", "/a", "a=x", "/a=", "/a=x,"] {

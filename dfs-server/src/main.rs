@@ -17,9 +17,12 @@ fn main() -> ExitCode {
         Command::Directory(args) => {
             role(args.with_file(), |a| &a.common, |a| a.settings(), |(place, config)| daemon::block_on(all::run_directory(place, config)))
         }
-        Command::Lock(args) => {
-            role(args.with_file(), |a| &a.common, |a| a.settings(), |(place, config)| daemon::block_on(all::run_lock(place, config)))
-        }
+        Command::Lock(args) => role(
+            args.with_file(),
+            |a| &a.common,
+            |a| a.settings(),
+            |(place, config, directory)| daemon::block_on(all::run_lock(place, config, &directory)),
+        ),
         Command::File(args) => role(
             args.with_file(),
             |a| &a.common,

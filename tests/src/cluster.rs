@@ -234,7 +234,7 @@ impl Cluster {
         args.extend(Self::directory_options(builder));
         self.add(Role::Directory, "directory", (directory, proxy(directory)), None, "directory", args);
         self.daemon(Role::Directory).set_environment(&builder.environment);
-        let args = vec!["--lease-seconds".into(), builder.lease_seconds.to_string()];
+        let args = vec!["--lease-seconds".into(), builder.lease_seconds.to_string(), "--directory".into(), url(directory)];
         self.add(Role::Lock, "lock", (lock, before_lock), None, "lock", args);
         for index in 0..builder.file_servers {
             let (name, port) = (format!("file-{index}"), free_port());
@@ -374,6 +374,11 @@ impl Cluster {
     pub fn restart(&mut self, role: Role) {
         self.daemon(role).start();
         self.wait_ready();
+    }
+
+    /// Starts a role again beside others that are away, and waits for nothing.
+    pub fn start_alone(&mut self, role: Role) {
+        self.daemon(role).start();
     }
 
     /// Kills every daemon (-9) and starts all again.

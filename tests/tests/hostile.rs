@@ -78,6 +78,8 @@ fn refused(reply: &Reply, what: &str) {
 /// inode that does not exist, so that no variation of them can succeed.
 fn templates(ino: u64) -> Vec<(&'static str, Value)> {
     let hash = "00".repeat(32);
+    let process = json!({"host": "h", "pid": 1, "program": "p"});
+    let (range_owner, span) = (json!({"session": 1, "family": "posix", "number": 1}), json!({"first": 0, "last": 9}));
     let d = |path: &'static str, body: Value| (path, body);
     vec![
         d("/v1/directory/open-session", json!({"host": "h", "pid": 1, "program": "p", "mountpoint": ""})),
@@ -115,11 +117,21 @@ fn templates(ino: u64) -> Vec<(&'static str, Value)> {
         d("/v1/directory/servers", json!({})),
         d("/v1/directory/sync", json!({})),
         d("/v1/directory/status", json!({})),
-        d("/v1/lock/acquire", json!({"session": 1, "ino": NOBODY, "request": 1, "owner": {"host": "h", "pid": 1, "program": "p"}, "wait_ms": 0})),
+        d("/v1/lock/acquire", json!({"session": 1, "ino": NOBODY, "request": 1, "owner": process, "wait_ms": 0})),
         d("/v1/lock/cancel", json!({"session": 1, "ino": NOBODY, "request": 1})),
         d("/v1/lock/release", json!({"session": 1, "ino": NOBODY, "token": 1})),
         d("/v1/lock/renew", json!({"session": 1})),
         d("/v1/lock/end", json!({"session": 1})),
+        d("/v1/lock/break", json!({"ino": NOBODY})),
+        d("/v1/lock/take-over", json!({"session": 1, "from": NOBODY})),
+        d(
+            "/v1/lock/lock-range",
+            json!({"ino": NOBODY, "owner": range_owner, "span": span, "mode": "shared", "request": 1, "process": process, "wait_ms": 0}),
+        ),
+        d("/v1/lock/cancel-range", json!({"ino": NOBODY, "owner": range_owner, "request": 1})),
+        d("/v1/lock/unlock-range", json!({"ino": NOBODY, "owner": range_owner, "span": span})),
+        d("/v1/lock/test-range", json!({"ino": NOBODY, "owner": range_owner, "span": span, "mode": "exclusive"})),
+        d("/v1/lock/ranges", json!({})),
         d("/v1/lock/locks", json!({})),
         d("/v1/lock/status", json!({})),
         d("/v1/file/missing", json!({"session": 1, "hashes": [hash]})),

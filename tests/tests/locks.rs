@@ -9,6 +9,8 @@ use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use dfs_common::api::lock;
+use dfs_common::ids::{InodeId, SessionId};
 use dfs_tests::{Cluster, Mount, Role, eventually, sys, within};
 
 fn writer(path: &Path) -> File {
@@ -182,7 +184,7 @@ fn a_vanished_holder_loses_its_lock_when_its_lease_ends() {
 fn locks_and_tokens_survive_a_restart_of_the_lock_service() {
     let (mut cluster, [a, b]) = with_file();
     let mut file = writer(&a.at("f"));
-    let before = cluster.lock(&dfs_common::api::lock::Status {}).unwrap().last_token;
+    let before = cluster.lock(&lock::Status {}).unwrap().last_token;
     std::thread::scope(|scope| {
         let path = b.at("f");
         let waiting = scope.spawn(move || {
@@ -200,7 +202,7 @@ fn locks_and_tokens_survive_a_restart_of_the_lock_service() {
         waiting.join().unwrap();
     });
     assert_eq!(fs::read_to_string(a.at("f")).unwrap(), "first\nsecond\n");
-    let after = cluster.lock(&dfs_common::api::lock::Status {}).unwrap().last_token;
+    let after = cluster.lock(&lock::Status {}).unwrap().last_token;
     assert!(after > before, "token {after} after {before}");
 }
 
@@ -210,7 +212,7 @@ fn who_holds_a_lock_can_be_seen() {
     let file = writer(&a.at("f"));
     let mut child = Command::new("dd").arg("if=/dev/null").arg(format!("of={}", b.at("f").display())).stderr(Stdio::null()).spawn().unwrap();
     eventually(10, "dd waits for the lock", || cluster.waiters("f") == 1);
-    let rows = cluster.lock(&dfs_common::api::lock::Locks { ino: Some(cluster.inode("f")) }).unwrap();
+    let rows = cluster.lock(&lock::Locks { ino: Some(cluster.inode("f")) }).unwrap();
     assert_eq!(rows.len(), 1);
     assert_eq!(rows[0].holder.owner.pid, std::process::id());
     assert_eq!(rows[0].queue[0].owner.program, "dd");
@@ -218,4 +220,111 @@ fn who_holds_a_lock_can_be_seen() {
     assert!(shown.contains("dd") && shown.contains(&std::process::id().to_string()), "dfs locks:\n{shown}");
     sys::close(file).unwrap();
     assert!(child.wait().unwrap().success());
+}
+
+/// What a client of its own asks for, beside all mounts.
+fn acquire(ino: InodeId, session: u64, wait_ms: u64) -> lock::Acquire {
+    let owner = lock::Owner { host: "h".into(), pid: session as u32, program: "test".into() };
+    lock::Acquire { session: SessionId(session), ino, request: 1, owner, wait_ms }
+}
+
+fn lock_range(ino: InodeId, number: u64, (first, last): (u64, u64), wait_ms: u64) -> lock::LockRange {
+    let owner = lock::RangeOwner { session: SessionId(1000), family: lock::Family::Posix, number };
+    let process = lock::Owner { host: "h".into(), pid: number as u32, program: "test".into() };
+    lock::LockRange { ino, owner, span: lock::Span { first, last }, mode: lock::Mode::Exclusive, request: first, process, wait_ms }
+}
+
+#[test]
+fn sixteen_waiters_have_their_turns_in_order() {
+    let cluster = Cluster::builder().start();
+    let ino = InodeId(1 << 40);
+    let first = cluster.lock(&acquire(ino, 1, 0)).unwrap().token;
+    let waiting = || cluster.lock(&lock::Status {}).unwrap().waiters;
+    let order = Mutex::new(Vec::new());
+    let released = Mutex::new(Instant::now());
+    let mut waits = std::thread::scope(|scope| {
+        let threads: Vec<_> = (2..18)
+            .map(|session| {
+                let (cluster, order, released) = (&cluster, &order, &released);
+                let thread = scope.spawn(move || {
+                    let token = cluster.lock(&acquire(ino, session, 20_000)).unwrap().token;
+                    let took = released.lock().unwrap().elapsed();
+                    order.lock().unwrap().push(session);
+                    *released.lock().unwrap() = Instant::now();
+                    cluster.lock(&lock::Release { session: SessionId(session), ino, token }).unwrap();
+                    took
+                });
+                eventually(10, "the session stands in line", || waiting() == session - 1);
+                thread
+            })
+            .collect();
+        *released.lock().unwrap() = Instant::now();
+        cluster.lock(&lock::Release { session: SessionId(1), ino, token: first }).unwrap();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+    });
+    assert_eq!(*order.lock().unwrap(), (2..18).collect::<Vec<_>>());
+    waits.sort();
+    println!("from the release before to the grant: median {:?}, longest {:?}", waits[8], waits[15]);
+}
+
+#[test]
+fn a_broken_lock_goes_to_the_next_in_line() {
+    let cluster = Cluster::builder().start();
+    let ino = InodeId(1 << 40);
+    let first = cluster.lock(&acquire(ino, 1, 0)).unwrap().token;
+    let other = cluster.lock(&acquire(InodeId(ino.0 + 1), 1, 0)).unwrap().token;
+    std::thread::scope(|scope| {
+        let next = scope.spawn(|| cluster.lock(&acquire(ino, 2, 20_000)).unwrap().token);
+        eventually(10, "the second session stands in line", || cluster.lock(&lock::Status {}).unwrap().waiters == 1);
+        cluster.lock(&lock::Break { ino, token: Some(first) }).unwrap();
+        assert!(next.join().unwrap() > first);
+    });
+    cluster.lock(&lock::Break { ino, token: Some(first) }).unwrap();
+    cluster.lock(&lock::Release { session: SessionId(1), ino, token: first }).unwrap();
+    let rows = cluster.lock(&lock::Locks::default()).unwrap();
+    let held: Vec<_> = rows.iter().map(|row| row.holder.session).collect();
+    assert_eq!(held, [SessionId(2), SessionId(1)], "who had it keeps its other locks, and takes nothing from its successor");
+    assert!(rows[1].holder.token == other && rows.iter().all(|row| !row.fencing));
+}
+
+#[test]
+fn the_lock_of_a_lost_holder_waits_for_the_directory_service() {
+    let mut cluster = Cluster::builder().lease_seconds(1).start();
+    let ino = InodeId(1 << 40);
+    let first = cluster.lock(&acquire(ino, 1, 0)).unwrap().token;
+    cluster.kill(Role::Directory);
+    eventually(10, "the holder is lost", || cluster.lock(&lock::Status {}).unwrap().fencing == 1);
+    let refused = cluster.lock(&acquire(ino, 2, 500)).unwrap_err();
+    assert_eq!(refused.kind(), dfs_common::ErrorKind::Busy);
+    cluster.kill(Role::Lock);
+    cluster.start_alone(Role::Lock);
+    eventually(10, "fencing goes on", || cluster.lock(&lock::Status {}).is_ok_and(|status| status.fencing == 1));
+    assert_eq!(cluster.lock(&acquire(ino, 2, 0)).unwrap_err().kind(), dfs_common::ErrorKind::WouldBlock);
+    cluster.restart(Role::Directory);
+    assert!(cluster.lock(&acquire(ino, 2, 20_000)).unwrap().token > first);
+}
+
+#[test]
+fn locks_on_ranges_survive_a_restart_and_circles_of_them_are_refused() {
+    let mut cluster = Cluster::builder().start();
+    let ino = InodeId(1 << 40);
+    cluster.lock(&lock_range(ino, 1, (0, 9), 0)).unwrap();
+    cluster.lock(&lock_range(ino, 2, (20, 29), 0)).unwrap();
+    cluster.kill(Role::Lock);
+    cluster.restart(Role::Lock);
+    let wanted = lock_range(ino, 2, (5, 5), 20_000);
+    let test = lock::TestRange { ino, owner: wanted.owner, span: wanted.span, mode: lock::Mode::Shared };
+    let found = cluster.lock(&test).unwrap().lock.expect("the lock of process 1 is back");
+    assert_eq!((found.process.pid, found.span), (1, lock::Span { first: 0, last: 9 }));
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| cluster.lock(&wanted));
+        eventually(10, "the second one waits", || cluster.lock(&lock::Status {}).unwrap().range_waiters == 1);
+        let circle = cluster.lock(&lock_range(ino, 1, (25, 25), 20_000)).unwrap_err();
+        assert_eq!(circle.kind(), dfs_common::ErrorKind::Deadlock, "{circle}");
+        let unlock = lock::UnlockRange { ino, owner: lock_range(ino, 1, (0, 9), 0).owner, span: lock::Span::ALL };
+        cluster.lock(&unlock).unwrap();
+        waiting.join().unwrap().unwrap();
+    });
+    cluster.lock(&lock::End { session: SessionId(1000) }).unwrap();
+    assert_eq!(cluster.lock(&lock::Ranges::default()).unwrap(), []);
 }

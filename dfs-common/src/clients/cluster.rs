@@ -166,14 +166,14 @@ impl Cluster {
     /// dropped before it is done leaves a place in the queue: call [`Cluster::cancel_lock`] with the same `request`.
     pub async fn acquire_lock(&self, ino: InodeId, request: u64, pid: u32, program: &str, wait: Option<Duration>) -> Result<Token> {
         let owner = self.owner(pid, program);
-        let ask = |wait_ms| Acquire { session: self.id(), ino, request, owner: owner.clone(), wait_ms, shares: false };
+        let ask = |wait_ms| Acquire { session: self.id(), ino, request, owner: owner.clone(), wait_ms };
         let grant: Grant = self.wait_in_line(ino, wait, ask).await?;
         Ok(grant.token)
     }
 
     /// One more process uses a lock that this session holds; `WouldBlock` where others wait for it. Never takes long.
     pub async fn share_lock(&self, ino: InodeId, request: u64, pid: u32, program: &str) -> Result<Token> {
-        let acquire = Acquire { session: self.id(), ino, request, owner: self.owner(pid, program), wait_ms: 0, shares: true };
+        let acquire = Acquire { session: self.id(), ino, request, owner: self.owner(pid, program), wait_ms: 0 };
         self.lock.call_once_within(&acquire, SHARING).await.map(|grant| grant.token)
     }
 

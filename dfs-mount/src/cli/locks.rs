@@ -1,10 +1,13 @@
 //! `dfs locks`: who holds and who waits, and taking a lock from its holder.
 
+use std::ffi::OsStr;
+
+use dfs_common::ErrorKind;
 use dfs_common::api::lock::{Break, Family, LockRow, Locks, Mode, Owner, RangeRow, Ranges, Span};
 use serde::Serialize;
 
 use super::args::{self, LockCommand};
-use super::failure::{At, Outcome};
+use super::failure::{At, Failure, Outcome};
 use super::render;
 use super::session::Session;
 
@@ -19,9 +22,7 @@ struct All {
 
 pub(crate) async fn locks(session: &Session, arguments: &args::Locks) -> Outcome {
     if let Some(LockCommand::Break(one)) = &arguments.command {
-        let ino = session.existing(&one.path, true).await?.attributes.ino;
-        session.cluster.lock.call(&Break { ino }).await.at(&one.path)?;
-        return Ok(());
+        return break_lock(session, &one.path).await;
     }
     let ino = match &arguments.path {
         Some(path) => Some(session.existing(path, true).await?.attributes.ino),
@@ -33,6 +34,19 @@ pub(crate) async fn locks(session: &Session, arguments: &args::Locks) -> Outcome
         return render::json(&all);
     }
     print(&all.write, &all.programs)
+}
+
+async fn break_lock(session: &Session, path: &OsStr) -> Outcome {
+    let ino = session.existing(path, true).await?.attributes.ino;
+    let rows = session.cluster.lock.call(&Locks { ino: Some(ino) }).await.at(path)?;
+    let Some(row) = rows.first() else { return Err(Failure::new(ErrorKind::NotFound, "nobody holds its write lock").at(path)) };
+    // With its token, so that a repeated request takes it from nobody else.
+    session.cluster.lock.call(&Break { ino, token: Some(row.holder.token) }).await.at(path)?;
+    if !session.json {
+        let owner = &row.holder.owner;
+        eprintln!("dfs: {}: taken from {} (process {} on {})", path.display(), owner.program, owner.pid, owner.host);
+    }
+    Ok(())
 }
 
 /// Locks with their queues as a table.
@@ -48,8 +62,9 @@ fn line(ino: String, lock: String, state: String, age_ms: u64, session: String, 
 /// The holder's line, then one for each in the queue.
 fn lock_columns(row: &LockRow) -> Vec<Vec<String>> {
     let (ino, kind, holder) = (row.ino.to_string(), || "write".to_owned(), &row.holder);
+    let state = if row.fencing { "lost, fencing" } else { "held" };
     let (session, token) = (holder.session.to_string(), holder.token.to_string());
-    let mut lines = vec![line(ino.clone(), kind(), "held".to_owned(), holder.age_ms, session, token, &holder.owner)];
+    let mut lines = vec![line(ino.clone(), kind(), state.to_owned(), holder.age_ms, session, token, &holder.owner)];
     lines.extend(row.queue.iter().enumerate().map(|(place, waiter)| {
         let state = format!("waiting, {}.", place + 1);
         line(ino.clone(), kind(), state, waiter.age_ms, waiter.session.to_string(), String::new(), &waiter.owner)
@@ -86,7 +101,7 @@ mod tests {
     fn a_queue_is_shown_in_order() {
         let waiter = |pid| Waiter { session: SessionId(u64::from(pid)), owner: owner(pid), age_ms: 0 };
         let holder = Holder { session: SessionId(1), owner: owner(1), token: Token(9), age_ms: 0 };
-        let lines = lock_columns(&LockRow { ino: InodeId(5), holder, queue: vec![waiter(2), waiter(3)] });
+        let lines = lock_columns(&LockRow { ino: InodeId(5), holder, queue: vec![waiter(2), waiter(3)], fencing: false });
         let states: Vec<(&str, &str)> = lines.iter().map(|line| (line[2].as_str(), line[7].as_str())).collect();
         assert_eq!(states, [("held", "1"), ("waiting, 1.", "2"), ("waiting, 2.", "3")]);
     }

@@ -176,7 +176,7 @@ mod tests {
         assert_eq!(last_column(&findings, &waiting), "the write lock of inode 5 from http://l:1, which does not answer");
         let owner = Owner { host: "b".into(), pid: 7, program: "emacs".into() };
         let holder = Holder { session: SessionId(1), owner, token: Token(1), age_ms: 5000 };
-        findings.locks.push(LockRow { ino: InodeId(5), holder, queue: Vec::new() });
+        findings.locks.push(LockRow { ino: InodeId(5), holder, queue: Vec::new(), fencing: false });
         assert_eq!(last_column(&findings, &waiting), "the write lock, held by emacs (process 7 on b) for 5 s, 0 in line");
     }
 

@@ -84,7 +84,8 @@ async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
 impl Bench {
     async fn start(servers: usize, copies: u32, min_copies: u32) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let lock = LockService::open(&crate::lock::Config::default(), Arc::new(MemoryStore::default())).unwrap();
+        let nobody = Arc::new(Http1::new(&url(1), &token()).unwrap());
+        let lock = LockService::open(&crate::lock::Config::default(), Arc::new(MemoryStore::default()), nobody).unwrap();
         let lock = Running::start(0, lock).await;
         let config = directory::Config {
             copies,

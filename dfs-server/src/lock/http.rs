@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use dfs_common::api::lock::{Acquire, Cancel, End, Locks, PATHS, Release, Renew, Status};
+use dfs_common::api::lock::{
+    Acquire, Break, Cancel, CancelRange, End, LockRange, Locks, PATHS, Ranges, Release, Renew, Status, TakeOver, TestRange, UnlockRange,
+};
 use dfs_common::api::{Done, Operation};
 use dfs_common::ids::SessionId;
 use dfs_common::wire::{Method, Request, Response, Service};
@@ -13,14 +15,22 @@ use super::LockService;
 
 impl Service for LockService {
     fn handle(self: Arc<Self>, request: Request) -> BoxFuture<'static, Response> {
-        if request.path == Acquire::PATH && request.method == Method::Post {
-            return match parse::<Acquire>(&request, |a| Some(a.session)) {
-                Ok(acquire) => self.acquire(acquire).map(|grant| Response::from(grant.map(|g| Response::json(&g)))).boxed(),
-                Err(e) => ready(Response::error(&e)).boxed(),
-            };
-        }
-        ready(Response::from(self.answer(&request))).boxed()
+        let answer = match (request.path.as_str(), request.method) {
+            (Acquire::PATH, Method::Post) => parse(&request, |a: &Acquire| Some(a.session)).map(|a| self.acquire(a).map(json).boxed()),
+            (LockRange::PATH, Method::Post) => parse(&request, |l: &LockRange| Some(l.owner.session)).map(|l| self.lock_range(l).map(done).boxed()),
+            (Break::PATH, Method::Post) => parse(&request, |_| None).map(|b| self.break_lock(b).map(done).boxed()),
+            _ => Ok(ready(Response::from(self.answer(&request))).boxed()),
+        };
+        answer.unwrap_or_else(|e| ready(Response::error(&e)).boxed())
     }
+}
+
+fn json<T: serde::Serialize>(result: Result<T>) -> Response {
+    Response::from(result.map(|reply| Response::json(&reply)))
+}
+
+fn done(result: Result<()>) -> Response {
+    json(result.map(|()| Done {}))
 }
 
 impl LockService {
@@ -38,7 +48,12 @@ impl LockService {
             Release::PATH => self.release(&parse(request, |r: &Release| Some(r.session))?).map(done),
             Renew::PATH => Ok(Response::json(&self.renew(&parse(request, |r: &Renew| Some(r.session))?))),
             End::PATH => self.end(&parse(request, |e: &End| Some(e.session))?).map(done),
+            TakeOver::PATH => Ok(Response::json(&self.take_over(&parse(request, |t: &TakeOver| Some(t.session))?)?)),
+            CancelRange::PATH => self.cancel_range(&parse(request, |c: &CancelRange| Some(c.owner.session))?).map(done),
+            UnlockRange::PATH => self.unlock_range(&parse(request, |u: &UnlockRange| Some(u.owner.session))?).map(done),
+            TestRange::PATH => Ok(Response::json(&self.test_range(&parse(request, |t: &TestRange| Some(t.owner.session))?)?)),
             Locks::PATH => Ok(Response::json(&self.list(&parse(request, |_| None)?))),
+            Ranges::PATH => Ok(Response::json(&self.list_ranges(&parse(request, |_| None)?))),
             Status::PATH => parse::<Status>(request, |_| None).map(|_| Response::json(&self.status())),
             other => unreachable!("{other} is in the table and has no arm"),
         }

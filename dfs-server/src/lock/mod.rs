@@ -1,27 +1,33 @@
-//! The lock service: exclusive write locks of files, first come first served.
+//! The lock service: exclusive write locks of files, and the locks that programs take
+//! themselves; first come, first served.
 //!
 //! It owns holders, queues and fencing tokens, and refuses to know names, versions or
 //! what a client does with a lock. [`state`] decides, purely; [`store`] persists what
-//! changed before anybody hears of it; [`http`] translates; this module drives them:
-//! it has the clock and the waiting connections.
+//! changed before anybody hears of it; [`fence`] tells the directory service of lost
+//! holders; [`http`] translates; [`operations`] and this module drive them: they have the
+//! clock and the waiting connections.
 //!
-//! Invariant: a grant leaves the process only after the row that records it was committed.
+//! Invariants: a grant leaves the process only after the row that records it was
+//! committed, and a token reaches the directory service only after the mark above it was.
 
+mod fence;
 mod http;
+mod operations;
 mod state;
 mod store;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use dfs_common::api::lock::{Acquire, Cancel, End, Grant, LockLease, LockRow, LockStatus, Locks, Release, Renew};
-use dfs_common::ids::Token;
+use dfs_common::clients::Caller;
+use dfs_common::ids::{InodeId, Token};
+use dfs_common::transport::Transport;
 use dfs_common::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot, watch};
 
-use self::state::{Acquired, Connection, Effects, State};
+use self::state::{Connection, Effects, State, Waited};
 use crate::shell::stopped;
 use crate::store::Store;
 
@@ -29,6 +35,8 @@ use crate::store::Store;
 const STALL_MS: u64 = 1000;
 /// The longest pause between two looks at the deadlines.
 const MAX_PAUSE: Duration = Duration::from_secs(1);
+/// The limit of a call to the directory service.
+const DIRECTORY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What an operator sets.
 #[derive(Clone, Debug)]
@@ -48,18 +56,23 @@ impl Default for Config {
 pub struct LockService {
     inner: Mutex<Inner>,
     clock: Clock,
+    directory: Caller,
     /// A deadline may have come closer.
     changed: Notify,
+    /// There may be something to fence.
+    fence_asked: Notify,
 }
 
 #[derive(Debug)]
 struct Inner {
     state: State,
     store: Arc<dyn Store>,
-    waiting: HashMap<Connection, oneshot::Sender<Result<Token>>>,
+    waiting: HashMap<Connection, (Waited, oneshot::Sender<Result<Token>>)>,
     next_connection: u64,
     /// Rows that a failed commit left behind.
     unsaved: Effects,
+    /// What the directory service must be told.
+    fences: VecDeque<(InodeId, Token)>,
     stopping: bool,
 }
 
@@ -82,17 +95,41 @@ impl Clock {
 }
 
 impl LockService {
-    /// Restores holders and queues from `store`; every session gets a fresh lease.
-    pub fn open(config: &Config, store: Arc<dyn Store>) -> Result<Arc<Self>> {
+    /// Restores holders and queues from `store`; every session gets a fresh lease. `directory` reaches the directory service.
+    pub fn open(config: &Config, store: Arc<dyn Store>, directory: Arc<dyn Transport>) -> Result<Arc<Self>> {
         let clock = Clock::new();
-        let state = store::load(&*store, config.lease.as_millis() as u64, clock.now_ms())?;
-        log::info!("lock service: {} locks and {} waiters restored", state.locks(), state.waiters());
-        let inner = Inner { state, store, waiting: HashMap::new(), next_connection: 1, unsaved: Effects::default(), stopping: false };
-        Ok(Arc::new(Self { inner: Mutex::new(inner), clock, changed: Notify::new() }))
+        let mut state = store::load(&*store, config.lease.as_millis() as u64, clock.now_ms())?;
+        let (writers, ranges) = (state.writers(), state.ranges());
+        log::info!(
+            "lock service: {} locks ({} to be fenced), {} waiters, {} locks on ranges restored",
+            writers.locks(),
+            writers.fencing(),
+            writers.waiters(),
+            ranges.pieces()
+        );
+        let resumed = state.resume(clock.now_ms());
+        let (waiting, fences) = (HashMap::new(), VecDeque::new());
+        let mut inner = Inner { state, store, waiting, next_connection: 1, unsaved: Effects::default(), fences, stopping: false };
+        inner.settle(clock.now_ms(), resumed)?;
+        let directory = Caller::new(directory, DIRECTORY_TIMEOUT);
+        Ok(Arc::new(Self { inner: Mutex::new(inner), clock, directory, changed: Notify::new(), fence_asked: Notify::new() }))
     }
 
     /// Ends leases and waits in time, until `shutdown`; then every waiting client is told to come back.
     pub async fn run(self: Arc<Self>, mut shutdown: watch::Receiver<bool>) {
+        tokio::select! {
+            () = fence::run(self.clone()) => {}
+            () = self.keep_time() => {}
+            () = stopped(&mut shutdown) => {}
+        }
+        let mut inner = self.inner.lock();
+        inner.stopping = true;
+        // Dropped senders answer `Unavailable`; the places stay and are taken up after the restart.
+        inner.waiting.clear();
+    }
+
+    /// Looks at the deadlines in time; never returns.
+    async fn keep_time(&self) {
         let mut last = self.clock.now_ms();
         let mut expected = last;
         loop {
@@ -105,94 +142,45 @@ impl LockService {
                 }
                 last = now;
                 let effects = inner.state.tick(now);
-                if let Err(e) = inner.settle(effects) {
+                if let Err(e) = inner.settle(now, effects) {
                     log::error!("lock service: {e}");
                 }
                 let pause = inner.state.next_deadline().map_or(MAX_PAUSE, |at| Duration::from_millis(at.saturating_sub(now).max(1))).min(MAX_PAUSE);
                 expected = now + pause.as_millis() as u64;
                 pause
             };
+            self.fence_asked.notify_one();
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = self.changed.notified() => {}
-                () = stopped(&mut shutdown) => break,
             }
         }
+    }
+
+    /// What to tell the directory service next.
+    fn next_fence(&self) -> Option<(InodeId, Token)> {
+        self.inner.lock().fences.pop_front()
+    }
+
+    /// What is under way is told once more, which does no harm.
+    fn ask_all_fences(&self) {
         let mut inner = self.inner.lock();
-        inner.stopping = true;
-        // Dropped senders answer `Unavailable`; the places stay and are taken up after the restart.
-        inner.waiting.clear();
+        let all = inner.state.fences();
+        inner.fences.extend(all);
     }
 
-    async fn acquire(self: Arc<Self>, request: Acquire) -> Result<Grant> {
-        let (waiting, receiver) = {
-            let mut inner = self.inner.lock();
-            let connection = Connection(inner.next_connection);
-            inner.next_connection += 1;
-            let (acquired, effects) = inner.state.acquire(self.clock.now_ms(), &request, connection);
-            if let Err(e) = inner.settle(effects) {
-                let Acquire { session, ino, request, .. } = request;
-                let undone = inner.state.cancel(self.clock.now_ms(), &Cancel { session, ino, request });
-                inner.unsaved.absorb(undone);
-                return Err(e);
-            }
-            match acquired? {
-                Acquired::Granted(token) => return Ok(Grant { token }),
-                Acquired::Waiting if inner.stopping => return Err(restarting()),
-                Acquired::Waiting => {}
-            }
-            let (sender, receiver) = oneshot::channel();
-            inner.waiting.insert(connection, sender);
-            (Waiting { service: self.clone(), request, connection }, receiver)
-        };
-        self.changed.notify_one();
-        let token = receiver.await.unwrap_or_else(|_| Err(restarting()));
-        drop(waiting);
-        token.map(|token| Grant { token })
+    /// The directory service could not be told.
+    fn ask_fence(&self, ino: InodeId, token: Token) {
+        self.inner.lock().fences.push_back((ino, token));
     }
 
-    fn cancel(&self, request: &Cancel) -> Result<()> {
-        self.change(|state, now| state.cancel(now, request))
-    }
-
-    fn release(&self, request: &Release) -> Result<()> {
-        self.change(|state, now| state.release(now, request))
-    }
-
-    fn end(&self, request: &End) -> Result<()> {
-        self.change(|state, now| state.end(now, request.session))
-    }
-
-    fn renew(&self, request: &Renew) -> LockLease {
-        let mut inner = self.inner.lock();
-        let held = inner.state.renew(self.clock.now_ms(), request.session);
-        LockLease { lease_ms: inner.state.lease_ms(), held }
-    }
-
-    fn list(&self, request: &Locks) -> Vec<LockRow> {
-        self.inner.lock().state.list(self.clock.now_ms(), request.ino)
-    }
-
-    fn status(&self) -> LockStatus {
-        let inner = self.inner.lock();
-        LockStatus {
-            program: env!("CARGO_PKG_VERSION").to_owned(),
-            uptime_ms: self.clock.start.elapsed().as_millis() as u64,
-            locks: inner.state.locks(),
-            waiters: inner.state.waiters(),
-            last_token: inner.state.last_token(),
-            ranges: 0,
-            fencing: 0,
+    /// The directory service knows.
+    fn fenced(&self, ino: InodeId, token: Token) {
+        log::info!("inode {ino} is fenced: commits with a token below {token} are refused");
+        // Unsaved, it is fenced once more after a restart, which changes nothing.
+        if let Err(e) = self.change(|state, now| ((), state.fenced(now, ino, token))) {
+            log::error!("lock service: {e}");
         }
-    }
-
-    fn change(&self, change: impl FnOnce(&mut State, u64) -> Effects) -> Result<()> {
-        let mut inner = self.inner.lock();
-        let effects = change(&mut inner.state, self.clock.now_ms());
-        let result = inner.settle(effects);
-        drop(inner);
-        self.changed.notify_one();
-        result
     }
 }
 
@@ -202,40 +190,28 @@ fn restarting() -> Error {
 
 impl Inner {
     /// Persists what changed, then tells those who wait. Where the store refuses, they hear that instead of their
-    /// grant, which passes on when nobody takes it up.
-    fn settle(&mut self, effects: Effects) -> Result<()> {
+    /// grant, which is taken back: nobody has heard of it.
+    fn settle(&mut self, now: u64, effects: Effects) -> Result<()> {
         self.unsaved.absorb(effects);
         let answers = std::mem::take(&mut self.unsaved.answers);
         let saved = store::save(&*self.store, &self.state, &self.unsaved);
         if saved.is_ok() {
-            self.unsaved = Effects::default();
+            self.fences.extend(std::mem::take(&mut self.unsaved).fences);
         }
         for (connection, answer) in answers {
-            let Some(sender) = self.waiting.remove(&connection) else { continue };
-            let answer = match &saved {
-                Ok(()) => answer,
-                Err(e) => Err(e.clone()),
+            let Some((waited, sender)) = self.waiting.remove(&connection) else { continue };
+            let answer = match (answer, &saved) {
+                (Ok(_), Err(e)) => {
+                    let undone = self.state.give_up(now, &waited, connection);
+                    self.unsaved.absorb(undone);
+                    Err(e.clone())
+                }
+                (answer, _) => answer,
             };
-            // A receiver that is gone takes the grant up by asking again, or it passes on.
+            // A receiver that is gone takes the grant up by asking again.
             let _ = sender.send(answer);
         }
         saved
-    }
-}
-
-/// A connection that waits; when it is dropped before the answer, its place stays without a connection.
-struct Waiting {
-    service: Arc<LockService>,
-    request: Acquire,
-    connection: Connection,
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        let mut inner = self.service.inner.lock();
-        if inner.waiting.remove(&self.connection).is_some() {
-            inner.state.disconnected(self.request.ino, self.request.session, self.request.request, self.connection);
-        }
     }
 }
 

@@ -1,11 +1,17 @@
-//! The service over real sockets and a store that outlives it.
+//! The service over real sockets, with a store that outlives it and a directory service
+//! that answers as it is told to.
 
-use dfs_common::api::Operation;
-use dfs_common::api::lock::{Owner, Status};
+use dfs_common::api::directory::Fence;
+use dfs_common::api::lock::{
+    Acquire, Break, CancelRange, End, Family, Grant, LockRange, LockStatus, Locks, Mode, Owner, RangeOwner, Ranges, Release, Renew, Span, Status,
+    TakeOver, TestRange, UnlockRange,
+};
+use dfs_common::api::{Done, Operation};
 use dfs_common::credentials::ClusterToken;
-use dfs_common::ids::{InodeId, SessionId};
-use dfs_common::transport::{Http1, Transport};
-use dfs_common::wire::{Method, Request};
+use dfs_common::ids::SessionId;
+use dfs_common::transport::{Http1, InProcess};
+use dfs_common::wire::{Method, Request, Response, Service};
+use futures_util::future::{BoxFuture, ready};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
@@ -22,8 +28,35 @@ struct Server {
     tasks: Vec<JoinHandle<()>>,
 }
 
+/// A directory service that fences, or answers an error.
+#[derive(Debug, Default)]
+struct Directory {
+    fails: Mutex<Option<ErrorKind>>,
+    asked: Mutex<Vec<Fence>>,
+    fenced: Mutex<Vec<Fence>>,
+}
+
+impl Service for Directory {
+    fn handle(self: Arc<Self>, request: Request) -> BoxFuture<'static, Response> {
+        assert_eq!(request.path, Fence::PATH);
+        let fence: Fence = request.parse_json().unwrap();
+        self.asked.lock().push(fence.clone());
+        Box::pin(ready(match *self.fails.lock() {
+            Some(kind) => Response::error(&kind.into()),
+            None => {
+                self.fenced.lock().push(fence);
+                Response::json(&Done {})
+            }
+        }))
+    }
+}
+
 async fn start(store: Arc<dyn Store>) -> Server {
-    let service = LockService::open(&Config::default(), store).unwrap();
+    start_with(store, Arc::default(), Config::default()).await
+}
+
+async fn start_with(store: Arc<dyn Store>, directory: Arc<Directory>, config: Config) -> Server {
+    let service = LockService::open(&config, store, Arc::new(InProcess::new(directory, "directory service"))).unwrap();
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let token = ClusterToken::new(SECRET).unwrap();
@@ -40,9 +73,16 @@ impl Server {
         self.client.send(Request::new(Method::Post, O::PATH).json(operation)).await?.parse_json()
     }
 
-    fn later(&self, operation: Acquire) -> JoinHandle<Result<Grant>> {
+    fn later<O: Operation>(&self, operation: O) -> JoinHandle<Result<O::Reply>> {
         let client = self.client.clone();
-        tokio::spawn(async move { client.send(Request::new(Method::Post, Acquire::PATH).json(&operation)).await?.parse_json() })
+        tokio::spawn(async move { client.send(Request::new(Method::Post, O::PATH).json(&operation)).await?.parse_json() })
+    }
+
+    async fn stop(self) {
+        self.stop.send_replace(true);
+        for task in self.tasks {
+            tokio::time::timeout(Duration::from_secs(5), task).await.unwrap().unwrap();
+        }
     }
 
     async fn until(&self, what: impl Fn(&LockStatus) -> bool) {
@@ -56,7 +96,7 @@ impl Server {
 
 fn acquire(session: u64, wait_ms: u64) -> Acquire {
     let owner = Owner { host: "h".to_owned(), pid: 1, program: "p".to_owned() };
-    Acquire { session: SessionId(session), ino: InodeId(5), request: 1, owner, wait_ms, shares: false }
+    Acquire { session: SessionId(session), ino: InodeId(5), request: 1, owner, wait_ms }
 }
 
 #[tokio::test]
@@ -117,9 +157,7 @@ async fn a_restart_ends_waits_at_once_and_keeps_places() {
     server.until(|s| s.waiters == 1).await;
     server.stop.send(true).unwrap();
     assert_eq!(waiter.await.unwrap().unwrap_err().kind(), ErrorKind::Unavailable);
-    for task in server.tasks {
-        tokio::time::timeout(Duration::from_secs(5), task).await.unwrap().unwrap();
-    }
+    server.stop().await;
     let server = start(store).await;
     let third = server.later(acquire(3, 60_000));
     server.until(|s| s.waiters == 2).await;
@@ -127,6 +165,195 @@ async fn a_restart_ends_waits_at_once_and_keeps_places() {
     server.call(&Release { session: SessionId(1), ino: InodeId(5), token: first.token }).await.unwrap();
     assert!(second.await.unwrap().unwrap().token > first.token);
     assert!(!third.is_finished());
+}
+
+fn short() -> Config {
+    Config { lease: Duration::from_millis(100) }
+}
+
+/// A file with a holder that vanishes and one that waits; returns the first token.
+async fn vanishing(server: &Server) -> (Token, JoinHandle<Result<Grant>>) {
+    let first = server.call(&acquire(1, 0)).await.unwrap();
+    let waiter = server.later(acquire(2, 60_000));
+    server.until(|s| s.waiters == 1).await;
+    (first.token, waiter)
+}
+
+async fn until(what: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !what() {
+        assert!(Instant::now() < deadline);
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn the_directory_service_knows_of_a_lost_holder_before_the_next_grant() {
+    let directory = Arc::new(Directory::default());
+    let server = start_with(Arc::new(MemoryStore::default()), directory.clone(), Config::default()).await;
+    let (first, waiter) = vanishing(&server).await;
+    server.call(&Break { ino: InodeId(5), token: Some(first) }).await.unwrap();
+    let second = waiter.await.unwrap().unwrap().token;
+    let fenced = directory.fenced.lock().clone();
+    assert!(fenced.len() == 1 && fenced[0].ino == InodeId(5) && fenced[0].token > first && fenced[0].token <= second, "{fenced:?}");
+    let missing = server.call(&Break { ino: InodeId(6), token: None }).await.unwrap_err();
+    assert_eq!(missing.kind(), ErrorKind::NotFound);
+}
+
+#[tokio::test]
+async fn while_the_directory_service_is_away_nobody_gets_a_lost_holders_lock() {
+    let directory = Arc::new(Directory::default());
+    *directory.fails.lock() = Some(ErrorKind::Unavailable);
+    let server = start_with(Arc::new(MemoryStore::default()), directory.clone(), short()).await;
+    server.call(&acquire(1, 0)).await.unwrap();
+    server.until(|s| s.fencing == 1).await;
+    until(|| directory.asked.lock().len() > 2).await;
+    assert_eq!(server.call(&acquire(2, 0)).await.unwrap_err().kind(), ErrorKind::WouldBlock);
+    assert_eq!(server.call(&acquire(2, 20)).await.unwrap_err().kind(), ErrorKind::Busy);
+    assert!(server.call(&Locks::default()).await.unwrap()[0].fencing);
+    *directory.fails.lock() = None;
+    server.until(|s| s.fencing == 0 && s.locks == 0).await;
+    server.call(&acquire(2, 0)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_file_that_does_not_exist_any_more_needs_no_fence() {
+    let directory = Arc::new(Directory::default());
+    *directory.fails.lock() = Some(ErrorKind::NotFound);
+    let server = start_with(Arc::new(MemoryStore::default()), directory, short()).await;
+    server.call(&acquire(1, 0)).await.unwrap();
+    server.until(|s| s.locks == 0).await;
+}
+
+#[tokio::test]
+async fn a_restart_in_between_goes_on_with_fencing() {
+    let (store, directory): (Arc<dyn Store>, _) = (Arc::new(MemoryStore::default()), Arc::new(Directory::default()));
+    *directory.fails.lock() = Some(ErrorKind::Internal);
+    let server = start_with(store.clone(), directory.clone(), Config::default()).await;
+    let (first, waiter) = vanishing(&server).await;
+    let breaker = server.later(Break { ino: InodeId(5), token: None });
+    server.until(|s| s.fencing == 1).await;
+    until(|| !directory.asked.lock().is_empty()).await;
+    server.stop().await;
+    assert_eq!(waiter.await.unwrap().unwrap_err().kind(), ErrorKind::Unavailable);
+    assert_eq!(breaker.await.unwrap().unwrap_err().kind(), ErrorKind::Unavailable);
+    let asked = directory.asked.lock()[0].clone();
+    let server = start_with(store, directory.clone(), Config::default()).await;
+    assert_eq!(server.service.status().fencing, 1);
+    let waiter = server.later(acquire(2, 60_000));
+    *directory.fails.lock() = None;
+    let second = waiter.await.unwrap().unwrap().token;
+    assert!(second >= asked.token && asked.token > first);
+    assert_eq!(*directory.fenced.lock(), [asked]);
+}
+
+#[tokio::test]
+async fn a_mount_that_comes_back_takes_over_what_it_held() {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+    let server = start(store.clone()).await;
+    let token = server.call(&acquire(1, 0)).await.unwrap().token;
+    let taken = server.call(&TakeOver { session: SessionId(9), from: SessionId(1) }).await.unwrap();
+    assert_eq!(taken.locks, [(InodeId(5), token)]);
+    server.stop().await;
+    let server = start(store).await;
+    let rows = server.call(&Locks::default()).await.unwrap();
+    assert_eq!((rows[0].holder.session, rows[0].holder.token), (SessionId(9), token));
+    assert_eq!(server.call(&TakeOver { session: SessionId(9), from: SessionId(9) }).await.unwrap_err().kind(), ErrorKind::Invalid);
+}
+
+fn owner(session: u64) -> RangeOwner {
+    RangeOwner { session: SessionId(session), family: Family::Posix, number: 77 }
+}
+
+fn lock_range(session: u64, wait_ms: u64) -> LockRange {
+    let process = Owner { host: "h".to_owned(), pid: session as u32, program: "p".to_owned() };
+    LockRange { ino: InodeId(5), owner: owner(session), span: Span { first: 0, last: 9 }, mode: Mode::Exclusive, request: 1, process, wait_ms }
+}
+
+#[tokio::test]
+async fn locks_on_ranges_wait_and_survive_a_restart() {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+    let server = start(store.clone()).await;
+    server.call(&lock_range(1, 0)).await.unwrap();
+    let problem = server.call(&lock_range(2, 0)).await.unwrap_err();
+    assert!(problem.kind() == ErrorKind::WouldBlock && problem.message().contains("(pid 1) on h"), "{problem}");
+    let waiter = server.later(lock_range(2, 60_000));
+    server.until(|s| (s.ranges, s.range_waiters) == (1, 1)).await;
+    server.stop().await;
+    assert_eq!(waiter.await.unwrap().unwrap_err().kind(), ErrorKind::Unavailable);
+    let server = start(store).await;
+    let rows = server.call(&Ranges { ino: Some(InodeId(5)) }).await.unwrap();
+    assert_eq!(rows.iter().map(|r| (r.owner, r.waits)).collect::<Vec<_>>(), [(owner(1), false), (owner(2), true)]);
+    let test = TestRange { ino: InodeId(5), owner: owner(3), span: Span::ALL, mode: Mode::Shared };
+    assert_eq!(server.call(&test).await.unwrap().lock.unwrap().process.pid, 1);
+    let (waiter, given_up) = (server.later(lock_range(2, 60_000)), server.later(lock_range(3, 60_000)));
+    server.until(|s| s.range_waiters == 2).await;
+    server.call(&CancelRange { ino: InodeId(5), owner: owner(3), request: 1 }).await.unwrap();
+    assert_eq!(given_up.await.unwrap().unwrap_err().kind(), ErrorKind::Interrupted);
+    server.call(&UnlockRange { ino: InodeId(5), owner: owner(1), span: Span::ALL }).await.unwrap();
+    waiter.await.unwrap().unwrap();
+    assert_eq!(server.call(&lock_range(1, 20)).await.unwrap_err().kind(), ErrorKind::Busy);
+}
+
+#[tokio::test]
+async fn rows_of_the_program_before_are_read() {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+    let server = start(store.clone()).await;
+    let token = server.call(&acquire(1, 0)).await.unwrap().token;
+    server.stop().await;
+    let (key, mut row) = store.scan(b"h", b"i", 10).unwrap().remove(0);
+    // Format 1 had no list of requests at the end, which is empty here.
+    assert_eq!((row.remove(0), row.pop()), (2, Some(0)));
+    row.insert(0, 1);
+    let mut batch = crate::store::Batch::default();
+    batch.changes.insert(key, Some(row));
+    store.commit(&batch, crate::store::Durability::Process).unwrap();
+    let server = start(store).await;
+    assert_eq!(server.call(&Locks::default()).await.unwrap()[0].holder.token, token);
+}
+
+/// A store that can be full.
+#[derive(Debug, Default)]
+struct Full(MemoryStore, std::sync::atomic::AtomicBool);
+
+impl crate::store::View for Full {
+    fn get(&self, key: &[u8]) -> Result<Option<crate::store::Value>> {
+        self.0.get(key)
+    }
+    fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(crate::store::Key, crate::store::Value)>> {
+        self.0.scan(from, to, limit)
+    }
+}
+
+impl Store for Full {
+    fn commit(&self, batch: &crate::store::Batch, durability: crate::store::Durability) -> Result<u64> {
+        match self.1.load(std::sync::atomic::Ordering::SeqCst) {
+            true => Err(ErrorKind::NoSpace.into()),
+            false => self.0.commit(batch, durability),
+        }
+    }
+    fn snapshot(&self) -> Box<dyn crate::store::View + '_> {
+        self.0.snapshot()
+    }
+}
+
+#[tokio::test]
+async fn a_grant_that_cannot_be_stored_is_no_grant() {
+    let (store, directory) = (Arc::new(Full::default()), Arc::new(Directory::default()));
+    let server = start_with(store.clone(), directory.clone(), Config::default()).await;
+    let (first, waiter) = vanishing(&server).await;
+    let range = server.call(&lock_range(1, 0)).await;
+    assert!(range.is_ok());
+    store.1.store(true, std::sync::atomic::Ordering::SeqCst);
+    let release = Release { session: SessionId(1), ino: InodeId(5), token: first };
+    assert_eq!(server.call(&release).await.unwrap_err().kind(), ErrorKind::NoSpace);
+    assert_eq!(waiter.await.unwrap().unwrap_err().kind(), ErrorKind::NoSpace);
+    assert_eq!(server.call(&Acquire { ino: InodeId(6), ..acquire(3, 0) }).await.unwrap_err().kind(), ErrorKind::NoSpace);
+    assert!(server.call(&Break { ino: InodeId(5), token: Some(first) }).await.is_err());
+    store.1.store(false, std::sync::atomic::Ordering::SeqCst);
+    let later = server.call(&acquire(4, 60_000)).await.unwrap().token;
+    assert!(later > first && directory.asked.lock().is_empty(), "what was not stored was told to nobody");
+    assert_eq!(server.service.status().locks, 1);
 }
 
 #[tokio::test]
@@ -139,6 +366,8 @@ async fn bad_requests_are_refused() {
         (Request::new(Method::Post, Status::PATH).body("{\"x\":1}"), 400),
         (Request::new(Method::Post, Acquire::PATH).body("nonsense"), 400),
         (Request::new(Method::Post, Acquire::PATH).json(&acquire(1, 0)).session(Some(SessionId(2))), 400),
+        (Request::new(Method::Post, LockRange::PATH).json(&lock_range(1, 0)).session(Some(SessionId(2))), 400),
+        (Request::new(Method::Get, Break::PATH), 400),
     ] {
         assert_eq!(send(request.clone()).await.unwrap().status, status, "{request:?}");
     }

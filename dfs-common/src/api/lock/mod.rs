@@ -40,10 +40,12 @@ pub struct Owner {
 
 /// Takes the write lock of a file, or a place in its queue; the answer comes when it is granted.
 ///
-/// `WouldBlock` with `wait_ms` 0 where it is taken, `Busy` when the wait is over. A session holds a
-/// lock once: asking again while it holds it answers the same token, or where others wait a place behind
-/// them. A broken connection keeps the place until the wait is over or the session expires; sending the
-/// same request again takes it up.
+/// `WouldBlock` with `wait_ms` 0 where it is taken, `Busy` when the wait is over. A broken connection keeps the
+/// place until the wait is over or the session expires; sending the same request again takes it up.
+///
+/// A session holds a lock once: another request of it gets the same token at once, unless others wait: then it stands
+/// in line behind them, and has its turn when the session has released what it holds, or with the same token as soon as
+/// nobody else is before it. Such an answer may cross a [`Release`]: a token that was given back is no grant; ask again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Acquire {
@@ -51,16 +53,12 @@ pub struct Acquire {
     pub session: SessionId,
     /// The file.
     pub ino: InodeId,
-    /// Chosen by the client, the same when it asks again: its place in the queue.
+    /// Chosen by the client, the same when it asks again: its place in the queue. Below 2^64 - 1.
     pub request: u64,
     /// For people.
     pub owner: Owner,
     /// How long to wait in milliseconds; at most [`Acquire::MAX_WAIT_MS`].
     pub wait_ms: u64,
-    /// True: for one more process of a client that holds the lock already. The same token where nobody waits for it, else
-    /// `WouldBlock`. Such a request never waits, and cancelling it ends nothing.
-    #[serde(default)]
-    pub shares: bool,
 }
 
 impl Acquire {
@@ -75,7 +73,7 @@ pub struct Grant {
     pub token: Token,
 }
 
-/// Gives up a place in the queue, or the lock if it has just been granted to that request.
+/// Gives up a place in the queue, or the lock if it has just been granted to that request and to no other one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cancel {
@@ -132,10 +130,14 @@ pub struct End {
 pub struct Break {
     /// The file.
     pub ino: InodeId,
+    /// Only this grant: repeating it, or being late with it, takes the lock from nobody else, and is no error.
+    #[serde(default)]
+    pub token: Option<Token>,
 }
 
 /// A client that comes back after a crash takes over what its earlier session held, with the same tokens. Places in
-/// queues and locks on ranges of the earlier session end: the programs that wanted them are gone.
+/// queues and locks on ranges of the earlier session end: the programs that wanted them are gone. The answer has all
+/// that the session took over and still holds, so that asking again loses nothing; it is empty where there is nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TakeOver {
@@ -166,10 +168,13 @@ pub struct Locks {
 pub struct LockRow {
     /// The file.
     pub ino: InodeId,
-    /// Who has it.
+    /// Who has it, or had it until it was lost.
     pub holder: Holder,
     /// Who waits, first in line first.
     pub queue: Vec<Waiter>,
+    /// The holder is lost, and nobody gets the lock before the directory service refuses what the holder may still send.
+    #[serde(default)]
+    pub fencing: bool,
 }
 
 /// Who has a lock.
@@ -208,13 +213,16 @@ pub struct LockStatus {
     pub program: String,
     /// Milliseconds since it started.
     pub uptime_ms: u64,
-    /// Locks held.
+    /// Locks held or being fenced.
     pub locks: u64,
-    /// Places in queues.
+    /// Places in queues of write locks.
     pub waiters: u64,
     /// Locks on files and ranges that programs hold.
     #[serde(default)]
     pub ranges: u64,
+    /// Waits for these.
+    #[serde(default)]
+    pub range_waiters: u64,
     /// Locks of vanished holders that wait for the directory service to know.
     #[serde(default)]
     pub fencing: u64,

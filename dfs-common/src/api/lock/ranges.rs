@@ -58,7 +58,8 @@ pub struct RangeOwner {
     pub number: u64,
 }
 
-/// Locks a range, replacing what the owner holds there; the answer comes when it is granted.
+/// Locks a range, replacing what the owner holds there; the answer comes when it is granted. flock gives up the old lock
+/// before it takes the new one, and so may lose it.
 ///
 /// `WouldBlock` with `wait_ms` 0 where others hold it, `Busy` when the wait is over, `Deadlock` where the wait would
 /// never end. Waiters are served in order; one whose range is free does not wait for others' ranges. A broken connection
@@ -82,7 +83,8 @@ pub struct LockRange {
     pub wait_ms: u64,
 }
 
-/// Gives up a wait, or the lock if it has just been granted to that request.
+/// Gives up a wait, or the lock if it has just been granted to that request: where nothing else has happened to this
+/// owner on the file since, what it held before is back (flock: nothing).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CancelRange {
