@@ -13,7 +13,7 @@ const CREATES: usize = 20_000;
 async fn creates_and_listings() {
     for callers in [1, 8] {
         let dir = tempfile::tempdir().unwrap();
-        let mut client = Client::with(config(), Arc::new(SqliteStore::open(&dir.path().join("directory.sqlite")).unwrap()));
+        let mut client = Client::with(keeping(), Arc::new(SqliteStore::open(&dir.path().join("directory.sqlite")).unwrap()));
         let session = client.open_session().await;
         for server in ["a", "b", "c"] {
             client.register(server).await;
