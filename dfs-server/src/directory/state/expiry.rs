@@ -14,7 +14,7 @@ use dfs_common::name::Name;
 use serde::{Deserialize, Serialize};
 
 use super::change::{Change, find};
-use super::keys;
+use super::keys::{self, KeyRange};
 use super::past::{forget, kept_by};
 use super::placement::reserve;
 use super::records::{Inode, PastName, Record, VersionRecord};
@@ -47,38 +47,32 @@ impl Limits {
         }
     }
 
-    /// Keys of versions that ceased to be current before.
-    fn superseded(&self) -> Option<(Key, Key)> {
-        let end = keys::superseded(self.superseded?, VersionOf { ino: InodeId(0), version: Version(0) });
-        Some((keys::table(b'w').0, end)).filter(|(from, to)| from < to)
+    /// The keys, in order of time, of rows of the past and of old versions that are over their time.
+    fn ranges(&self) -> (KeyRange, Option<KeyRange>) {
+        let removed = (keys::table(b't').0, keys::past_time(self.removed, u64::MAX));
+        let none = VersionOf { ino: InodeId(0), version: Version(0) };
+        (removed, self.superseded.map(|limit| (keys::table(b'w').0, keys::superseded(limit, none))))
     }
 }
 
 /// Whether [`expire`] has something to do.
 pub(crate) fn is_due(view: &dyn View, limits: &Limits) -> Result<bool> {
-    let (from, to) = keys::table(b't');
-    if let Some((_, value)) = view.scan(&from, &to, 1)?.first()
-        && PastName::decode(value)?.until <= limits.removed
-    {
-        return Ok(true);
+    let (removed, superseded) = limits.ranges();
+    for (from, to) in std::iter::once(removed).chain(superseded) {
+        if !view.scan(&from, &to, 1)?.is_empty() {
+            return Ok(true);
+        }
     }
-    match limits.superseded() {
-        Some((from, to)) => Ok(!view.scan(&from, &to, 1)?.is_empty()),
-        None => Ok(false),
-    }
+    Ok(false)
 }
 
 /// Drops some of what is over its time, the oldest first.
 pub(crate) fn expire(change: &mut Change<'_>, limits: &Limits) -> Result<()> {
-    let (from, to) = keys::table(b't');
+    let ((from, to), superseded) = limits.ranges();
     for (key, value) in change.view.scan(&from, &to, STEP)? {
-        let row = PastName::decode(&value)?;
-        if row.until > limits.removed {
-            break;
-        }
-        forget(change, keys::number_of(&key), &row)?;
+        forget(change, key, &PastName::decode(&value)?)?;
     }
-    let Some((from, to)) = limits.superseded() else { return Ok(()) };
+    let Some((from, to)) = superseded else { return Ok(()) };
     for (key, _) in change.view.scan(&from, &to, STEP)? {
         let version = keys::version(keys::superseded_version(&key));
         if let Some(value) = change.view.get(&version)? {
@@ -93,8 +87,7 @@ pub(crate) fn expire(change: &mut Change<'_>, limits: &Limits) -> Result<()> {
 pub(crate) fn old_recovered(view: &dyn View, limits: &Limits, after: Option<&Name>) -> Result<(Vec<Name>, Option<Name>)> {
     let (mut from, to) = keys::dentries(RECOVERED);
     if let Some(after) = after {
-        from = keys::dentry(RECOVERED, after.as_bytes());
-        from.push(0);
+        from = behind(&keys::dentry(RECOVERED, after.as_bytes()));
     }
     let mut old = Vec::new();
     let rows = view.scan(&from, &to, SLICE)?;
@@ -145,10 +138,16 @@ pub(crate) fn short_of_space(view: &dyn View, tables: &Tables, policy: &Policy, 
 }
 
 /// How far the search for what can be given back has come: what lies before is gone, or elsewhere, or open.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Relief {
-    removed: u64,
+    removed: Key,
     superseded: Key,
+}
+
+impl Default for Relief {
+    fn default() -> Self {
+        Self { removed: keys::table(b't').0, superseded: keys::table(b'w').0 }
+    }
 }
 
 /// Drops removed files, then old versions, the oldest first, until what they took on the servers of `short` is what is
@@ -157,36 +156,29 @@ pub(crate) fn relieve(change: &mut Change<'_>, short: &[Short], from: &Relief) -
     let mut wanted: BTreeMap<ServerId, u64> = short.iter().copied().filter(|(_, bytes)| *bytes > 0).collect();
     let mut at = from.clone();
     let mut dropped = 0;
-    let mut start = keys::past_time(at.removed);
-    start.push(0);
-    let rows = change.view.scan(&start, &keys::table(b't').1, SLICE)?;
+    let rows = change.view.scan(&at.removed, &keys::table(b't').1, SLICE)?;
     let end = rows.len() < SLICE;
     for (key, value) in rows {
         if wanted.is_empty() || dropped == STEP {
             return Ok(at);
         }
-        at.removed = keys::number_of(&key);
+        at.removed = behind(&key);
         let row = PastName::decode(&value)?;
-        let is_kept = kept_by(&change.view, at.removed, row.ino)?.is_some_and(|orphan| orphan.sessions.is_empty());
+        let is_kept = kept_by(&change.view, keys::past_number(&key), row.ino)?.is_some_and(|orphan| orphan.sessions.is_empty());
         if is_kept && takes_space(&change.view, row.ino, &mut wanted)? {
-            forget(change, at.removed, &row)?;
+            forget(change, key, &row)?;
             dropped += 1;
         }
     }
     if !end {
         return Ok(at);
     }
-    let (mut start, to) = keys::table(b'w');
-    if !at.superseded.is_empty() {
-        start.clone_from(&at.superseded);
-        start.push(0);
-    }
-    for (key, _) in change.view.scan(&start, &to, SLICE)? {
+    for (key, _) in change.view.scan(&at.superseded, &keys::table(b'w').1, SLICE)? {
         if wanted.is_empty() || dropped == STEP {
             break;
         }
+        at.superseded = behind(&key);
         let version = keys::version(keys::superseded_version(&key));
-        at.superseded = key;
         let Some(value) = change.view.get(&version)? else { continue };
         let record = VersionRecord::decode(&value)?;
         if subtract(&mut wanted, &record) {
@@ -195,6 +187,11 @@ pub(crate) fn relieve(change: &mut Change<'_>, short: &[Short], from: &Relief) -
         }
     }
     Ok(at)
+}
+
+/// The first key that can come after `key`.
+fn behind(key: &[u8]) -> Key {
+    [key, &[0]].concat()
 }
 
 /// Whether some version of `ino` is on one of the servers in `wanted`, from which its bytes are taken then.

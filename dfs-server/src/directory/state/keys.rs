@@ -14,7 +14,7 @@
 //! | `q` | server, inode, version | empty: the server shall drop it |
 //! | `r` | session, slot | [`super::records::StoredReply`] |
 //! | `s` | session | [`super::records::SessionRecord`] |
-//! | `t` | number | [`super::records::PastName`]: rows of `h` in the order in which they came |
+//! | `t` | time, number | [`super::records::PastName`]: rows of `h` in the order in which they came |
 //! | `u` | inode | [`super::records::UnderReplicated`] |
 //! | `v` | inode, version | [`super::records::VersionRecord`] |
 //! | `w` | time, inode, version | empty: when a version that is kept ceased to be current |
@@ -121,8 +121,14 @@ pub(crate) fn past_name(key: &[u8]) -> &[u8] {
     key.get(9..key.len().saturating_sub(9)).unwrap_or_default()
 }
 
-pub(crate) fn past_time(number: u64) -> Key {
-    key(b't', &[&number.to_be_bytes()])
+/// What a name led to until `at`, a time after 1970; numbers tell rows of the same time apart.
+pub(crate) fn past_time(at: Timestamp, number: u64) -> Key {
+    key(b't', &[&at.0.max(0).to_be_bytes(), &number.to_be_bytes()])
+}
+
+/// The number in a key of table `t`.
+pub(crate) fn past_number(key: &[u8]) -> u64 {
+    key.get(9..17).and_then(|b| b.try_into().ok()).map_or(0, u64::from_be_bytes)
 }
 
 /// A version that ceased to be current `at` a time after 1970.

@@ -50,13 +50,14 @@ fn note(change: &mut Change<'_>, lost: &Lost<'_>, ino: InodeId, inode: &Inode, r
     let by = change.session.and_then(|session| change.author(session)).unwrap_or_default();
     let past = Past { ino, version: inode.version, until, parent_mtime, by, removed };
     change.view.put(keys::past(parent, name.as_bytes(), number), past.encode());
-    change.view.put(keys::past_time(number), PastName { until, ino, parent, name: name.as_bytes().to_vec() }.encode());
+    change.view.put(keys::past_time(until, number), PastName { ino, parent, name: name.as_bytes().to_vec() }.encode());
     number
 }
 
-/// Forgets a row, and with it the inode that it keeps once nobody has that open.
-pub(super) fn forget(change: &mut Change<'_>, number: u64, row: &PastName) -> Result<()> {
-    change.view.delete(keys::past_time(number));
+/// Forgets the row behind `key` in order of time, and with it the inode that it keeps once nobody has that open.
+pub(super) fn forget(change: &mut Change<'_>, key: Key, row: &PastName) -> Result<()> {
+    let number = keys::past_number(&key);
+    change.view.delete(key);
     change.view.delete(keys::past(row.parent, &row.name, number));
     let Some(mut orphan) = kept_by(&change.view, number, row.ino)? else { return Ok(()) };
     if orphan.sessions.is_empty() {

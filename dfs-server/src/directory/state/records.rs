@@ -182,7 +182,6 @@ pub(crate) struct Past {
 /// Where a row of the past lies, and what it may keep.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct PastName {
-    pub(crate) until: Timestamp,
     pub(crate) ino: InodeId,
     pub(crate) parent: InodeId,
     pub(crate) name: Vec<u8>,

@@ -1,4 +1,4 @@
-//! What a create costs through the service, JSON and SQLite included. Run with
+//! What creates and removals cost through the service, JSON and SQLite included. Run with
 //! `cargo test --release -p dfs-server --lib directory::tests::bench -- --ignored --nocapture`.
 
 use std::time::Instant;
@@ -11,9 +11,10 @@ const CREATES: usize = 20_000;
 #[tokio::test]
 #[ignore = "a measurement, not a check"]
 async fn creates_and_listings() {
-    for callers in [1, 8] {
+    for (callers, config) in [(1, config()), (1, keeping()), (8, config()), (8, keeping())] {
+        println!("removed files are kept for {:?}:", config.keep.removed);
         let dir = tempfile::tempdir().unwrap();
-        let mut client = Client::with(keeping(), Arc::new(SqliteStore::open(&dir.path().join("directory.sqlite")).unwrap()));
+        let mut client = Client::with(config, Arc::new(SqliteStore::open(&dir.path().join("directory.sqlite")).unwrap()));
         let session = client.open_session().await;
         for server in ["a", "b", "c"] {
             client.register(server).await;

@@ -6,6 +6,7 @@ use dfs_common::ids::RECOVERED;
 use super::super::keeping::Rounds;
 use super::super::state::{self, Change, Limits, Policy, keys};
 use super::super::writer::{Reply, Terms};
+use super::events::{Mount, at, start};
 use super::*;
 use crate::store::{Batch, Durability, SqliteStore};
 
@@ -212,6 +213,22 @@ async fn a_file_that_is_still_open_comes_back_and_may_be_removed_again() {
     assert_eq!(client.call(&renew(&[ino, ino])).await.unwrap().orphans, []);
     let status = client.status().await;
     assert_eq!((status.inodes, status.orphans, status.kept), (2, 0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_a_removed_file_open_is_told_that_it_has_a_name_again() {
+    let (client, _) = client().await;
+    let mut mount = Mount::new(&client.directory).await;
+    let ino = mount.client.file(ROOT, "f").await;
+    mount.client.remove(ROOT, "f", false).await.unwrap();
+    mount.leased(&Lookup { parent: ROOT, name: name("f") }).await.0.unwrap_err();
+    mount.stat(ino).await;
+    let waiting = start(&client, Undelete { ino, parent: ROOT, name: name("f") }).await;
+    assert_eq!(at(&mount.events().await), [(ROOT, Some("f".to_owned()), false), (ino, None, true)]);
+    mount.acknowledge().await;
+    assert_eq!(waiting.end().await.unwrap().entry.attributes.nlink, 1);
+    let renewed = client.call(&RenewSession { session: mount.session(), released: Vec::new() }).await.unwrap();
+    assert_eq!((renewed.orphans, mount.client.nlink(ino).await), (vec![], 1));
 }
 
 #[tokio::test]
