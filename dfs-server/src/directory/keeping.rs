@@ -23,6 +23,8 @@ use super::writer::{Reply, Terms};
 const TICK: Duration = Duration::from_millis(250);
 /// Between two looks at the whole of RECOVERED.
 const RECOVERED_INTERVAL: Duration = Duration::from_secs(60);
+/// Between two searches for what can be given back, where files that are open were passed over: most are closed soon.
+const SEARCH_INTERVAL: Duration = Duration::from_secs(1);
 /// Steps of one look.
 const STEPS: usize = 20;
 
@@ -34,6 +36,8 @@ pub(super) struct Rounds {
     /// The servers that are short of space, and what was searched for them.
     short: Vec<ServerId>,
     relief: Relief,
+    /// When that search began.
+    searched: Duration,
 }
 
 impl Rounds {
@@ -100,10 +104,15 @@ impl Directory {
             });
             let unreadable = |e: serde_json::Error| Error::new(ErrorKind::Internal, e.to_string());
             let relief = serde_json::from_slice(&step.await?.body).map_err(unreadable)?;
-            if rounds.relief == relief {
-                return Ok(());
+            if rounds.relief != relief {
+                rounds.relief = relief;
+                continue;
             }
-            rounds.relief = relief;
+            let now = self.now().clock;
+            if relief.open && now.saturating_sub(rounds.searched) >= SEARCH_INTERVAL {
+                (rounds.relief, rounds.searched) = (Relief::default(), now);
+            }
+            return Ok(());
         }
         Ok(())
     }

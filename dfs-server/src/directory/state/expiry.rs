@@ -142,11 +142,13 @@ pub(crate) fn short_of_space(view: &dyn View, tables: &Tables, policy: &Policy, 
 pub(crate) struct Relief {
     removed: Key,
     superseded: Key,
+    /// Some files were passed over because they were open: they are worth another search.
+    pub(crate) open: bool,
 }
 
 impl Default for Relief {
     fn default() -> Self {
-        Self { removed: keys::table(b't').0, superseded: keys::table(b'w').0 }
+        Self { removed: keys::table(b't').0, superseded: keys::table(b'w').0, open: false }
     }
 }
 
@@ -164,8 +166,10 @@ pub(crate) fn relieve(change: &mut Change<'_>, short: &[Short], from: &Relief) -
         }
         at.removed = behind(&key);
         let row = PastName::decode(&value)?;
-        let is_kept = kept_by(&change.view, keys::past_number(&key), row.ino)?.is_some_and(|orphan| orphan.sessions.is_empty());
-        if is_kept && takes_space(&change.view, row.ino, &mut wanted)? {
+        let Some(orphan) = kept_by(&change.view, keys::past_number(&key), row.ino)? else { continue };
+        if !orphan.sessions.is_empty() {
+            at.open = true;
+        } else if takes_space(&change.view, row.ino, &mut wanted)? {
             forget(change, key, &row)?;
             dropped += 1;
         }

@@ -397,6 +397,24 @@ impl Client {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_removed_file_that_was_open_when_space_was_looked_for_is_found_later() {
+    let (mut client, server) = client().await;
+    client.restart(and(|keep| keep.free_percent = 10));
+    let ino = client.published(ROOT, "f", server).await;
+    client.remove(ROOT, "f", false).await.unwrap();
+    let beat = Heartbeat { server, capacity: 1000, used: 1000, dropped: Vec::new() };
+    let mut rounds = Rounds::default();
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert_eq!(client.relieved(&mut rounds, &beat).await, []);
+    client.call(&RenewSession { session: client.session.unwrap(), released: vec![ino] }).await.unwrap();
+    tokio::time::advance(Duration::from_secs(1)).await;
+    for _ in 0..2 {
+        client.relieved(&mut rounds, &beat).await;
+    }
+    assert_eq!(client.heartbeat_as(&beat).await.drop, [VersionOf { ino, version: Version(1) }]);
+}
+
 #[tokio::test]
 async fn recovered_files_are_removed_after_their_time_and_kept_like_others() {
     let (mut client, server) = client().await;
