@@ -24,8 +24,11 @@ fn undelete(cluster: &Cluster, parent: InodeId) {
     }
 }
 
-/// What a tree is, by path: type and mode, owner, size, content or target. Times of directories change with what is made in them.
-fn tree(top: &Path) -> BTreeMap<String, (u32, u32, u64, Option<i64>, Vec<u8>)> {
+/// Mode with type, owner, size, modification time of what is no directory, content or target.
+type Thing = (u32, u32, u64, Option<i64>, Vec<u8>);
+
+/// What a tree is, by path. Times of directories change with what is made in them.
+fn tree(top: &Path) -> BTreeMap<String, Thing> {
     let mut out = BTreeMap::new();
     let mut pending = vec![top.to_owned()];
     while let Some(path) = pending.pop() {
