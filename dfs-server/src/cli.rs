@@ -10,9 +10,10 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use dfs_common::block::{DEFAULT_BLOCK_BITS, MAX_BLOCK_BITS, MIN_BLOCK_BITS};
 use dfs_common::credentials::ClusterToken;
 use dfs_common::{Error, ErrorKind, Result, config};
-use serde::{Deserialize, Deserializer, de::DeserializeOwned};
+use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::directory;
+use crate::units::{ByteSize, Span};
 
 /// Directory service, lock service and file servers of the distributed file system.
 #[derive(Debug, Parser)]
@@ -71,9 +72,21 @@ pub struct Policy {
     /// Copies of each new file, 1 to 16 [default: 2; 1 for all]
     #[arg(long, value_name = "N")]
     copies: Option<u32>,
-    /// Versions of each file that are kept, the current one included [default: 8]
+    /// Versions of each file that are kept, the current one included [default: 100]
     #[arg(long, value_name = "N")]
     keep_versions: Option<u32>,
+    /// Of these, drops the ones that ceased to be current longer ago; 0: none [default: 30d]
+    #[arg(long, value_name = "DURATION")]
+    keep_versions_for: Option<Span>,
+    /// How long removed files can be undeleted; 0: not at all [default: 7d]
+    #[arg(long, value_name = "DURATION")]
+    keep_removed: Option<Span>,
+    /// How long recovered files are kept; 0: until somebody discards them [default: 30d]
+    #[arg(long, value_name = "DURATION")]
+    keep_recovered: Option<Span>,
+    /// Share of each file server's disk that removed files and old versions leave free; 0: none [default: 10]
+    #[arg(long, value_name = "PERCENT")]
+    history_free: Option<u32>,
     /// A client that is silent for so long loses its session [default: 30]
     #[arg(long, value_name = "SECONDS")]
     lease_seconds: Option<u64>,
@@ -185,42 +198,6 @@ enum Sync {
     Always,
 }
 
-/// Bytes, as a number or with K, M, G or T (powers of 1024).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct ByteSize(u64);
-
-impl std::str::FromStr for ByteSize {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-        let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
-            "" | "B" => 0,
-            "K" | "KB" | "KIB" => 10,
-            "M" | "MB" | "MIB" => 20,
-            "G" | "GB" | "GIB" => 30,
-            "T" | "TB" | "TIB" => 40,
-            _ => return Err(format!("'{text}' is no size; expected a number and K, M, G or T")),
-        };
-        let number: u64 = digits.parse().map_err(|_| format!("'{text}' is no size; expected a number and K, M, G or T"))?;
-        number.checked_mul(1 << shift).map(Self).ok_or_else(|| format!("'{text}' is too large"))
-    }
-}
-
-impl<'de> Deserialize<'de> for ByteSize {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Form {
-            Number(u64),
-            Text(String),
-        }
-        match Form::deserialize(deserializer)? {
-            Form::Number(number) => Ok(Self(number)),
-            Form::Text(text) => text.parse().map_err(serde::de::Error::custom),
-        }
-    }
-}
-
 /// Where to listen, with which token, and where the data is.
 #[derive(Clone, Debug)]
 pub struct Place {
@@ -304,11 +281,24 @@ impl Common {
 
 impl Policy {
     fn fill(&mut self, file: Policy) {
-        fill!(self, file; copies, keep_versions, lease_seconds, heartbeat_ms, pin, block_size, without_invalidation);
+        fill!(self, file; copies, keep_versions, keep_versions_for, keep_removed, keep_recovered, history_free);
+        fill!(self, file; lease_seconds, heartbeat_ms, pin, block_size, without_invalidation);
     }
 
     fn lease(&self) -> Duration {
         Duration::from_secs(self.lease_seconds.unwrap_or(30))
+    }
+
+    fn keep(&self) -> directory::Keep {
+        let default = directory::Keep::default();
+        let span = |given: Option<Span>, default| given.map_or(default, |span| span.0);
+        directory::Keep {
+            versions: self.keep_versions.unwrap_or(default.versions),
+            versions_for: span(self.keep_versions_for, default.versions_for),
+            removed: span(self.keep_removed, default.removed),
+            recovered: span(self.keep_recovered, default.recovered),
+            free_percent: self.history_free.unwrap_or(default.free_percent),
+        }
     }
 
     fn directory(&self, lock_url: String, default_copies: u32) -> Result<directory::Config> {
@@ -321,7 +311,7 @@ impl Policy {
         };
         Ok(directory::Config {
             copies: self.copies.unwrap_or(default_copies),
-            keep_versions: self.keep_versions.unwrap_or(8),
+            keep: self.keep(),
             lease: self.lease(),
             heartbeat: Duration::from_millis(self.heartbeat_ms.unwrap_or(1000)),
             lock_url,

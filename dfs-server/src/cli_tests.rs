@@ -42,6 +42,22 @@ fn flags_win_over_the_file() {
 }
 
 #[test]
+fn history_has_defaults_and_can_be_set() {
+    let files = Files::new("keep_removed = 0\nkeep_recovered = \"12h\"\nhistory_free = 3\n");
+    let (config, token) = (files.path("config"), files.path("token"));
+    let settings = |more: &[&str]| {
+        let args = [&["directory", "--data", "/d", "--token-file", &token], more].concat();
+        let Command::Directory(args) = parse(&args) else { panic!() };
+        args.with_file().unwrap().settings().unwrap().1.keep
+    };
+    let hours = |count: u64| Duration::from_secs(count * 3600);
+    let (days, removed) = (hours(30 * 24), hours(7 * 24));
+    assert_eq!(settings(&[]), directory::Keep { versions: 100, versions_for: days, removed, recovered: days, free_percent: 10 });
+    let set = directory::Keep { versions: 3, versions_for: hours(0), removed: hours(0), recovered: hours(12), free_percent: 3 };
+    assert_eq!(settings(&["--config", &config, "--keep-versions-for", "0", "--keep-versions", "3"]), set);
+}
+
+#[test]
 fn holders_are_told_unless_a_test_says_otherwise() {
     let files = Files::new("");
     let token = files.path("token");
@@ -69,16 +85,6 @@ fn an_unknown_key_names_its_neighbour() {
         };
         let message = result.unwrap_err().to_string();
         assert!(message.contains(&format!("did you mean '{near}'")), "{message}");
-    }
-}
-
-#[test]
-fn sizes() {
-    for (text, bytes) in [("7", 7), ("64K", 65536), ("100G", 100 << 30), ("1TiB", 1 << 40), ("2mb", 2 << 20)] {
-        assert_eq!(text.parse::<ByteSize>().unwrap().0, bytes);
-    }
-    for bad in ["", "K", "1X", "-1", "1.5G", "99999999999T"] {
-        assert!(bad.parse::<ByteSize>().is_err(), "{bad}");
     }
 }
 

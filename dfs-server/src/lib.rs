@@ -2,7 +2,7 @@
 //!
 //! [`directory`], [`lock`] and [`file`] are the roles; [`shell`] serves any of them over
 //! HTTP; [`store`] is the key-value seam below their state; [`all`] puts roles together,
-//! [`cli`] reads what the operator says, [`daemon`] is the process around it.
+//! [`cli`] reads what the operator says ([`units`]: how values are written), [`daemon`] is the process around it.
 
 pub mod all;
 pub mod cli;
@@ -12,3 +12,4 @@ pub mod file;
 pub mod lock;
 pub mod shell;
 pub mod store;
+mod units;

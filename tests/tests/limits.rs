@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use dfs_common::api::directory::{Status, Versions};
 use dfs_tests::process::binary;
 use dfs_tests::shell::{Output, output};
 use dfs_tests::{Cluster, Rng, eventually, sys};
@@ -74,6 +75,28 @@ fn a_full_file_server_is_enospc_at_close_and_loses_nothing() {
     eventually(40, "there is room again", || write(&mount.at("after"), &content).is_ok());
     kept.push(("after".into(), content));
     check(&kept);
+    cluster.assert_no_panics();
+}
+
+#[test]
+fn what_was_removed_gives_way_to_what_is_written() {
+    let disk = SmallDisk::new(64);
+    let cluster = Cluster::builder().file_data(0, disk.path()).start();
+    let mount = cluster.mount_with("timeout=10");
+    let mut rng = Rng::announced("history on a small disk");
+    // Three times the disk goes through it, half of it as files that are removed, half as old versions of one.
+    for n in 0..32 {
+        let content = rng.bytes(3 << 20);
+        eventually(40, "there is room for a file", || write(&mount.at("temporary"), &content).is_ok());
+        fs::remove_file(mount.at("temporary")).unwrap();
+        let content = rng.bytes(3 << 20);
+        eventually(40, "there is room for a version", || write(&mount.at("saved"), &content).is_ok());
+        assert!(fs::read(mount.at("saved")).unwrap() == content, "version {n}");
+    }
+    let removed = cluster.directory(&Status {}).unwrap().kept;
+    let versions = cluster.directory(&Versions { ino: cluster.inode("/saved") }).unwrap().len();
+    println!("{removed} removed files and {versions} versions are left");
+    assert!(removed + versions as u64 >= 4, "what there is room for stays");
     cluster.assert_no_panics();
 }
 

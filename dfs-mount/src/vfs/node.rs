@@ -84,7 +84,8 @@ impl State {
         if is_older || entry.attributes.version < self.entry.attributes.version {
             return;
         }
-        self.removed |= entry.attributes.nlink == 0;
+        // An undeletion gives a removed one a name again.
+        self.removed = entry.attributes.nlink == 0;
         if self.entry != entry {
             self.xattrs.clear();
         }

@@ -45,17 +45,21 @@ impl Directory {
             ReadLink::PATH => self.read_leased(&request, state::read_link),
             GetXattr::PATH => self.read_leased(&request, state::get_xattr),
             ListXattrs::PATH => self.read_leased(&request, state::list_xattrs),
+            NameHistory::PATH => self.read(&request, state::name_history),
+            Removals::PATH => self.removals(&request.parse_json()?).await,
             Versions::PATH => self.read(&request, state::versions),
             HeldVersions::PATH => self.read(&request, state::held_versions),
             Make::PATH => self.mutate(&request, state::make).await,
             Link::PATH => self.mutate(&request, state::link).await,
             Remove::PATH => self.mutate(&request, state::remove).await,
+            Undelete::PATH => self.mutate(&request, state::undelete).await,
             Rename::PATH => self.mutate(&request, state::rename).await,
             SetAttributes::PATH => self.mutate(&request, state::set_attributes).await,
             SetXattr::PATH => self.mutate(&request, state::set_xattr).await,
             RemoveXattr::PATH => self.mutate(&request, state::remove_xattr).await,
             Place::PATH => self.place(&request).await,
             Publish::PATH => self.publish(&request).await,
+            Fence::PATH => self.fence(request.parse_json()?).await,
             Sync::PATH => self.sync(request.parse_json()?).await,
             _ => self.answer_of_cluster(&request).await,
         }
@@ -89,6 +93,17 @@ impl Directory {
         let operation = request.parse_json()?;
         let reply = read(&*self.store.snapshot(), &operation)?;
         Ok(Response::json(&reply))
+    }
+
+    /// Read in slices, between which others have their turn.
+    async fn removals(&self, request: &Removals) -> Result<Response> {
+        let mut page = RemovalPage::default();
+        let mut from = Some(state::removals_from(&*self.store.snapshot(), request)?);
+        while let Some(at) = from {
+            from = state::removals(&*self.store.snapshot(), request, &mut page, &at)?;
+            tokio::task::yield_now().await;
+        }
+        Ok(Response::json(&page))
     }
 
     /// Reads, and grants the session a lease on what it is told. Both under one lock: a change comes before both or after.
@@ -134,6 +149,11 @@ impl Directory {
     async fn place(&self, request: &Request) -> Result<Response> {
         let (terms, operation) = (terms(request)?, request.parse_json()?);
         self.submit_json(terms, move |change| state::place(change, &operation)).await
+    }
+
+    /// For the lock service. Repeating it changes nothing.
+    async fn fence(&self, fence: Fence) -> Result<Response> {
+        self.submit_json(Terms::default(), move |change| state::fence(change, &fence).map(|()| Done {})).await
     }
 
     /// A commit for the disk takes all earlier ones along.
@@ -262,6 +282,7 @@ impl Directory {
             revision: self.revision.load(Ordering::Relaxed),
             inodes: tables.inodes,
             orphans: tables.orphans,
+            kept: tables.kept,
             sessions: tables.sessions.len() as u64,
             leases,
             events,

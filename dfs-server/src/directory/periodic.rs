@@ -40,17 +40,19 @@ pub(super) struct Rounds {
 impl Directory {
     /// Works until `shutdown` says true (or its sender is gone).
     pub async fn run(self: Arc<Self>, mut shutdown: watch::Receiver<bool>) {
+        tokio::select! {
+            () = self.look_on() => {}
+            () = self.keep_by_policy() => {}
+            _ = shutdown.wait_for(|stop| *stop) => self.leasing.stop(),
+        }
+    }
+
+    async fn look_on(&self) {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut rounds = Rounds::default();
         loop {
-            tokio::select! {
-                _ = ticks.tick() => {}
-                _ = shutdown.wait_for(|stop| *stop) => {
-                    self.leasing.stop();
-                    return;
-                }
-            }
+            ticks.tick().await;
             if let Err(e) = self.look(&mut rounds).await {
                 log::error!("periodic work: {e}");
             }

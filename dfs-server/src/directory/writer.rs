@@ -175,6 +175,8 @@ impl Directory {
         let count = group.len() as u64;
         let inode_mark = tables.inode_ids.reserve(count, &mut pending);
         let session_mark = tables.session_ids.reserve(count, &mut pending);
+        // A rename may end two names.
+        let past_mark = tables.past_ids.reserve(2 * count, &mut pending);
         let (mut outcomes, mut receivers) = (Vec::with_capacity(group.len()), Vec::with_capacity(group.len()));
         let mut durability = Durability::Process;
         for Job { prepare, terms, block, done } in group {
@@ -192,6 +194,7 @@ impl Directory {
         if result.is_ok() {
             tables.inode_ids.reserved(inode_mark);
             tables.session_ids.reserved(session_mark);
+            tables.past_ids.reserved(past_mark);
         }
         let answers = self.settle(outcomes, &result, &mut tables, &mut leasing, now);
         drop(leasing);
@@ -274,7 +277,7 @@ impl Directory {
             Ok(Admission::Answered(answer)) => return answered(answer.map(Reply::from)),
             Err(e) => return answered(Err(e)),
         };
-        let mut change = Change::new(below, tables, &self.policy, now);
+        let mut change = Change::new(below, tables, &self.policy, now, terms.session);
         let answer = prepare(&mut change);
         let Change { view, effects, .. } = change;
         let (mut changes, effects) = match &answer {

@@ -89,7 +89,7 @@ impl Bench {
         let lock = Running::start(0, lock).await;
         let config = directory::Config {
             copies,
-            keep_versions: 2,
+            keep: directory::Keep { versions: 2, removed: Duration::ZERO, ..directory::Keep::default() },
             lease: Duration::from_secs(30),
             heartbeat: Duration::from_millis(50),
             lock_url: url(lock.port),

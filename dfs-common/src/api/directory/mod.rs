@@ -98,10 +98,12 @@ pub struct DirectoryStatus {
     pub uptime_ms: u64,
     /// Revision of the last commit.
     pub revision: u64,
-    /// Inodes in use.
+    /// Inodes in use: with a name, or open somewhere.
     pub inodes: u64,
     /// Removed inodes that some session still has open.
     pub orphans: u64,
+    /// Removed inodes that nobody has open and that are kept, by policy, for their undeletion.
+    pub kept: u64,
     /// Live sessions.
     pub sessions: u64,
     /// Leases that they hold.

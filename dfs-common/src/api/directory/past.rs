@@ -20,7 +20,7 @@ pub struct Fence {
     pub token: Token,
 }
 
-/// What a name led to before, newest first.
+/// What a name led to before, newest first; the last [`NameHistory::MAX_ROWS`] changes are looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NameHistory {
@@ -28,6 +28,11 @@ pub struct NameHistory {
     pub parent: InodeId,
     /// The name.
     pub name: Name,
+}
+
+impl NameHistory {
+    /// Rows in one answer at the most.
+    pub const MAX_ROWS: usize = 1000;
 }
 
 /// The removed entries of a directory, which may be a removed one itself: of each name that leads nowhere now, what
@@ -42,6 +47,11 @@ pub struct Removals {
     pub after: Option<Name>,
     /// Names at the most, 1 to 4096.
     pub limit: u32,
+}
+
+impl Removals {
+    /// The largest page.
+    pub const MAX_LIMIT: u32 = 4096;
 }
 
 /// An answer in pages.
@@ -66,7 +76,7 @@ pub struct PastRow {
     pub until: Timestamp,
     /// The directory's modification time before that.
     pub parent_mtime: Timestamp,
-    /// Host and program that did it.
+    /// Host and program that did it; empty where it was the service itself, or nobody with a session.
     pub by: String,
 }
 

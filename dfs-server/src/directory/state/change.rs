@@ -8,6 +8,7 @@ use dfs_common::ids::{InodeId, SessionId};
 use dfs_common::{Error, ErrorKind, Result};
 
 use super::keys;
+use super::past::{self, Lost};
 use super::records::{Dentry, Inode, Orphan, Record, ServerRecord, SessionRecord, UnderReplicated, VersionRecord};
 use super::tables::{Moment, Policy, Tables};
 use crate::store::{Overlay, View};
@@ -17,6 +18,7 @@ use crate::store::{Overlay, View};
 pub(crate) struct Effects {
     pub(super) inodes: i64,
     pub(super) orphans: i64,
+    pub(super) kept: i64,
     pub(super) orphaned: Vec<(InodeId, Vec<SessionId>)>,
     pub(super) released: Vec<(InodeId, SessionId)>,
     pub(super) under: Vec<(InodeId, bool)>,
@@ -41,6 +43,8 @@ pub(crate) struct Change<'a> {
     pub(crate) tables: &'a mut Tables,
     pub(crate) policy: &'a Policy,
     pub(crate) now: Moment,
+    /// Who makes it, where it is a client.
+    pub(crate) session: Option<SessionId>,
     pub(crate) effects: Effects,
 }
 
@@ -71,8 +75,14 @@ pub(super) fn find(view: &dyn View, parent: InodeId, name: &[u8]) -> Result<Opti
 
 impl<'a> Change<'a> {
     /// No change yet above `below`.
-    pub(crate) fn new(below: &'a dyn View, tables: &'a mut Tables, policy: &'a Policy, now: Moment) -> Self {
-        Self { view: Overlay::new(below), tables, policy, now, effects: Effects::default() }
+    pub(crate) fn new(below: &'a dyn View, tables: &'a mut Tables, policy: &'a Policy, now: Moment, session: Option<SessionId>) -> Self {
+        Self { view: Overlay::new(below), tables, policy, now, session, effects: Effects::default() }
+    }
+
+    /// Host and program of a live session.
+    pub(super) fn author(&self, session: SessionId) -> Option<String> {
+        let client = &self.tables.sessions.get(&session)?.record.client;
+        Some(format!("{} {}[{}]", client.host, client.program, client.pid))
     }
 
     pub(super) fn load(&self, ino: InodeId) -> Result<Inode> {
@@ -107,28 +117,40 @@ impl<'a> Change<'a> {
     }
 
     /// Takes one name from an inode that is no directory, or the only one from a directory.
-    /// At none it becomes an orphan of all live sessions, or goes at once where there are none.
-    pub(super) fn drop_name(&mut self, ino: InodeId) -> Result<Inode> {
+    /// At none it becomes an orphan of all live sessions; where there are none, it is only kept, or goes at once.
+    pub(super) fn drop_name(&mut self, ino: InodeId, lost: &Lost<'_>) -> Result<Inode> {
         let now = self.now.wall;
         let inode = self.edit(ino, |inode| {
             inode.nlink = if inode.is_directory() { 0 } else { inode.nlink.saturating_sub(1) };
             inode.ctime = now;
         })?;
+        let kept = past::note_removal(self, lost, ino, &inode);
         if inode.nlink > 0 {
             return Ok(inode);
         }
-        self.effects.orphans += 1;
         let sessions: Vec<SessionId> = self.tables.sessions.keys().copied().collect();
-        if sessions.is_empty() {
+        if sessions.is_empty() && kept == 0 {
+            self.effects.inodes -= 1;
             self.free(ino)?;
+            return Ok(inode);
+        }
+        self.view.put(keys::orphan(ino), Orphan { sessions: sessions.clone(), kept }.encode());
+        if sessions.is_empty() {
+            self.count_kept(1);
         } else {
-            self.view.put(keys::orphan(ino), Orphan { sessions: sessions.clone() }.encode());
+            self.effects.orphans += 1;
             self.effects.orphaned.push((ino, sessions));
         }
         Ok(inode)
     }
 
-    /// Deletes an orphan that nobody has open any more; its versions go to their holders as orders to drop.
+    /// So many inodes that nobody has open become kept ones; negative: they are in use again.
+    pub(super) fn count_kept(&mut self, more: i64) {
+        self.effects.kept += more;
+        self.effects.inodes -= more;
+    }
+
+    /// Deletes a removed inode that nobody has open; its versions go to their holders as orders to drop. The caller counts.
     pub(super) fn free(&mut self, ino: InodeId) -> Result<()> {
         let inode = self.load(ino)?;
         assert_eq!(inode.nlink, 0, "inode {ino} has names");
@@ -147,8 +169,6 @@ impl<'a> Change<'a> {
         }
         self.view.delete(keys::inode(ino));
         self.view.delete(keys::orphan(ino));
-        self.effects.inodes -= 1;
-        self.effects.orphans -= 1;
         Ok(())
     }
 
@@ -157,6 +177,9 @@ impl<'a> Change<'a> {
         let what = keys::version_of(&key);
         for &holder in &record.holders {
             self.view.put(keys::drop_order(holder, what), Vec::new());
+        }
+        if record.superseded != Timestamp(0) {
+            self.view.delete(keys::superseded(record.superseded, what));
         }
         self.view.delete(key);
     }

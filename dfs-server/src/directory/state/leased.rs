@@ -68,7 +68,7 @@ macro_rules! new_name {
         })*
     };
 }
-new_name!(Make, Link);
+new_name!(Make, Link, Undelete);
 
 impl Leased for Remove {
     fn inodes(&self, answer: &Result<Removed>) -> Vec<InodeId> {

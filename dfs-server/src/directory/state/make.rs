@@ -2,7 +2,7 @@
 
 use dfs_common::api::directory::{Made, Make};
 use dfs_common::attributes::{FileKind, Timestamp};
-use dfs_common::ids::{InodeId, ROOT, Token, Version};
+use dfs_common::ids::{InodeId, Token, Version};
 use dfs_common::{Error, ErrorKind, Result};
 
 use super::acl;
@@ -64,12 +64,9 @@ pub(crate) fn make(change: &mut Change<'_>, request: &Make) -> Result<Made> {
     Ok(Made { entry: inode.entry(ino), directory })
 }
 
-/// The root of a new cluster.
-pub(crate) fn make_root(now: Timestamp) -> Inode {
-    let mut root = blank(FileKind::Directory, now);
-    root.mode = 0o755;
-    root.parent = ROOT;
-    root
+/// A directory without a name: the root, or RECOVERED.
+pub(crate) fn make_top(ino: InodeId, mode: u32, now: Timestamp) -> Inode {
+    Inode { mode, parent: ino, ..blank(FileKind::Directory, now) }
 }
 
 fn blank(kind: FileKind, now: Timestamp) -> Inode {

@@ -11,11 +11,13 @@ mod affected;
 mod attributes;
 mod change;
 mod copies;
+mod expiry;
 mod history;
 pub(crate) mod keys;
 mod leased;
 mod leases;
 mod make;
+mod past;
 mod placement;
 mod read;
 pub(crate) mod records;
@@ -28,13 +30,17 @@ mod tables;
 mod versions;
 mod xattr;
 
+use dfs_common::ids::{InodeId, RECOVERED, ROOT};
+
 pub(super) use affected::{Affected, Changes, Told, affected, inodes, is_untold};
 pub(super) use attributes::set_attributes;
 pub(super) use change::{Change, Effects};
 pub(super) use copies::{orders, report_copy, settle, sweep};
+pub(super) use expiry::{Limits, Relief, Short, expire, expire_recovered, is_due, old_recovered, relieve, short_of_space};
 pub(super) use leased::Leased;
 pub(super) use leases::Leases;
-pub(super) use make::{make, make_root};
+pub(super) use make::{make, make_top};
+pub(super) use past::{name_history, removals, removals_from, undelete};
 pub(super) use placement::place;
 pub(super) use read::{get_attributes, list, lookup, read_link};
 pub(super) use remove::{link, remove};
@@ -42,10 +48,15 @@ pub(super) use rename::rename;
 pub(super) use resolve::resolve;
 pub(super) use servers::{confirm_dropped, heard, register, rows, statfs};
 pub(super) use sessions::{End, close_session, forget_expired, open_session, release};
-pub use tables::Pin;
+pub use tables::{Keep, Pin};
 pub(super) use tables::{Moment, Policy, Tables};
-pub(super) use versions::{held_versions, publish, versions};
+pub(super) use versions::{fence, held_versions, publish, versions};
 pub(super) use xattr::{get_xattr, list_xattrs, remove_xattr, set_xattr};
+
+/// Whether a directory has no name and lies in none: the root, and that of what could not be published.
+fn is_top(ino: InodeId) -> bool {
+    ino == ROOT || ino == RECOVERED
+}
 
 /// The most names of one inode (LINK_MAX).
 pub(super) const LINK_MAX: u32 = 65_000;

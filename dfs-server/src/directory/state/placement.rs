@@ -12,6 +12,7 @@ use dfs_common::ids::{InodeId, ROOT, ServerId};
 use dfs_common::{Error, ErrorKind, Result};
 
 use super::change::{Change, find, load};
+use super::is_top;
 use super::servers::{Server, Servers};
 use super::tables::named;
 
@@ -23,7 +24,12 @@ const RESERVE: u64 = 64 << 20;
 /// True where new files go elsewhere if they can.
 pub(super) fn is_full(server: &Server) -> bool {
     let capacity = server.record.capacity;
-    capacity.saturating_sub(server.record.used) < RESERVE.min(capacity / 8).max(capacity / 100).max(1)
+    capacity.saturating_sub(server.record.used) < reserve(capacity).max(1)
+}
+
+/// Bytes of a disk of this size below which it has no room.
+pub(super) fn reserve(capacity: u64) -> u64 {
+    RESERVE.min(capacity / 8).max(capacity / 100)
 }
 
 /// At most `count` live servers that `allowed` lets pass, best first.
@@ -116,7 +122,7 @@ fn pinned(change: &Change<'_>, parent: InodeId) -> Result<Vec<ServerId>> {
         if let Some((_, pin)) = pins.iter().find(|(place, _)| *place == Some(at)) {
             return Ok(named(&change.tables.servers, &pin.servers));
         }
-        if at == ROOT {
+        if is_top(at) {
             return Ok(Vec::new());
         }
         at = load(&change.view, at)?.parent;

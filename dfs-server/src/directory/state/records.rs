@@ -1,7 +1,9 @@
 //! The directory's stored values: a format byte, then postcard.
 //!
-//! A record that cannot be read is `Corrupt`, never guessed at. A changed shape gets a
-//! new format byte and a reader for the old one.
+//! A record that cannot be read is `Corrupt`, never guessed at. A record grows by fields
+//! at its end whose default is encoded as one byte of zero; its format is one more than
+//! the count of these, so that every earlier one can be read. Any other change of shape
+//! needs a reader of its own.
 
 use dfs_common::api::directory::OpenSession;
 use dfs_common::attributes::{Attributes, Entry, FileKind, Layout, Timestamp};
@@ -12,21 +14,25 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::store::Value;
 
-const FORMAT: u8 = 1;
-
 /// A stored value.
 pub(crate) trait Record: Serialize + DeserializeOwned {
     /// For messages.
     const WHAT: &'static str;
+    /// One more than the number of fields that were added at its end.
+    const FORMAT: u8;
 
     fn encode(&self) -> Value {
-        postcard::to_extend(self, vec![FORMAT]).expect("records are plain data")
+        postcard::to_extend(self, vec![Self::FORMAT]).expect("records are plain data")
     }
 
     fn decode(bytes: &[u8]) -> Result<Self> {
         let corrupt = |why: String| Error::new(ErrorKind::Corrupt, format!("stored {}: {why}", Self::WHAT));
         match bytes.split_first() {
-            Some((&FORMAT, rest)) => postcard::from_bytes(rest).map_err(|e| corrupt(e.to_string())),
+            Some((&format, rest)) if format == Self::FORMAT => postcard::from_bytes(rest).map_err(|e| corrupt(e.to_string())),
+            Some((&format, rest)) if (1..Self::FORMAT).contains(&format) => {
+                let added = vec![0; usize::from(Self::FORMAT - format)];
+                postcard::from_bytes(&[rest, &added].concat()).map_err(|e| corrupt(e.to_string()))
+            }
             Some((other, _)) => Err(corrupt(format!("format {other} is not known"))),
             None => Err(corrupt("it is empty".to_owned())),
         }
@@ -34,12 +40,26 @@ pub(crate) trait Record: Serialize + DeserializeOwned {
 }
 
 macro_rules! records {
-    ($($type:ty: $what:literal),* $(,)?) => { $(impl Record for $type { const WHAT: &'static str = $what; })* };
+    ($($type:ty: $what:literal, $format:literal;)*) => {
+        $(impl Record for $type {
+            const WHAT: &'static str = $what;
+            const FORMAT: u8 = $format;
+        })*
+    };
 }
 
 records! {
-    Inode: "inode", Dentry: "directory entry", VersionRecord: "version", Orphan: "orphan", UnderReplicated: "missing copies",
-    SessionRecord: "session", ServerRecord: "server", StoredReply: "reply", Number: "number",
+    Inode: "inode", 1;
+    Dentry: "directory entry", 1;
+    VersionRecord: "version", 3;
+    Orphan: "removed inode", 2;
+    Past: "past of a name", 1;
+    PastName: "name of the past", 1;
+    UnderReplicated: "missing copies", 1;
+    SessionRecord: "session", 1;
+    ServerRecord: "server", 1;
+    StoredReply: "reply", 1;
+    Number: "number", 1;
 }
 
 /// Everything about an inode but its names, xattrs and older versions.
@@ -61,7 +81,7 @@ pub(crate) struct Inode {
     pub(crate) xattrs: u32,
     /// Bytes of names and values of these.
     pub(crate) xattr_bytes: u32,
-    /// Of a directory: where it lies; the root lies in itself.
+    /// Of a directory: where it lies, or lay; the root and RECOVERED lie in themselves.
     pub(crate) parent: InodeId,
     pub(crate) target: Vec<u8>,
     pub(crate) placement: Vec<ServerId>,
@@ -69,7 +89,7 @@ pub(crate) struct Inode {
     pub(crate) pin: Vec<ServerId>,
     pub(crate) holders: Vec<ServerId>,
     pub(crate) manifest: Option<[u8; 32]>,
-    /// The highest token that published.
+    /// The highest token that published or was announced by the lock service.
     pub(crate) fence: Token,
 }
 
@@ -131,12 +151,40 @@ pub(crate) struct VersionRecord {
     pub(crate) session: SessionId,
     pub(crate) token: Token,
     pub(crate) holders: Vec<ServerId>,
+    /// Goes when the same grant of the lock publishes the next.
+    pub(crate) interim: bool,
+    /// When it ceased to be current, which table `w` knows, too; 0 while it is.
+    pub(crate) superseded: Timestamp,
 }
 
-/// A removed inode and the sessions that may still have it open.
+/// A removed inode: while sessions may have it open, or while the policy keeps it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Orphan {
     pub(crate) sessions: Vec<SessionId>,
+    /// The number of the row of the past that keeps it; 0: none does.
+    pub(crate) kept: u64,
+}
+
+/// What a name led to before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Past {
+    pub(crate) ino: InodeId,
+    /// The version that was current then.
+    pub(crate) version: Version,
+    pub(crate) until: Timestamp,
+    /// The directory's, before.
+    pub(crate) parent_mtime: Timestamp,
+    pub(crate) by: String,
+    /// False where the inode was renamed.
+    pub(crate) removed: bool,
+}
+
+/// Where a row of the past lies, and what it may keep.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PastName {
+    pub(crate) ino: InodeId,
+    pub(crate) parent: InodeId,
+    pub(crate) name: Vec<u8>,
 }
 
 /// A file whose current version lacks copies.
@@ -183,8 +231,32 @@ mod tests {
     fn unknown_formats_are_refused() {
         let number = Number(300).encode();
         assert_eq!(Number::decode(&number).unwrap(), Number(300));
-        for bad in [&[][..], &[2, 1], &[FORMAT], &[FORMAT, 0xff, 0xff]] {
+        for bad in [&[][..], &[0, 1], &[2, 1], &[1], &[1, 0xff, 0xff]] {
             assert_eq!(Number::decode(bad).unwrap_err().kind(), ErrorKind::Corrupt);
         }
+    }
+
+    #[test]
+    fn earlier_formats_are_read() {
+        let sessions = vec![SessionId(3), SessionId(700)];
+        let orphan = Orphan { sessions: sessions.clone(), kept: 0 };
+        assert_eq!(Orphan::decode(&postcard::to_extend(&sessions, vec![1]).unwrap()).unwrap(), orphan);
+        assert_eq!(Orphan::decode(&orphan.encode()).unwrap(), orphan);
+        let record = VersionRecord {
+            manifest: [7; 32],
+            size: 300,
+            mtime: Timestamp(-1),
+            published: Timestamp(5),
+            by: "somebody".to_owned(),
+            session: SessionId(1),
+            token: Token(2),
+            holders: vec![ServerId(9)],
+            interim: false,
+            superseded: Timestamp(0),
+        };
+        let mut first = record.encode();
+        first.truncate(first.len() - 2);
+        first[0] = 1;
+        assert_eq!(VersionRecord::decode(&first).unwrap(), record);
     }
 }

@@ -5,6 +5,7 @@ use dfs_common::ids::InodeId;
 use dfs_common::{Error, ErrorKind, Result};
 
 use super::change::{Change, find, load_directory};
+use super::past::Lost;
 use super::read::linked;
 use super::{LINK_MAX, keys};
 use crate::store::View;
@@ -37,7 +38,7 @@ pub(crate) fn link(change: &mut Change<'_>, request: &Link) -> Result<Made> {
 
 pub(crate) fn remove(change: &mut Change<'_>, request: &Remove) -> Result<Removed> {
     let Remove { parent, name, directory } = request;
-    load_directory(&change.view, *parent)?;
+    let parent_mtime = load_directory(&change.view, *parent)?.mtime;
     let ino = find(&change.view, *parent, name.as_bytes())?
         .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("no entry '{name}' in directory {parent}")))?;
     let inode = linked(&change.view, ino)?;
@@ -49,7 +50,7 @@ pub(crate) fn remove(change: &mut Change<'_>, request: &Remove) -> Result<Remove
     }
     change.view.delete(keys::dentry(*parent, name.as_bytes()));
     let directory = change.touch_directory(*parent, -i32::from(*directory))?;
-    let inode = change.drop_name(ino)?;
+    let inode = change.drop_name(ino, &Lost { parent: *parent, name, parent_mtime })?;
     Ok(Removed { entry: inode.entry(ino), directory })
 }
 

@@ -2,20 +2,21 @@
 
 use dfs_common::api::directory::{Rename, RenameMode, Renamed};
 use dfs_common::attributes::Entry;
-use dfs_common::ids::{InodeId, ROOT};
+use dfs_common::ids::InodeId;
 use dfs_common::{Error, ErrorKind, Result};
 
 use super::change::{Change, find, load, load_directory};
-use super::keys;
+use super::past::{self, Lost};
 use super::read::linked;
 use super::records::Inode;
 use super::remove::require_empty;
+use super::{is_top, keys};
 use crate::store::View;
 
 pub(crate) fn rename(change: &mut Change<'_>, request: &Rename) -> Result<Renamed> {
     let Rename { parent, name, new_parent, new_name, mode } = request;
-    load_directory(&change.view, *parent)?;
-    load_directory(&change.view, *new_parent)?;
+    let from = Lost { parent: *parent, name, parent_mtime: load_directory(&change.view, *parent)?.mtime };
+    let to = Lost { parent: *new_parent, name: new_name, parent_mtime: load_directory(&change.view, *new_parent)?.mtime };
     let missing = |name, directory| Error::new(ErrorKind::NotFound, format!("no entry '{name}' in directory {directory}"));
     let source = find(&change.view, *parent, name.as_bytes())?.ok_or_else(|| missing(name, parent))?;
     let target = find(&change.view, *new_parent, new_name.as_bytes())?;
@@ -36,12 +37,17 @@ pub(crate) fn rename(change: &mut Change<'_>, request: &Rename) -> Result<Rename
         require_outside(&change.view, source, *new_parent)?;
     }
     match (mode, target) {
-        (RenameMode::Exchange, Some(target)) => exchange(change, request, (source, &inode), target),
-        (_, target) => replace(change, request, (source, &inode), target),
+        (RenameMode::Exchange, Some(target)) => exchange(change, request, (source, &inode, from), (target, to)),
+        (_, target) => replace(change, request, (source, &inode, from), (target, to)),
     }
 }
 
-fn replace(change: &mut Change<'_>, request: &Rename, (source, inode): (InodeId, &Inode), target: Option<InodeId>) -> Result<Renamed> {
+fn replace(
+    change: &mut Change<'_>,
+    request: &Rename,
+    (source, inode, from): (InodeId, &Inode, Lost<'_>),
+    (target, to): (Option<InodeId>, Lost<'_>),
+) -> Result<Renamed> {
     let Rename { parent, name, new_parent, new_name, .. } = request;
     let directory = inode.is_directory();
     let mut replaced = None;
@@ -55,9 +61,10 @@ fn replace(change: &mut Change<'_>, request: &Rename, (source, inode): (InodeId,
             (false, false) => {}
         }
         replaced_directory = old.is_directory();
-        replaced = Some(change.drop_name(target)?.entry(target));
+        replaced = Some(change.drop_name(target, &to)?.entry(target));
     }
     change.view.delete(keys::dentry(*parent, name.as_bytes()));
+    past::note_move(change, &from, source, inode);
     change.put_dentry(*new_parent, new_name.as_bytes(), source);
     let moved = i32::from(directory);
     change.touch_directory(*parent, -moved)?;
@@ -66,12 +73,19 @@ fn replace(change: &mut Change<'_>, request: &Rename, (source, inode): (InodeId,
     renamed(change, request, entry, replaced)
 }
 
-fn exchange(change: &mut Change<'_>, request: &Rename, (source, inode): (InodeId, &Inode), target: InodeId) -> Result<Renamed> {
+fn exchange(
+    change: &mut Change<'_>,
+    request: &Rename,
+    (source, inode, from): (InodeId, &Inode, Lost<'_>),
+    (target, to): (InodeId, Lost<'_>),
+) -> Result<Renamed> {
     let Rename { parent, name, new_parent, new_name, .. } = request;
     let other = linked(&change.view, target)?;
     if other.is_directory() {
         require_outside(&change.view, target, *parent)?;
     }
+    past::note_move(change, &from, source, inode);
+    past::note_move(change, &to, target, &other);
     change.put_dentry(*parent, name.as_bytes(), target);
     change.put_dentry(*new_parent, new_name.as_bytes(), source);
     let gain = i32::from(inode.is_directory()) - i32::from(other.is_directory());
@@ -102,12 +116,12 @@ fn settle(change: &mut Change<'_>, ino: InodeId, parent: InodeId) -> Result<Inod
 /// `Invalid` where `place` is `directory` or lies below it.
 fn require_outside(view: &dyn View, directory: InodeId, place: InodeId) -> Result<()> {
     let mut at = place;
-    while at != ROOT {
+    while !is_top(at) {
         if at == directory {
             return Err(Error::new(ErrorKind::Invalid, format!("directory {directory} cannot move into itself")));
         }
         at = load(view, at)?.parent;
     }
-    // The root has no name, so no rename reaches it as a source.
+    // The two at the top have no names, so no rename reaches them as a source.
     Ok(())
 }

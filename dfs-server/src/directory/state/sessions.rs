@@ -74,18 +74,28 @@ pub(crate) fn forget_expired(change: &mut Change<'_>, session: SessionId) -> Res
     Ok(())
 }
 
-/// Takes `session` from each of `orphans`; the ones that nobody else has open go. Repeating it changes nothing.
+/// Takes `session` from each of `orphans`; the ones that nobody else has open go, or are only kept. Repeating it changes nothing.
 pub(crate) fn release(change: &mut Change<'_>, session: SessionId, orphans: &[InodeId]) -> Result<()> {
     for &ino in orphans {
         change.effects.released.push((ino, session));
         let key = keys::orphan(ino);
         let Some(value) = change.view.get(&key)? else { continue };
         let mut orphan = Orphan::decode(&value)?;
+        if !orphan.sessions.contains(&session) {
+            continue;
+        }
         orphan.sessions.retain(|s| *s != session);
-        if orphan.sessions.is_empty() {
+        if !orphan.sessions.is_empty() {
+            change.view.put(key, orphan.encode());
+            continue;
+        }
+        change.effects.orphans -= 1;
+        if orphan.kept == 0 {
+            change.effects.inodes -= 1;
             change.free(ino)?;
         } else {
             change.view.put(key, orphan.encode());
+            change.count_kept(1);
         }
     }
     Ok(())

@@ -9,7 +9,7 @@ use std::ops::Bound;
 use std::time::Duration;
 
 use dfs_common::attributes::Timestamp;
-use dfs_common::ids::{InodeId, ServerId, SessionId};
+use dfs_common::ids::{InodeId, RECOVERED, ServerId, SessionId};
 use dfs_common::{Error, ErrorKind, Result};
 
 use super::keys::{self, KeyRange};
@@ -31,11 +31,34 @@ pub struct Pin {
     pub servers: Vec<String>,
 }
 
+/// What is kept of the past, and for how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keep {
+    /// Versions of each file, the current one included; at least 1.
+    pub versions: u32,
+    /// Of these, the ones that ceased to be current longer ago go; zero: they do not go by age.
+    pub versions_for: Duration,
+    /// Removed files, and what names led to; zero: neither is kept.
+    pub removed: Duration,
+    /// Recovered files, since they were last changed; zero: until somebody removes them.
+    pub recovered: Duration,
+    /// Percent of each file server's disk that old versions and removed files leave free, up to 90; 0: they take what they get.
+    pub free_percent: u32,
+}
+
+impl Default for Keep {
+    /// Enough to come back from a holiday; space counts for more.
+    fn default() -> Self {
+        let days = |count: u64| Duration::from_secs(count * 24 * 3600);
+        Self { versions: 100, versions_for: days(30), removed: days(7), recovered: days(30), free_percent: 10 }
+    }
+}
+
 /// What an administrator decides.
 #[derive(Clone, Debug)]
 pub(crate) struct Policy {
     pub(crate) copies: u32,
-    pub(crate) keep_versions: u32,
+    pub(crate) keep: Keep,
     pub(crate) pins: Vec<Pin>,
 }
 
@@ -98,6 +121,8 @@ pub(crate) struct LiveSession {
 pub(crate) struct Tables {
     pub(crate) inode_ids: Counter,
     pub(crate) session_ids: Counter,
+    /// Numbers of rows of the past, in the order in which they come.
+    pub(crate) past_ids: Counter,
     pub(crate) sessions: BTreeMap<SessionId, LiveSession>,
     /// Which orphans wait for a session; also for one that has ended, until they are released.
     pub(crate) waiting: BTreeMap<SessionId, BTreeSet<InodeId>>,
@@ -106,16 +131,20 @@ pub(crate) struct Tables {
     pub(crate) servers: Servers,
     /// Files whose current version lacks copies.
     pub(crate) under: BTreeSet<InodeId>,
+    /// Those that a name leads to or a session has open, and the two without a name.
     pub(crate) inodes: u64,
     pub(crate) orphans: u64,
+    /// Removed inodes that nobody has open and that the policy keeps.
+    pub(crate) kept: u64,
 }
 
 impl Tables {
     /// Reads them from `view`; everybody counts as heard of at `now`.
     pub(crate) fn load(view: &dyn View, heartbeat: Duration, now: Duration) -> Result<Self> {
         let mut tables = Self {
-            inode_ids: Counter::load(view, "inode", 2)?,
+            inode_ids: Counter::load(view, "inode", RECOVERED.0 + 1)?,
             session_ids: Counter::load(view, "session", 1)?,
+            past_ids: Counter::load(view, "past", 1)?,
             sessions: BTreeMap::new(),
             waiting: BTreeMap::new(),
             expired: BTreeMap::new(),
@@ -123,6 +152,7 @@ impl Tables {
             under: BTreeSet::new(),
             inodes: 0,
             orphans: 0,
+            kept: 0,
         };
         each(view, keys::table(b'i'), |_, _| {
             tables.inodes += 1;
@@ -139,8 +169,14 @@ impl Tables {
         })?;
         each(view, keys::table(b'o'), |key, value| {
             let ino = InodeId(keys::number_of(key));
-            tables.orphans += 1;
-            for session in Orphan::decode(value)?.sessions {
+            let sessions = Orphan::decode(value)?.sessions;
+            if sessions.is_empty() {
+                tables.kept += 1;
+                tables.inodes -= 1;
+            } else {
+                tables.orphans += 1;
+            }
+            for session in sessions {
                 tables.waiting.entry(session).or_default().insert(ino);
             }
             Ok(())
@@ -209,6 +245,7 @@ impl Tables {
     pub(crate) fn apply(&mut self, effects: super::Effects, now: Duration) {
         self.inodes = self.inodes.saturating_add_signed(effects.inodes);
         self.orphans = self.orphans.saturating_add_signed(effects.orphans);
+        self.kept = self.kept.saturating_add_signed(effects.kept);
         for (ino, sessions) in effects.orphaned {
             for session in sessions {
                 self.waiting.entry(session).or_default().insert(ino);

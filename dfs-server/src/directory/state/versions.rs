@@ -1,12 +1,13 @@
 //! Versions: publishing one, listing those kept, and what each server should hold.
 //!
 //! Publishing swaps the inode's current version in one step. Invariant: versions of a
-//! file rise by one, and a token below one that published is refused for ever.
+//! file rise by one, and a token below one that published, or that a fence named, is
+//! refused for ever.
 
-use dfs_common::api::directory::{HeldPage, HeldVersions, Publish, VersionOf, VersionRow, Versions};
-use dfs_common::attributes::{Entry, FileKind};
+use dfs_common::api::directory::{Fence, HeldPage, HeldVersions, Publish, VersionOf, VersionRow, Versions};
+use dfs_common::attributes::{Entry, FileKind, Timestamp};
 use dfs_common::block::{BlockHash, MAX_FILE_SIZE};
-use dfs_common::ids::{InodeId, ServerId, Version};
+use dfs_common::ids::{InodeId, ServerId, Token, Version};
 use dfs_common::{Error, ErrorKind, Result};
 
 use super::change::{Change, load};
@@ -16,6 +17,8 @@ use crate::store::View;
 
 /// Versions in one page of [`HeldVersions`].
 const HELD_PAGE: usize = 1000;
+/// The most versions that one publish drops.
+const PRUNE: usize = 1000;
 /// Rows that one request looks at: other servers' versions lie between.
 const HELD_SCAN: usize = 4096;
 /// The most servers that one version may name.
@@ -41,7 +44,9 @@ pub(crate) fn publish(change: &mut Change<'_>, request: &Publish) -> Result<Entr
             format!("version {} of inode {ino} is current, not {}: somebody else published", inode.version, request.base),
         ));
     }
-    let by = author(change, request)?;
+    let by = change
+        .author(request.session)
+        .ok_or_else(|| Error::new(ErrorKind::SessionExpired, format!("session {} is not known here or has expired", request.session)))?;
     let (now, holders) = (change.now.wall, unique(&request.holders));
     let record = VersionRecord {
         manifest: request.manifest.0,
@@ -52,6 +57,8 @@ pub(crate) fn publish(change: &mut Change<'_>, request: &Publish) -> Result<Entr
         session: request.session,
         token: request.token,
         holders: holders.clone(),
+        interim: request.interim,
+        superseded: Timestamp(0),
     };
     change.view.put(keys::version(VersionOf { ino, version: next }), record.encode());
     (inode.version, inode.manifest, inode.fence) = (next, Some(request.manifest.0), request.token);
@@ -64,6 +71,7 @@ pub(crate) fn publish(change: &mut Change<'_>, request: &Publish) -> Result<Entr
     inode.holders = holders;
     change.put_inode(ino, &inode);
     change.set_missing(ino, lacks.then_some(UnderReplicated { missing }))?;
+    supersede(change, VersionOf { ino, version: request.base }, request.token)?;
     prune(change, ino, next)?;
     Ok(inode.entry(ino))
 }
@@ -95,24 +103,45 @@ fn check(change: &Change<'_>, request: &Publish) -> Result<()> {
     Ok(())
 }
 
-fn author(change: &Change<'_>, request: &Publish) -> Result<String> {
-    match change.tables.sessions.get(&request.session) {
-        Some(live) => {
-            let client = &live.record.client;
-            Ok(format!("{} {}[{}]", client.host, client.program, client.pid))
-        }
-        None => Err(Error::new(ErrorKind::SessionExpired, format!("session {} is not known here or has expired", request.session))),
+/// A version ceases to be current: it is history from now on, unless its writer only went on with the same lock.
+fn supersede(change: &mut Change<'_>, what: VersionOf, token: Token) -> Result<()> {
+    let key = keys::version(what);
+    let Some(value) = change.view.get(&key)? else { return Ok(()) };
+    let mut record = VersionRecord::decode(&value)?;
+    if record.interim && record.token == token {
+        change.drop_version(key, &record);
+        return Ok(());
     }
+    record.superseded = Timestamp(change.now.wall.0.max(1));
+    change.view.put(keys::superseded(record.superseded, what), Vec::new());
+    change.view.put(key, record.encode());
+    Ok(())
 }
 
-/// Drops versions beyond those that are kept.
+/// Drops versions beyond those that are kept. Numbers may be missing, so they are counted.
 fn prune(change: &mut Change<'_>, ino: InodeId, current: Version) -> Result<()> {
-    let keep = u64::from(change.policy.keep_versions.max(1));
-    let Some(oldest) = current.0.checked_sub(keep).map(|v| Version(v + 1)).filter(|v| v.0 > 1) else { return Ok(()) };
+    let before = change.policy.keep.versions.max(1) as usize - 1;
+    if current.0 <= before as u64 + 1 {
+        return Ok(());
+    }
     let (from, _) = keys::versions(ino);
-    let to = keys::version(VersionOf { ino, version: oldest });
-    for (key, value) in change.view.scan(&from, &to, HELD_PAGE)? {
+    let to = keys::version(VersionOf { ino, version: current });
+    let mut rows = change.view.scan(&from, &to, before.saturating_add(PRUNE))?;
+    rows.truncate(rows.len().saturating_sub(before));
+    for (key, value) in rows {
         change.drop_version(key, &VersionRecord::decode(&value)?);
+    }
+    Ok(())
+}
+
+/// Raises the token below which commits are refused. It is in no attribute, so nobody is told.
+pub(crate) fn fence(change: &mut Change<'_>, request: &Fence) -> Result<()> {
+    let key = keys::inode(request.ino);
+    let Some(value) = change.view.get(&key)? else { return Ok(()) };
+    let mut inode = Inode::decode(&value)?;
+    if inode.fence < request.token {
+        inode.fence = request.token;
+        change.put_inode(request.ino, &inode);
     }
     Ok(())
 }
@@ -140,8 +169,8 @@ pub(crate) fn versions(view: &dyn View, request: &Versions) -> Result<Vec<Versio
     load_file(view, request.ino)?;
     let (from, to) = keys::versions(request.ino);
     let row = |(key, value): &(Vec<u8>, Vec<u8>)| {
-        let VersionRecord { manifest, size, mtime, published, by, holders, .. } = VersionRecord::decode(value)?;
-        Ok(VersionRow { version: keys::version_of(key).version, manifest: BlockHash(manifest), size, mtime, published, by, holders, interim: false })
+        let VersionRecord { manifest, size, mtime, published, by, holders, interim, .. } = VersionRecord::decode(value)?;
+        Ok(VersionRow { version: keys::version_of(key).version, manifest: BlockHash(manifest), size, mtime, published, by, holders, interim })
     };
     view.scan(&from, &to, usize::MAX)?.iter().map(row).collect()
 }

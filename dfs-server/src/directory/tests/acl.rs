@@ -95,7 +95,7 @@ async fn a_default_list_is_handed_down() {
     }
     client.remove(dir, "s", true).await.unwrap();
     client.remove(ROOT, "d", true).await.unwrap();
-    assert_eq!(client.status().await.inodes, 1);
+    assert_eq!(client.status().await.inodes, 2);
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! What a create costs through the service, JSON and SQLite included. Run with
+//! What creates and removals cost through the service, JSON and SQLite included. Run with
 //! `cargo test --release -p dfs-server --lib directory::tests::bench -- --ignored --nocapture`.
 
 use std::time::Instant;
@@ -11,9 +11,10 @@ const CREATES: usize = 20_000;
 #[tokio::test]
 #[ignore = "a measurement, not a check"]
 async fn creates_and_listings() {
-    for callers in [1, 8] {
+    for (callers, config) in [(1, config()), (1, keeping()), (8, config()), (8, keeping())] {
+        println!("removed files are kept for {:?}:", config.keep.removed);
         let dir = tempfile::tempdir().unwrap();
-        let mut client = Client::with(config(), Arc::new(SqliteStore::open(&dir.path().join("directory.sqlite")).unwrap()));
+        let mut client = Client::with(config, Arc::new(SqliteStore::open(&dir.path().join("directory.sqlite")).unwrap()));
         let session = client.open_session().await;
         for server in ["a", "b", "c"] {
             client.register(server).await;
@@ -26,7 +27,7 @@ async fn creates_and_listings() {
                 for i in 0..CREATES / callers {
                     let name = name(&format!("file-{slot}-{i:06}.txt"));
                     let make = Make { parent, name, kind: FileKind::File, mode: 0o644, umask: 0, uid: 0, gid: 0, rdev: 0, target: None };
-                    client.call_as(&make, Some(Replay { slot, sequence: i as u64 + 1 })).await.unwrap();
+                    client.call_as(&make, Some(Replay { slot: slot + 1, sequence: i as u64 + 1 })).await.unwrap();
                 }
             }
         };
@@ -49,5 +50,22 @@ async fn creates_and_listings() {
             client.call(&Lookup { parent, name: found.clone() }).await.unwrap();
         }
         println!("a lookup: {:?}", start.elapsed() / CREATES as u32);
+        let remover = |slot: u16| {
+            let mut client = client.other();
+            client.session = Some(session);
+            async move {
+                for i in 0..CREATES / callers {
+                    let remove = Remove { parent, name: name(&format!("file-{slot}-{i:06}.txt")), directory: false };
+                    client.call_as(&remove, Some(Replay { slot: slot + 1, sequence: (CREATES + i) as u64 + 1 })).await.unwrap();
+                }
+            }
+        };
+        let start = Instant::now();
+        let tasks: Vec<_> = (0..callers as u16).map(|slot| tokio::spawn(remover(slot))).collect();
+        for task in tasks {
+            task.await.unwrap();
+        }
+        let each = start.elapsed() / CREATES as u32;
+        println!("a removal: {each:?}, {:.0} removals/s", 1.0 / each.as_secs_f64());
     }
 }

@@ -33,7 +33,7 @@ async fn a_restart_changes_nothing() {
     assert!(after.revision > before.revision);
     let numbers = |s: &DirectoryStatus| (s.inodes, s.orphans, s.sessions, s.under_replicated);
     assert_eq!(numbers(&after), numbers(&before));
-    assert_eq!(numbers(&after), (5, 1, 1, 1));
+    assert_eq!(numbers(&after), (6, 1, 1, 1));
     assert_eq!((client.attributes(ROOT).await.unwrap(), client.attributes(ino).await.unwrap()), (root, file));
     assert_eq!(client.call_as(&make, replay).await.unwrap(), made);
     assert_eq!(client.call(&RenewSession { session, released: Vec::new() }).await.unwrap().orphans, [gone]);

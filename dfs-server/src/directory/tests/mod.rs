@@ -9,6 +9,7 @@ mod durable;
 mod events;
 mod model;
 mod namespace;
+mod past;
 mod sessions;
 
 use std::sync::Arc;
@@ -24,13 +25,14 @@ use dfs_common::name::{Name, Text};
 use dfs_common::wire::{Method, Replay, Request, Service};
 use dfs_common::{ErrorKind, Result};
 
-use super::{Config, Directory};
+use super::{Config, Directory, Keep};
 use crate::store::{MemoryStore, Store};
 
+/// Of the past nothing is kept by time, so that what goes is gone; [`past`] keeps it.
 pub(super) fn config() -> Config {
     Config {
         copies: 2,
-        keep_versions: 3,
+        keep: Keep { versions: 3, versions_for: Duration::ZERO, removed: Duration::ZERO, recovered: Duration::ZERO, free_percent: 0 },
         lease: Duration::from_secs(30),
         heartbeat: Duration::from_secs(1),
         lock_url: "http://lock".to_owned(),
@@ -38,6 +40,13 @@ pub(super) fn config() -> Config {
         block_bits: 18,
         invalidate: true,
     }
+}
+
+/// Removed files are kept for an hour.
+pub(super) fn keeping() -> Config {
+    let mut config = config();
+    config.keep.removed = Duration::from_secs(3600);
+    config
 }
 
 /// A service and, once [`Client::open_session`] was called, a session at it.
@@ -58,6 +67,17 @@ impl Client {
 
     pub(super) fn with(config: Config, store: Arc<dyn Store>) -> Self {
         Self { directory: Directory::open(config, store).unwrap(), session: None, sequence: AtomicU64::new(0) }
+    }
+
+    /// The service ends and starts again with another configuration.
+    pub(super) fn restart(&mut self, config: Config) {
+        self.directory = Directory::open(config, self.directory.store.clone()).unwrap();
+    }
+
+    /// Goes on with a service that keeps nothing of the past.
+    pub(super) async fn forget_the_past(&mut self) {
+        self.restart(config());
+        self.directory.tidy(&mut Default::default()).await.unwrap();
     }
 
     /// Another client of the same service.
@@ -186,7 +206,7 @@ async fn every_resource_refuses_nonsense_without_a_panic_or_a_change() {
 async fn extreme_numbers_are_refused_or_harmless() {
     let mut client = Client::new();
     client.open_session().await;
-    for ino in [0, 2, u64::MAX - 1, u64::MAX] {
+    for ino in [0, 3, u64::MAX - 1, u64::MAX] {
         let ino = InodeId(ino);
         assert_eq!(kind(client.attributes(ino).await), ErrorKind::NotFound);
         assert_eq!(kind(client.make(ino, "x", FileKind::File).await), ErrorKind::NotFound);

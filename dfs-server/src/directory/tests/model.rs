@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
+use dfs_common::ids::RECOVERED;
+
 use super::super::periodic::Rounds;
 use super::*;
 
@@ -18,6 +20,7 @@ enum Step {
     Remove { at: Place, directory: bool },
     Rename { from: Place, to: Place, mode: RenameMode },
     Chmod { what: Index, mode: u32 },
+    Undelete { what: Index, at: Place },
 }
 
 /// A name in one of the directories that were ever made.
@@ -39,6 +42,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (any::<Index>(), place()).prop_map(|(what, at)| Step::Link { what, at }),
         2 => (place(), any::<bool>()).prop_map(|(at, directory)| Step::Remove { at, directory }),
         4 => (place(), place(), mode).prop_map(|(from, to, mode)| Step::Rename { from, to, mode }),
+        2 => (any::<Index>(), place()).prop_map(|(what, at)| Step::Undelete { what, at }),
         1 => (any::<Index>(), 0u32..0o10000).prop_map(|(what, mode)| Step::Chmod { what, mode }),
     ]
 }
@@ -54,12 +58,14 @@ struct Node {
 #[derive(Debug)]
 struct Model {
     nodes: BTreeMap<InodeId, Node>,
+    /// What was removed from each name last, unless it was removed from it by a rename away.
+    removed: BTreeMap<(InodeId, usize), InodeId>,
 }
 
 impl Model {
     fn new() -> Self {
-        let root = Node { kind: FileKind::Directory, mode: 0o755, entries: BTreeMap::new() };
-        Self { nodes: BTreeMap::from([(ROOT, root)]) }
+        let top = |mode| Node { kind: FileKind::Directory, mode, entries: BTreeMap::new() };
+        Self { nodes: BTreeMap::from([(ROOT, top(0o755)), (RECOVERED, top(0o700))]), removed: BTreeMap::new() }
     }
 
     fn is_directory(&self, ino: InodeId) -> bool {
@@ -74,7 +80,7 @@ impl Model {
         if !self.is_directory(ino) {
             return self.names_of(ino);
         }
-        if ino != ROOT && self.names_of(ino) == 0 {
+        if ino != ROOT && ino != RECOVERED && self.names_of(ino) == 0 {
             return 0;
         }
         2 + self.nodes[&ino].entries.values().filter(|&&i| self.is_directory(i)).count() as u32
@@ -110,7 +116,17 @@ impl Model {
             _ => {}
         }
         self.set(at, None);
+        self.removed.insert(at, ino);
         Ok(())
+    }
+
+    /// What [`Removals`] of a directory shows.
+    fn removals(&self, directory: InodeId) -> Vec<(String, InodeId)> {
+        let rows = self
+            .removed
+            .iter()
+            .filter(|((parent, name), ino)| *parent == directory && self.get((*parent, *name)).is_none() && self.nlink(**ino) == 0);
+        rows.map(|((_, name), ino)| (NAMES[*name].to_owned(), *ino)).collect()
     }
 
     fn rename(&mut self, from: (InodeId, usize), to: (InodeId, usize), mode: RenameMode) -> Result<(), ErrorKind> {
@@ -148,6 +164,7 @@ impl Model {
                 _ => {}
             }
             self.set(from, None);
+            self.removed.insert(to, target);
         }
         self.set(to, Some(source));
         Ok(())
@@ -214,6 +231,18 @@ impl Both {
                 real = self.client.rename((from.0, NAMES[from.1]), (to.0, NAMES[to.1]), *mode).await.map(|_| ());
                 expected = self.model.rename(from, to, *mode);
             }
+            Step::Undelete { what, at } => {
+                let (ino, at) = (self.inode(what), self.place(at));
+                real = self.client.call(&Undelete { ino, parent: at.0, name: name(NAMES[at.1]) }).await.map(|_| ());
+                expected = self.model.usable(at.0).and_then(|()| match () {
+                    () if self.model.nlink(ino) > 0 => Err(ErrorKind::NotFound),
+                    () if self.model.get(at).is_some() => Err(ErrorKind::Exists),
+                    () => Ok(()),
+                });
+                if expected.is_ok() {
+                    self.model.set(at, Some(ino));
+                }
+            }
             Step::Chmod { what, mode } => {
                 let ino = self.inode(what);
                 real = self.client.call(&SetAttributes { mode: Some(*mode), ..SetAttributes::none(ino) }).await.map(|_| ());
@@ -224,14 +253,22 @@ impl Both {
         (real.map_err(|e| e.kind()), expected)
     }
 
+    async fn steps(&mut self, steps: &[Step]) {
+        for step in steps {
+            let (real, expected) = self.step(step).await;
+            assert_eq!(real, expected, "{step:?}");
+        }
+        self.compare().await;
+    }
+
     /// Every inode, every listing and every count is as in the model; nothing else is there.
     async fn compare(&self) {
-        let mut orphans = 0;
+        let mut removed = 0;
         for (&ino, node) in &self.model.nodes {
             let attributes = self.client.attributes(ino).await.unwrap().attributes;
             let expected = (node.kind, node.mode, self.model.nlink(ino));
             assert_eq!((attributes.kind, attributes.mode, attributes.nlink), expected, "inode {ino}");
-            orphans += u64::from(attributes.nlink == 0);
+            removed += u64::from(attributes.nlink == 0);
             if node.kind != FileKind::Directory {
                 continue;
             }
@@ -239,32 +276,49 @@ impl Both {
             let listed: Vec<_> = page.entries.iter().map(|e| (e.name.to_string(), e.entry.attributes.ino)).collect();
             let expected: Vec<_> = node.entries.iter().map(|(&n, &i)| (NAMES[n].to_owned(), i)).collect();
             assert_eq!(listed, expected, "directory {ino}");
-            if ino != ROOT && attributes.nlink > 0 {
+            if ino != ROOT && ino != RECOVERED && attributes.nlink > 0 {
                 assert!(self.model.nodes[&page.parent].entries.values().any(|&i| i == ino), "parent of {ino}");
             }
+            assert_eq!(self.removals(ino).await, self.model.removals(ino), "removals of directory {ino}");
         }
         let status = self.client.status().await;
-        assert_eq!((status.inodes, status.orphans), (self.model.nodes.len() as u64, orphans));
+        // Those without names are orphans while a session is there, and kept when none is.
+        let (open, kept) = if status.sessions > 0 { (removed, 0) } else { (0, removed) };
+        assert_eq!((status.inodes, status.orphans, status.kept), (self.model.nodes.len() as u64 - kept, open, kept));
+    }
+
+    /// Page by page, one row each.
+    async fn removals(&self, parent: InodeId) -> Vec<(String, InodeId)> {
+        let (mut rows, mut after) = (Vec::new(), None);
+        loop {
+            let page = self.client.call(&Removals { parent, after: after.take(), limit: 1 }).await.unwrap();
+            rows.extend(page.rows.iter().map(|row| (row.name.to_string(), row.entry.attributes.ino)));
+            match page.rows.into_iter().next_back().filter(|_| page.more) {
+                Some(last) => after = Some(last.name),
+                None => return rows,
+            }
+        }
     }
 }
 
 async fn agree(steps: Vec<Step>) {
-    let mut client = Client::new();
+    let mut client = Client::with(keeping(), Arc::new(MemoryStore::default()));
     let session = client.open_session().await;
     let mut both = Both { model: Model::new(), client };
-    for step in &steps {
-        let (real, expected) = both.step(step).await;
-        assert_eq!(real, expected, "{step:?}");
-    }
-    both.compare().await;
-    // With nobody left who has them open, orphans go and all else stays.
+    let (first, rest) = steps.split_at(steps.len() * 3 / 4);
+    both.steps(first).await;
+    // With nobody left who has them open, removed ones are kept, and all goes on.
     both.client.call(&CloseSession { session }).await.unwrap();
+    both.client.session = None;
     both.client.directory.look(&mut Rounds::default()).await.unwrap();
-    let Model { nodes } = &both.model;
+    both.compare().await;
+    both.steps(rest).await;
+    // By another policy they go, and all else stays.
+    both.client.forget_the_past().await;
+    let Model { nodes, .. } = &both.model;
     let kept: Vec<InodeId> = nodes.keys().copied().filter(|&ino| both.model.nlink(ino) > 0).collect();
-    let status = both.client.status().await;
-    assert_eq!((status.inodes, status.orphans), (kept.len() as u64, 0));
     both.model.nodes.retain(|ino, _| kept.contains(ino));
+    both.model.removed.clear();
     both.compare().await;
 }
 
