@@ -106,9 +106,9 @@ fn sixteen_waiters_are_served_in_order() {
     let mounts: Vec<Mount> = (0..17).map(|_| cluster.mount()).collect();
     std::fs::write(mounts[16].at("f"), "").unwrap();
     let open = |mount: &Mount| std::fs::OpenOptions::new().append(true).open(mount.at("f")).unwrap();
-    let holder = open(&mounts[16]);
     let order = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
+        let holder = open(&mounts[16]);
         for (n, mount) in mounts[..16].iter().enumerate() {
             let order = &order;
             scope.spawn(move || {

@@ -86,8 +86,8 @@ fn processes_of_one_mount_share_its_lock() {
 fn a_mount_does_not_pass_its_lock_on_to_itself_while_others_wait() {
     let (cluster, [a, b]) = with_file();
     let order = Mutex::new(Vec::new());
-    let holder = writer(&a.at("f"));
     std::thread::scope(|scope| {
+        let holder = writer(&a.at("f"));
         scope.spawn(|| {
             let file = writer(&b.at("f"));
             order.lock().unwrap().push("the other client");
@@ -98,8 +98,7 @@ fn a_mount_does_not_pass_its_lock_on_to_itself_while_others_wait() {
         let child = Command::new("sh").arg("-c").arg(format!("echo child >> {}", a.at("f").display())).status().unwrap();
         assert!(child.success(), "a child of the holder's process shares its lock");
         // Started by somebody else: systemd, init or whoever adopts it.
-        let out =
-            format!("setsid -f sh -c 'sleep 0.3; exec 9>> {}; echo stranger >> {}'", a.at("f").display(), cluster.dir().join("order").display());
+        let out = format!("setsid -f sh -c 'exec 9>> {}; echo stranger >> {}'", a.at("f").display(), cluster.dir().join("order").display());
         assert!(Command::new("sh").arg("-c").arg(out).status().unwrap().success());
         eventually(10, "the stranger waits, too", || cluster.waiters("f") == 2);
         sys::close(holder).unwrap();

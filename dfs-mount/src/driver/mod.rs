@@ -217,6 +217,12 @@ fn start_log(options: &Options, foreground: bool) -> Result<()> {
         builder.target(env_logger::Target::Pipe(Box::new(file)));
     }
     builder.init();
+    // A daemon has no standard error that anybody reads.
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        log::error!("{panic}\n{}", std::backtrace::Backtrace::force_capture());
+        print(panic);
+    }));
     Ok(())
 }
 

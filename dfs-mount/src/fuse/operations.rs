@@ -365,7 +365,7 @@ impl Filesystem for Adapter {
 
     fn readdirplus(&self, request: &Request, ino: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
         if is_past(ino.0) {
-            return self.past_readdirplus(ino, handle, offset, reply);
+            return self.past_readdirplus(request, ino, handle, offset, reply);
         }
         let (vfs, teller) = (self.vfs.clone(), self.vfs.clone());
         self.run(question("readdir", request, ino), async move { vfs.list(handle.0, offset).await }, move |result| match result {

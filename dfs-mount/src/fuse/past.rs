@@ -4,16 +4,14 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
-use dfs_common::attributes::{Attributes, FileKind};
-use dfs_common::ids::InodeId;
 use dfs_common::{Error, ErrorKind};
 use fuser::{
-    Errno, FileHandle, FopenFlags, Generation, INodeNo, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEntry, ReplyOpen,
-    Request,
+    FileHandle, FopenFlags, Generation, INodeNo, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEntry, ReplyOpen, Request,
 };
 
 use super::convert::{errno, file_attr, file_type};
 use super::{Adapter, named, question};
+use crate::vfs::past::{Found, is_dots};
 
 /// Others may change what it shows at any time, and nobody tells.
 const AT_ONCE: Duration = Duration::ZERO;
@@ -63,39 +61,36 @@ impl Adapter {
     }
 
     pub(super) fn past_readdir(&self, ino: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        match self.past_entries(ino, handle, offset, |number, next, name, kind| reply.add(number, next, file_type(kind), name)) {
-            Ok(()) => reply.ok(),
-            Err(e) => reply.error(e),
-        }
-    }
-
-    pub(super) fn past_readdirplus(&self, ino: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
-        let add = |number, next, name: &OsStr, kind| {
-            // Node 0: the kernel takes the name, and looks up what it needs.
-            let attr = file_attr(&Attributes::bare(InodeId(0), kind));
-            reply.add(number, next, name, &AT_ONCE, &attr, Generation(0))
+        let listing = match self.vfs.past().listing(handle.0) {
+            Ok(listing) => listing,
+            Err(e) => return reply.error(errno(&e)),
         };
-        match self.past_entries(ino, handle, offset, add) {
-            Ok(()) => reply.ok(),
-            Err(e) => reply.error(e),
-        }
-    }
-
-    /// Hands out entries from `offset` on, until `add` says that no more fit.
-    fn past_entries(
-        &self,
-        ino: INodeNo,
-        handle: FileHandle,
-        offset: u64,
-        mut add: impl FnMut(INodeNo, u64, &OsStr, FileKind) -> bool,
-    ) -> Result<(), Errno> {
-        let listing = self.vfs.past().listing(handle.0).map_err(|e| errno(&e))?;
         for (entry, next) in listing.iter().zip(1..).skip(usize::try_from(offset).unwrap_or(usize::MAX)) {
             // The number of a node that was not looked up means nothing to anybody.
-            if add(ino, next, OsStr::from_bytes(&entry.name), entry.kind) {
+            if reply.add(ino, next, file_type(entry.kind), OsStr::from_bytes(&entry.name)) {
                 break;
             }
         }
-        Ok(())
+        reply.ok();
+    }
+
+    pub(super) fn past_readdirplus(&self, request: &Request, ino: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        let (vfs, teller) = (self.vfs.clone(), self.vfs.clone());
+        let found = async move { vfs.past().list_and_look_up(ino.0, handle.0, offset).await };
+        self.run(question("readdir", request, ino), found, move |result| match result {
+            Ok(found) => {
+                let mut full = false;
+                for Found { name, next, attributes } in found {
+                    let id = attributes.ino.0;
+                    full = full || reply.add(INodeNo(id), next, OsStr::from_bytes(&name), &AT_ONCE, &file_attr(&attributes), Generation(0));
+                    // Of `.` and `..` the kernel takes number and type, and refers to nothing.
+                    if full && !is_dots(&name) {
+                        teller.past().forget(id, 1);
+                    }
+                }
+                reply.ok();
+            }
+            Err(e) => reply.error(e),
+        });
     }
 }

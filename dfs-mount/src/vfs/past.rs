@@ -29,6 +29,8 @@ const BEHIND_ID: u64 = 1 << 62;
 const NAME: &[u8] = b".dfs";
 /// Entries fetched at a time.
 const PAGE: u32 = 1024;
+/// Entries that are looked up for one answer.
+const LOOKUPS: usize = 64;
 /// Bytes fetched at a time, in whole blocks.
 const PIECE: u64 = 1 << 20;
 
@@ -68,6 +70,22 @@ pub struct Listed {
     pub name: Vec<u8>,
     /// Directory or file.
     pub kind: FileKind,
+}
+
+/// An entry of a listing that was looked up.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// Its name.
+    pub name: Vec<u8>,
+    /// The offset behind it.
+    pub next: u64,
+    /// What `stat` shows.
+    pub attributes: Attributes,
+}
+
+/// True for `.` and `..`.
+pub fn is_dots(name: &[u8]) -> bool {
+    matches!(name, b"." | b"..")
 }
 
 /// An open file: one version, of which some bytes may be here.
@@ -248,6 +266,25 @@ impl Past {
             Some(Handle::Directory(listing)) => Ok(listing.clone()),
             _ => Err(ErrorKind::Stale.into()),
         }
+    }
+
+    /// Some entries from `offset` on. The kernel holds one more reference to each, `.` and `..` left out.
+    pub async fn list_and_look_up(&self, id: u64, handle: u64, offset: u64) -> Result<Vec<Found>> {
+        let (listing, mut found) = (self.listing(handle)?, Vec::new());
+        for (entry, next) in listing.iter().zip(1..).skip(usize::try_from(offset).unwrap_or(usize::MAX)).take(LOOKUPS) {
+            let attributes = match is_dots(&entry.name) {
+                true => Attributes::bare(InodeId(id), FileKind::Directory),
+                // What has gone since is left out.
+                false => match self.lookup(id, &entry.name).await {
+                    Err(e) if e.kind() == ErrorKind::NotFound => continue,
+                    Err(e) if found.is_empty() => return Err(e),
+                    Err(_) => break,
+                    Ok(attributes) => attributes,
+                },
+            };
+            found.push(Found { name: entry.name.clone(), next, attributes });
+        }
+        Ok(found)
     }
 
     async fn list(&self, key: Key) -> Result<Vec<Listed>> {
