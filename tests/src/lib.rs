@@ -10,12 +10,14 @@
 pub mod alternate;
 pub mod bulk;
 pub mod cluster;
+pub mod crash;
 pub mod history;
 pub mod http;
 pub mod model;
 pub mod mount;
 pub mod process;
 pub mod proxy;
+pub mod recovered;
 pub mod rng;
 pub mod rules;
 pub mod shell;
