@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use dfs_common::api::directory::Sessions;
+use dfs_common::api::directory::{CloseSession, Sessions};
 use dfs_common::api::lock::End;
 use dfs_tests::crash::{BLOCK, Work};
 use dfs_tests::mount::running;
@@ -95,12 +95,13 @@ fn a_mount_that_dies_anywhere_loses_nothing_that_was_acknowledged_or_written() {
     cluster.assert_no_panics();
 }
 
-/// Ends the session of `mount` as if its lease were over.
-fn end_locks_of(cluster: &Cluster, mount: &Mount) {
-    let sessions = cluster.directory(&Sessions {}).unwrap();
+/// Kills `mount` and ends its session, as if its lease were over: others go on at once.
+fn kill_and_expire(cluster: &Cluster, mount: &mut Mount) {
+    mount.kill();
     let mountpoint = mount.path().display().to_string();
-    for row in sessions.iter().filter(|row| row.client.mountpoint == mountpoint) {
+    for row in cluster.directory(&Sessions {}).unwrap().iter().filter(|row| row.client.mountpoint == mountpoint) {
         cluster.lock(&End { session: row.session }).unwrap();
+        cluster.directory(&CloseSession { session: row.session }).unwrap();
     }
 }
 
@@ -124,8 +125,7 @@ fn a_mount_that_dies_while_it_recovers_recovers_all_the_same() {
         edited.write_all_at(b"mine", 10).unwrap();
         edited.set_modified(std::time::UNIX_EPOCH + Duration::from_secs(1_234_567)).unwrap();
         contended.write_all_at(b"mine", BLOCK as u64 + 10).unwrap();
-        end_locks_of(&cluster, &mount);
-        mount.kill();
+        kill_and_expire(&cluster, &mut mount);
         drop((edited, contended));
         fs::write(other.at(&dir).join("contended"), "theirs").unwrap();
 
@@ -167,7 +167,8 @@ fn a_holder_stopped_past_its_lease_gets_estale_and_its_content_is_recoverable() 
     let mut held = OpenOptions::new().write(true).truncate(true).open(first.at("f")).unwrap();
     held.write_all(b"of the holder").unwrap();
     first.signal(libc::SIGSTOP);
-    second.run("echo of the other > f");
+    // By this thread: a process that it starts would close what it inherits, and wait for the mount that is stopped.
+    fs::write(second.at("f"), "of the other\n").unwrap();
     first.signal(libc::SIGCONT);
     assert_eq!(sys::errno(held.sync_all()), libc::ESTALE, "{}", first.log());
     for mount in [&first, &second] {
@@ -270,7 +271,7 @@ fn a_file_that_was_removed_meanwhile_is_recoverable() {
     let open = |name: &str| OpenOptions::new().append(true).open(mount.at(name)).unwrap();
     let (mut file, unchanged) = (open("d/f"), open("d/unchanged"));
     file.write_all(b"behind").unwrap();
-    mount.kill();
+    kill_and_expire(&cluster, &mut mount);
     drop((file, unchanged));
     other.run("rm -r d");
     mount.start().unwrap();
