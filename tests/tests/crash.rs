@@ -271,8 +271,12 @@ fn a_file_that_was_removed_meanwhile_is_recoverable() {
     let open = |name: &str| OpenOptions::new().append(true).open(mount.at(name)).unwrap();
     let (mut file, unchanged) = (open("d/f"), open("d/unchanged"));
     file.write_all(b"behind").unwrap();
+    // What its own program removed ends with that, as on a local disk.
+    let mut temporary = File::create(mount.at("temporary")).unwrap();
+    fs::remove_file(mount.at("temporary")).unwrap();
+    temporary.write_all(b"of no use").unwrap();
     kill_and_expire(&cluster, &mut mount);
-    drop((file, unchanged));
+    drop((file, unchanged, temporary));
     other.run("rm -r d");
     mount.start().unwrap();
     eventually(10, "it is recoverable", || recoverable(&cluster).iter().any(|r| !r.description.is_null()));

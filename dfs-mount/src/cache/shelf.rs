@@ -182,7 +182,7 @@ impl Shelf {
     }
 
     /// Nothing in `content` needs a crash to be survived any more.
-    pub(super) fn end_notes(&self, content: &Content) {
+    pub fn end_notes(&self, content: &Content) {
         if let Some(file) = content.end_notes()
             && let Err(e) = self.journal.append(&Record::End(file))
         {
