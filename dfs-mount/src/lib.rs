@@ -5,6 +5,7 @@ pub mod cache;
 pub mod cli;
 pub mod control;
 pub mod driver;
+pub mod failpoint;
 pub mod fuse;
 mod mountinfo;
 mod recovered;

@@ -1,18 +1,20 @@
-//! What is noted of content that could not be published: written by the mount that set it
-//! aside, read by `dfs recover`.
+//! What a recoverable version says of itself: written by the mount that set it aside, read
+//! by `dfs recover`.
 
 use dfs_common::attributes::Timestamp;
 use dfs_common::ids::{InodeId, Version};
 use serde::{Deserialize, Serialize};
 
-/// The extended attribute of a file among the recoverable versions that holds its [`Note`] as JSON.
+use crate::cache::record::Owned;
+
+/// The extended attribute of a file among the recoverable versions that holds its [`Description`] as JSON.
 pub(crate) const XATTR: &str = "trusted.dfs.recovered";
 
 /// Where recoverable content belongs, and why it is not there.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Note {
-    /// From the root of the cluster, written as names are in JSON, as far as it is known.
-    pub(crate) path: Option<String>,
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Description {
+    /// From the root of the cluster, as far as it is known.
+    pub(crate) path: String,
     /// The file.
     pub(crate) ino: InodeId,
     /// The version that it was built on.
@@ -23,4 +25,14 @@ pub(crate) struct Note {
     pub(crate) host: String,
     /// For a person.
     pub(crate) reason: String,
+    /// Bytes.
+    pub(crate) size: u64,
+    /// Owner and mode of the original.
+    #[serde(flatten)]
+    pub(crate) owned: Owned,
+    /// Blocks of the base version that nobody has any more, first and last: zeros here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) missing: Vec<(u32, u32)>,
+    /// log2 of their size.
+    pub(crate) block_bits: u8,
 }

@@ -34,6 +34,22 @@ pub(crate) fn copy_range(from: (&File, u64), to: (&File, u64), len: u64) -> io::
     u64::try_from(copied).map_err(|_| io::Error::last_os_error())
 }
 
+/// The next byte at or after `offset` that is not in a hole; `None` behind the last one.
+pub(crate) fn seek_data(file: &File, offset: u64) -> io::Result<Option<u64>> {
+    // SAFETY: plain integers and a descriptor that `file` keeps open.
+    let found = unsafe { libc::lseek(file.as_raw_fd(), offset as libc::off_t, libc::SEEK_DATA) };
+    match u64::try_from(found) {
+        Ok(at) => Ok(Some(at)),
+        Err(_) => Some(io::Error::last_os_error()).filter(|e| e.raw_os_error() != Some(libc::ENXIO)).map_or(Ok(None), Err),
+    }
+}
+
+/// Ends this process at once, as a crash would.
+pub(crate) fn kill_self() {
+    // SAFETY: numbers only.
+    unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+}
+
 /// Takes an exclusive lock on an open file, or says that another process has it.
 pub(crate) fn try_lock(file: &File) -> io::Result<()> {
     // SAFETY: a descriptor that `file` keeps open.

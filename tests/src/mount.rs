@@ -62,6 +62,11 @@ impl Mount {
         Ok(())
     }
 
+    /// With these variables, from the next start on.
+    pub fn set_environment(&mut self, environment: &[(String, String)]) {
+        self.environment = environment.to_vec();
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path

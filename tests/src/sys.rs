@@ -126,6 +126,12 @@ pub fn truncate(at: &Path, size: i64) -> io::Result<()> {
     check(i64::from(unsafe { libc::truncate(at.as_ptr(), size) })).map(|_| ())
 }
 
+/// syncfs(2): everything that was written to the file system that holds `file` is on its device.
+pub fn sync_file_system(file: &File) -> io::Result<()> {
+    // SAFETY: an open descriptor.
+    check(i64::from(unsafe { libc::syncfs(file.as_raw_fd()) })).map(|_| ())
+}
+
 /// fallocate(2).
 pub fn fallocate(file: &File, mode: i32, offset: i64, length: i64) -> io::Result<()> {
     // SAFETY: takes numbers only.

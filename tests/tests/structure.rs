@@ -9,6 +9,7 @@ const PURE: &[&str] = &[
     "dfs-server/src/directory/state",
     "dfs-mount/src/cache/map.rs",
     "dfs-mount/src/cache/copy.rs",
+    "dfs-mount/src/cache/record.rs",
     "tests/src/history/check.rs",
     "tests/src/history/model.rs",
     "tests/src/history/record.rs",

@@ -5,28 +5,29 @@
 //! is missing is named, and fetched by the caller. While a commit is under way nothing
 //! changes, so that a version is always a state that the file had.
 
-use std::cmp::Ordering::{Equal, Greater, Less};
+mod copying;
+
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
+pub use copying::CopyNotYet;
 use dfs_common::attributes::Timestamp;
 use dfs_common::block::{BlockHash, Manifest};
 use dfs_common::clients::commit::BlockSource;
-use dfs_common::ids::{ServerId, Version};
-use dfs_common::{Error, Result};
+use dfs_common::ids::{InodeId, ServerId, Version};
+use dfs_common::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::BlockMap;
-use super::copy::{self, Piece};
+use super::journal::Journal;
+use super::record::{Begun, Owned, Record, runs};
+use crate::failpoint;
 use crate::system;
 use crate::turn::Turn;
-
-/// Bytes that are copied at once where the kernel does not copy.
-const COPY_BUFFER: u64 = 256 << 10;
 
 /// Why something could not be done at once.
 #[derive(Debug)]
@@ -37,15 +38,6 @@ pub enum NotYet {
     Committing,
     /// It failed for good.
     Failed(Error),
-}
-
-/// Why a copy could not be made at once.
-#[derive(Debug)]
-pub enum CopyNotYet {
-    /// These blocks of the source have to be fetched first.
-    Source(Vec<u32>),
-    /// The target has to be ready first.
-    Target(NotYet),
 }
 
 #[derive(Debug)]
@@ -63,6 +55,32 @@ struct State {
     durable: bool,
     /// Servers that have what was copied since the last commit.
     origin: Vec<ServerId>,
+    /// Where changes are noted, while there may be any.
+    noted: Option<Noted>,
+    /// The changes could not be published and are kept elsewhere: nothing is written here any more.
+    aside: bool,
+}
+
+#[derive(Debug)]
+struct Noted {
+    journal: Arc<Journal>,
+    /// The file's number there.
+    file: u64,
+}
+
+impl State {
+    fn note(&self, record: impl FnOnce(u64) -> Record) -> Result<()> {
+        match &self.noted {
+            Some(noted) => noted.journal.append(&record(noted.file)),
+            None => Ok(()),
+        }
+    }
+
+    /// The bytes of missing blocks, a run of whole ones at `start..end`, are in the file.
+    fn note_present(&self, start: u64, end: u64) -> Result<()> {
+        let bits = self.map.bits();
+        self.note(|file| Record::Present(file, vec![((start >> bits) as u32, ((end - 1) >> bits) as u32)]))
+    }
 }
 
 /// An open cache file.
@@ -94,7 +112,7 @@ impl Content {
     /// Takes over `file` at `path`, whose blocks are in the state `map` of `version`, without changes.
     pub fn new(file: File, path: PathBuf, version: Version, map: BlockMap) -> Self {
         let base = Arc::new(map.clean_manifest().expect("a map that was made from a manifest makes that manifest"));
-        let state = State { map, path, version, mtime: None, committing: false, base, durable: true, origin: Vec::new() };
+        let state = State { map, path, version, mtime: None, committing: false, base, durable: true, origin: Vec::new(), noted: None, aside: false };
         Self { file, state: Mutex::new(state), committed: Notify::new(), fill: Turn::default(), commit: Turn::default() }
     }
 
@@ -128,7 +146,49 @@ impl Content {
     /// True where a commit, with disks if `durable`, has something to do.
     pub fn needs_commit(&self, durable: bool) -> bool {
         let state = self.state.lock();
-        state.map.is_changed() || (durable && !state.durable)
+        !state.aside && (state.map.is_changed() || (durable && !state.durable))
+    }
+
+    /// Changed content of `version`, whose `base` the servers have; last changed at `mtime`.
+    pub(super) fn changed_from(file: File, path: PathBuf, version: Version, base: Manifest, map: BlockMap, mtime: Timestamp) -> Self {
+        let content = Self::new(file, path, version, BlockMap::new(&base, true));
+        {
+            let mut state = content.state.lock();
+            (state.map, state.mtime) = (map, Some(mtime));
+        }
+        content
+    }
+
+    /// From now on changes are noted in `journal` under the number `file`.
+    pub fn note_in(&self, journal: Arc<Journal>, file: u64) {
+        self.state.lock().noted = Some(Noted { journal, file });
+    }
+
+    /// The number in the journal, if changes are noted.
+    pub fn noted(&self) -> Option<u64> {
+        self.state.lock().noted.as_ref().map(|noted| noted.file)
+    }
+
+    /// Nothing is noted any more; the number that it had.
+    pub fn end_notes(&self) -> Option<u64> {
+        self.state.lock().noted.take().map(|noted| noted.file)
+    }
+
+    /// What the journal must know before the first change.
+    pub fn begun(&self, ino: InodeId, path: String, owned: Owned) -> Begun {
+        let state = self.state.lock();
+        let (version, manifest) = (state.version, state.base.encode().into());
+        Begun { ino, path, owned, version, manifest, missing: runs(state.map.missing()) }
+    }
+
+    /// Nothing is written here from now on. False where that was so before.
+    pub fn put_aside(&self) -> bool {
+        !std::mem::replace(&mut self.state.lock().aside, true)
+    }
+
+    /// True where the changes could not be published and are kept elsewhere.
+    pub fn is_aside(&self) -> bool {
+        self.state.lock().aside
     }
 
     /// The version's blocks as the servers have them, and those of `blocks` that are still missing.
@@ -189,37 +249,59 @@ impl Content {
 
     /// Writes `data` at `offset`, or at the end of the file with `append`.
     pub fn write(&self, offset: u64, data: &[u8], append: bool, now: Timestamp) -> Result<(), NotYet> {
-        self.change(now, |file, map| {
-            let offset = if append { map.size() } else { offset };
+        self.change(now, |file, state| {
+            let offset = if append { state.map.size() } else { offset };
             let len = data.len() as u64;
             check_size(offset, len)?;
-            let needed = map.needed_to_write(offset, len);
+            let needed = state.map.needed_to_write(offset, len);
             if !needed.is_empty() {
                 return Err(NotYet::Missing(needed));
             }
-            file.write_all_at(data, offset).map_err(|e| NotYet::Failed(Error::from_io(&e, "cache file")))?;
-            map.wrote(offset, len);
+            failpoint::reach("write.begun");
+            // One piece after the other, so that what a crash leaves of a write is its beginning: the bytes of a missing block
+            // count from the record on.
+            for (start, end, missing) in state.map.pieces(offset, len) {
+                let result = file.write_all_at(&data[(start - offset) as usize..(end - offset) as usize], start);
+                failpoint::reach("write.bytes");
+                let result =
+                    result.map_err(|e| Error::from_io(&e, "cache file")).and_then(|()| if missing { state.note_present(start, end) } else { Ok(()) });
+                if let Err(e) = result {
+                    // The map must not call equal to a version what is overwritten in part.
+                    if !missing {
+                        state.map.wrote(start, end.min(state.map.size()).saturating_sub(start));
+                    }
+                    file.set_len(state.map.size()).map_err(|e| NotYet::Failed(Error::from_io(&e, "cache file")))?;
+                    return Err(NotYet::Failed(e));
+                }
+                state.map.wrote(start, end - start);
+            }
+            failpoint::reach("write.done");
             Ok(())
         })
     }
 
     /// Sets the length.
     pub fn truncate(&self, size: u64, now: Timestamp) -> Result<(), NotYet> {
-        self.change(now, |file, map| {
+        self.change(now, |file, state| {
             check_size(size, 0)?;
-            let needed = map.needed_to_truncate(size);
+            let needed = state.map.needed_to_truncate(size);
             if !needed.is_empty() {
                 return Err(NotYet::Missing(needed));
             }
             file.set_len(size).map_err(|e| NotYet::Failed(Error::from_io(&e, "cache file")))?;
-            map.truncate(size);
-            Ok(())
+            failpoint::reach("truncate.cut");
+            let first_gone = size.div_ceil(1 << state.map.bits()) as u32;
+            let noted = if state.map.is_missing_from(first_gone) { state.note(|file| Record::Cut(file, first_gone)) } else { Ok(()) };
+            state.map.truncate(size);
+            failpoint::reach("truncate.done");
+            noted.map_err(NotYet::Failed)
         })
     }
 
     /// Turns the bytes `offset..offset + len` into zeros, whole blocks into holes. The length stays.
     pub fn zero(&self, offset: u64, len: u64, now: Timestamp) -> Result<(), NotYet> {
-        self.change(now, |file, map| {
+        self.change(now, |file, state| {
+            let map = &mut state.map;
             let end = offset.saturating_add(len).min(map.size());
             if offset >= end {
                 return Ok(());
@@ -230,99 +312,57 @@ impl Content {
             }
             system::punch_hole(file, offset, end - offset).map_err(|e| NotYet::Failed(Error::from_io(&e, "cache file")))?;
             let (first, last) = (offset.div_ceil(1 << map.bits()) as u32, (end >> map.bits()) as u32);
+            let were_missing = runs(map.needed_to_read(offset, end - offset));
             map.wrote(offset, end - offset);
             if first < last {
                 map.punch(first, last);
             }
-            Ok(())
+            let noted = if were_missing.is_empty() { Ok(()) } else { state.note(|file| Record::Present(file, were_missing)) };
+            noted.map_err(NotYet::Failed)
         })
     }
 
-    /// Copies up to `len` bytes at `from` of `source` (which may be this content) to `to`; fewer where the source ends.
-    /// Whole blocks that servers have stay blocks that servers have.
-    pub fn copy_from(&self, source: &Self, from: u64, to: u64, len: u64, now: Timestamp) -> Result<u64, CopyNotYet> {
-        // In one order everywhere, so that copies in opposite directions do not wait for each other.
-        let (mut state, other) = match std::ptr::from_ref(self).cmp(&std::ptr::from_ref(source)) {
-            Less => {
-                let state = self.state.lock();
-                (state, Some(source.state.lock()))
-            }
-            Equal => (self.state.lock(), None),
-            Greater => {
-                let other = source.state.lock();
-                (self.state.lock(), Some(other))
-            }
-        };
-        let source_map = other.as_ref().map_or(&state.map, |other| &other.map);
-        let len = len.min(source_map.size().saturating_sub(from));
-        check_size(to, len).map_err(CopyNotYet::Target)?;
-        if state.committing {
-            return Err(CopyNotYet::Target(NotYet::Committing));
-        }
-        let plan = copy::plan(source_map, &state.map, from, to, len);
-        if !plan.needed_of_source.is_empty() {
-            return Err(CopyNotYet::Source(plan.needed_of_source));
-        }
-        if !plan.needed_of_target.is_empty() {
-            return Err(CopyNotYet::Target(NotYet::Missing(plan.needed_of_target)));
-        }
-        if len > 0 {
-            let done = self.copy_pieces(&mut state.map, &source.file, &plan.pieces, (from, to, len));
-            state.mtime = Some(now);
-            done.map_err(|e| CopyNotYet::Target(NotYet::Failed(Error::from_io(&e, "cache file"))))?;
-        }
-        Ok(len)
-    }
-
-    fn copy_pieces(&self, map: &mut BlockMap, source: &File, pieces: &[Piece], (from, to, len): (u64, u64, u64)) -> std::io::Result<()> {
-        if to + len > map.size() {
-            self.file.set_len(to + len)?;
-        }
-        for (n, piece) in pieces.iter().enumerate() {
-            let (start, end) = piece.span(map.bits(), to + len);
-            let result = match piece {
-                Piece::Hole(_) => system::punch_hole(&self.file, start, end - start),
-                Piece::Block(..) | Piece::Bytes(..) => copy_bytes(source, from + (start - to), &self.file, start, end - start),
-            };
-            if let Err(e) = result {
-                // The map must not call equal to a version what is overwritten in part.
-                map.copied(&pieces[..n], start);
-                let touched = end.min(map.size()).saturating_sub(start);
-                map.wrote(start, touched);
-                self.file.set_len(map.size())?;
-                return Err(e);
-            }
-        }
-        map.copied(pieces, to + len);
-        Ok(())
-    }
-
-    fn change<T>(&self, now: Timestamp, apply: impl FnOnce(&File, &mut BlockMap) -> Result<T, NotYet>) -> Result<T, NotYet> {
+    fn change<T>(&self, now: Timestamp, apply: impl FnOnce(&File, &mut State) -> Result<T, NotYet>) -> Result<T, NotYet> {
         let mut state = self.state.lock();
+        if state.aside {
+            return Err(NotYet::Failed(set_aside()));
+        }
         if state.committing {
             return Err(NotYet::Committing);
         }
-        let done = apply(&self.file, &mut state.map)?;
+        let done = apply(&self.file, &mut state)?;
         state.mtime = Some(now);
         Ok(done)
     }
 
     /// A program set the modification time; the next commit carries it.
-    pub fn set_mtime(&self, mtime: Timestamp) {
-        self.state.lock().mtime = Some(mtime);
+    pub fn set_mtime(&self, mtime: Timestamp) -> Result<()> {
+        let mut state = self.state.lock();
+        state.mtime = Some(mtime);
+        state.note(|file| Record::Timed(file, mtime, modified(&self.file)))
     }
 
     /// Puts fetched and verified bytes of missing blocks in place; `first` is the block that `bytes` begins with.
     pub fn fetched(&self, first: u32, bytes: &[u8]) -> Result<()> {
         let mut state = self.state.lock();
         let size = 1usize << state.map.bits();
+        let mut arrived = Vec::new();
         for (block, piece) in (first..).zip(bytes.chunks(size)) {
             // A block that was written meanwhile is newer than what was fetched.
-            let (start, len) = state.map.span(block);
-            if state.map.fetched(block) {
+            if state.map.is_missing(block) {
+                let (start, len) = state.map.span(block);
                 let result = self.file.write_all_at(&piece[..len.min(piece.len())], start);
                 result.map_err(|e| Error::from_io(&e, "cache file"))?;
+                arrived.push(block);
             }
+        }
+        failpoint::reach("fetch.bytes");
+        if !arrived.is_empty() {
+            state.note(|file| Record::Present(file, runs(arrived.iter().copied())))?;
+        }
+        failpoint::reach("fetch.recorded");
+        for block in arrived {
+            state.map.fetched(block);
         }
         Ok(())
     }
@@ -373,6 +413,11 @@ impl Content {
         let mut state = self.state.lock();
         state.committing = false;
         if let Some((version, manifest, durable)) = published {
+            // Before anything else is written: it is built on this version.
+            if let Err(e) = state.note(|file| Record::Rebased(file, version, manifest.encode().into())) {
+                log::warn!("{e}; after a crash now, what is written next would be kept as a recoverable version");
+            }
+            failpoint::reach("commit.rebased");
             state.map.committed(manifest);
             state.base = Arc::new(manifest.clone());
             state.version = version;
@@ -403,7 +448,8 @@ impl Content {
         self.state.lock().map.seek(offset, data)
     }
 
-    fn block(&self, map: &BlockMap, block: u32) -> Result<Bytes> {
+    /// The bytes of `block` within the file as the cache file has them.
+    pub(super) fn block(&self, map: &BlockMap, block: u32) -> Result<Bytes> {
         let (start, len) = map.span(block);
         let mut bytes = vec![0; len];
         // Behind the last write the cache file may be shorter than the file: zeros.
@@ -414,36 +460,17 @@ impl Content {
 
 impl BlockSource for Content {
     fn read(&self, index: u32) -> Result<Bytes> {
+        failpoint::reach("commit.sending");
         let map = self.map();
         if map.is_missing(index) {
-            return Err(Error::new(dfs_common::ErrorKind::Unavailable, format!("block {index} is in no cache and on no server that answers")));
+            return Err(Error::new(ErrorKind::Unavailable, format!("block {index} is in no cache and on no server that answers")));
         }
         self.block(&map, index)
     }
 }
 
-/// Copies bytes from one cache file to another or within one, in the kernel where it can.
-fn copy_bytes(source: &File, mut from: u64, target: &File, mut to: u64, len: u64) -> std::io::Result<()> {
-    let end = to + len;
-    while to < end {
-        let copied = match system::copy_range((source, from), (target, to), end - to) {
-            // Behind its end a cache file stands for zeros.
-            Ok(0) => return system::punch_hole(target, to, end - to),
-            Ok(copied) => copied,
-            Err(_) => {
-                let mut buffer = vec![0; (end - to).min(COPY_BUFFER) as usize];
-                read_full(source, &mut buffer, from)?;
-                target.write_all_at(&buffer, to)?;
-                buffer.len() as u64
-            }
-        };
-        (from, to) = (from + copied, to + copied);
-    }
-    Ok(())
-}
-
 /// Reads until `buffer` is full or the file ends; returns how much it got.
-fn read_full(file: &File, buffer: &mut [u8], offset: u64) -> std::io::Result<usize> {
+pub(super) fn read_full(file: &File, buffer: &mut [u8], offset: u64) -> std::io::Result<usize> {
     let mut done = 0;
     while done < buffer.len() {
         match file.read_at(&mut buffer[done..], offset + done as u64) {
@@ -456,10 +483,20 @@ fn read_full(file: &File, buffer: &mut [u8], offset: u64) -> std::io::Result<usi
     Ok(done)
 }
 
+/// The cache file's own modification time, which every change of its bytes moves.
+pub(super) fn modified(file: &File) -> Timestamp {
+    file.metadata().and_then(|m| m.modified()).map(Timestamp::from_system_time).unwrap_or_default()
+}
+
+/// Why nothing is written to content that was set aside.
+pub fn set_aside() -> Error {
+    Error::new(ErrorKind::Stale, "what was written here could not be published and is kept as a recoverable version")
+}
+
 fn check_size(offset: u64, len: u64) -> Result<(), NotYet> {
     match offset.checked_add(len) {
         Some(end) if end <= dfs_common::block::MAX_FILE_SIZE => Ok(()),
-        _ => Err(NotYet::Failed(Error::new(dfs_common::ErrorKind::FileTooLarge, "a file has at most 16 TiB"))),
+        _ => Err(NotYet::Failed(Error::new(ErrorKind::FileTooLarge, "a file has at most 16 TiB"))),
     }
 }
 

@@ -10,6 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use dfs_common::Result;
 use dfs_common::block::{BlockHash, Manifest};
 
+use super::record::runs;
+
 /// The state of one cached file's blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlockMap {
@@ -29,6 +31,17 @@ impl BlockMap {
         let hashes: BTreeMap<u32, BlockHash> = manifest.blocks().iter().copied().collect();
         let missing = if present { BTreeSet::new() } else { hashes.keys().copied().collect() };
         Self { bits: manifest.block_bits(), size: manifest.size(), hashes, missing, dirty: BTreeSet::new(), changed: false }
+    }
+
+    /// What has become of `manifest`: a file of `size` bytes that lacks the blocks `missing`, in which `dirty` are new and
+    /// `gone` have become holes.
+    pub fn changed_from(manifest: &Manifest, size: u64, missing: BTreeSet<u32>, dirty: BTreeSet<u32>, gone: &BTreeSet<u32>) -> Self {
+        let end = size.div_ceil(manifest.block_size()) as u32;
+        let stays = |block: &u32| *block < end && !dirty.contains(block) && !gone.contains(block);
+        let hashes: BTreeMap<u32, BlockHash> = manifest.blocks().iter().copied().filter(|(block, _)| stays(block)).collect();
+        let missing = missing.into_iter().filter(|block| hashes.contains_key(block)).collect();
+        let changed = size != manifest.size() || !dirty.is_empty() || !gone.is_empty();
+        Self { bits: manifest.block_bits(), size, hashes, missing, dirty, changed }
     }
 
     /// The file's length in bytes, changes included.
@@ -94,6 +107,29 @@ impl BlockMap {
             return Vec::new();
         }
         self.missing.range(self.block_of(offset)..=self.block_of(end - 1)).copied().collect()
+    }
+
+    /// The bytes `offset..offset + len` cut where missing blocks begin and end: (first, behind the last, whether they are missing), in order.
+    pub fn pieces(&self, offset: u64, len: u64) -> Vec<(u64, u64, bool)> {
+        let (mut at, end) = (offset, offset + len);
+        let mut pieces = Vec::with_capacity(1);
+        for (first, last) in runs(self.needed_to_read(offset, len)) {
+            let (from, to) = ((u64::from(first) << self.bits).max(offset), ((u64::from(last) + 1) << self.bits).min(end));
+            if at < from {
+                pieces.push((at, from, false));
+            }
+            pieces.push((from, to, true));
+            at = to;
+        }
+        if at < end {
+            pieces.push((at, end, false));
+        }
+        pieces
+    }
+
+    /// True where this block or one behind it is missing.
+    pub fn is_missing_from(&self, block: u32) -> bool {
+        self.missing.last().is_some_and(|&last| last >= block)
     }
 
     /// Missing blocks that a write of these bytes changes in part.

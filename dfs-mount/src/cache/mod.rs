@@ -4,12 +4,17 @@
 //! disk; [`shelf`] keeps closed files for the next open and throws out the least
 //! recently used. Knows nothing of FUSE and never talks to a server.
 //!
-//! Files that may hold what no server has live in `writing/`. Whatever is found there at
-//! start was left by a crash and moves to `recovered/`, which nothing deletes.
+//! Files that may hold what no server has live in `writing/`, and the [`journal`] says what
+//! of each is new ([`record`]); after a crash [`restore`] puts that together again. What could not be
+//! published is [`aside`], in `recovered/`, until the cluster has it.
 
+pub mod aside;
 pub mod content;
 pub mod copy;
+pub mod journal;
 pub mod map;
+pub mod record;
+pub mod restore;
 pub mod shelf;
 
 pub use content::Content;

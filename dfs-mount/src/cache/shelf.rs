@@ -2,25 +2,29 @@
 //! by size and by the disk's free space.
 //!
 //! Layout of a cache directory: `lock`, `files/` (only what servers have), `writing/`
-//! (may hold changes), `recovered/` (changes that could not be published, each with a
-//! note beside it), `index` (what `files/` holds; exists only after a clean end).
+//! (may hold changes), `journal` (what in `writing/` is new), `recovered/` (changes that could
+//! not be published, each with a note beside it), `index` (what `files/` holds; exists only
+//! after a clean end).
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use dfs_common::attributes::Timestamp;
 use dfs_common::block::Manifest;
-use dfs_common::ids::{InodeId, Version};
+use dfs_common::ids::{InodeId, SessionId, Version};
 use dfs_common::{Error, ErrorKind, Result};
 use lru::LruCache;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use super::content::open_file;
+use super::content::{open_file, set_aside};
+use super::journal::Journal;
+use super::record::{History, Owned, Record, Run};
 use super::{BlockMap, Content};
-use crate::system;
+use crate::{failpoint, system};
 
 /// The cache leaves this share of its disk free, in percent.
 const KEEP_FREE_PERCENT: u64 = 5;
@@ -41,10 +45,13 @@ struct Inner {
 /// A cache directory, owned by this mount alone.
 pub struct Shelf {
     directory: PathBuf,
-    cluster: String,
+    run: Run,
     limit: u64,
     serial: AtomicU64,
     inner: Mutex<Inner>,
+    journal: Arc<Journal>,
+    /// What earlier mounts left in the journal.
+    left: History,
     _lock: File,
 }
 
@@ -69,27 +76,13 @@ struct Index {
     rows: Vec<Row>,
 }
 
-/// What is known of a file in `recovered/`, beside it as JSON.
-#[derive(Debug, Serialize)]
-struct Note<'a> {
-    cluster: &'a str,
-    ino: InodeId,
-    name: Option<String>,
-    base: Version,
-    reason: &'a str,
-    time: Timestamp,
-    /// Blocks that were never fetched: zeros in the file, as in the base version in truth.
-    missing_blocks: Vec<u32>,
-    block_bits: u8,
-}
-
 fn io(context: impl std::fmt::Display) -> impl FnOnce(std::io::Error) -> Error {
     move |e| Error::from_io(&e, context)
 }
 
 impl Shelf {
-    /// Opens the cache in `directory` for `cluster`, up to `limit` bytes of closed files. `Busy` where another mount uses it.
-    pub fn open(directory: &Path, cluster: &str, limit: u64) -> Result<Self> {
+    /// Opens the cache in `directory` for `run`, up to `limit` bytes of closed files. `Busy` where another mount uses it.
+    pub fn open(directory: &Path, run: Run, limit: u64) -> Result<Self> {
         for sub in ["files", "writing", "recovered"] {
             let path = directory.join(sub);
             std::fs::create_dir_all(&path).map_err(io(format!("cache directory {}", path.display())))?;
@@ -100,27 +93,101 @@ impl Shelf {
         system::try_lock(&lock).map_err(|_| {
             Error::new(ErrorKind::Busy, format!("cache directory {} is used by another mount; choose one with -o cache_dir=", directory.display()))
         })?;
+        let (journal, left) = Journal::open(directory)?;
+        journal.append(&Record::Start(run.clone()))?;
+        let now = Timestamp::from_system_time(SystemTime::now());
+        // Above every number in use, should the clock have been set back.
+        let serial = left.files.keys().last().map_or(0, |last| last + 1).max(now.0 as u64);
         let shelf = Self {
             directory: directory.to_owned(),
-            cluster: cluster.to_owned(),
+            run,
             limit,
-            serial: AtomicU64::new(Timestamp::from_system_time(SystemTime::now()).0 as u64),
+            serial: AtomicU64::new(serial),
             inner: Mutex::new(Inner { closed: LruCache::unbounded(), used: 0 }),
+            journal: Arc::new(journal),
+            left,
             _lock: lock,
         };
-        shelf.keep_what_a_crash_left()?;
+        shelf.drop_notes_without_files();
+        shelf.sort_out_what_has_no_record(now)?;
         shelf.load_index();
         Ok(shelf)
     }
 
-    fn keep_what_a_crash_left(&self) -> Result<()> {
-        let writing = self.directory.join("writing");
-        for file in std::fs::read_dir(&writing).map_err(io("cache directory"))?.flatten() {
-            let to = self.directory.join("recovered").join(file.file_name());
-            std::fs::rename(file.path(), &to).map_err(io("cache directory"))?;
-            log::warn!("a crash left {} open for writing; it is kept as {}", file.file_name().display(), to.display());
+    /// A file is noted before its open for writing returns. One without a note was never written, unless the notes are lost.
+    fn sort_out_what_has_no_record(&self, now: Timestamp) -> Result<()> {
+        let notes_are_whole = self.left.runs.last().is_some_and(|last| last.boot == self.run.boot);
+        for file in std::fs::read_dir(self.directory.join("writing")).map_err(io("cache directory"))?.flatten() {
+            let path = file.path();
+            if serial_of(&path).is_some_and(|serial| self.left.files.contains_key(&serial)) {
+                continue;
+            }
+            if notes_are_whole { remove(&path) } else { self.keep_unknown(&path, now)? }
         }
         Ok(())
+    }
+
+    /// The cluster's random name.
+    pub fn cluster(&self) -> &str {
+        &self.run.cluster
+    }
+
+    /// This mount.
+    pub fn run(&self) -> &Run {
+        &self.run
+    }
+
+    /// What earlier mounts left.
+    pub fn left(&self) -> &History {
+        &self.left
+    }
+
+    /// From now on locks are held by `session`.
+    pub fn note_session(&self, session: SessionId) -> Result<()> {
+        self.journal.append(&Record::Start(Run { session, ..self.run.clone() }))
+    }
+
+    /// Earlier sessions are over, and the journal holds nothing of them but files that are still to be recovered.
+    pub fn settle(&self) -> Result<()> {
+        self.journal.settle()
+    }
+
+    /// The file of this number has been recovered.
+    pub fn recovered_file(&self, file: u64) -> Result<()> {
+        self.journal.append(&Record::End(file))
+    }
+
+    /// Where a file of `ino` with this number in the journal is.
+    pub fn writing_path(&self, ino: InodeId, file: u64) -> PathBuf {
+        self.directory.join("writing").join(format!("{ino}.{file:x}"))
+    }
+
+    /// A file that was restored is written on under its old number.
+    pub fn note_again(&self, content: &Content, file: u64) {
+        content.note_in(self.journal.clone(), file);
+    }
+
+    /// A clean end: nothing is left for the next mount, unless files are.
+    pub fn finish(&self) -> Result<()> {
+        self.journal.finish()
+    }
+
+    pub(super) fn recovered(&self) -> PathBuf {
+        self.directory.join("recovered")
+    }
+
+    /// Where changes of `ino` may be set aside.
+    pub(super) fn recovered_path(&self, ino: InodeId) -> PathBuf {
+        self.recovered().join(format!("{ino}.{:x}", self.serial.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    /// Nothing in `content` needs a crash to be survived any more.
+    pub fn end_notes(&self, content: &Content) {
+        if let Some(file) = content.end_notes()
+            && let Err(e) = self.journal.append(&Record::End(file))
+        {
+            log::warn!("{e}");
+        }
     }
 
     /// Takes over what the last clean end left; everything else in `files/` is deleted.
@@ -134,7 +201,7 @@ impl Shelf {
             log::warn!("{}: {e}; starting with an empty cache", path.display());
             return self.delete_unknown();
         }
-        let rows = index.filter(|i| i.cluster == self.cluster).map(|i| i.rows).unwrap_or_default();
+        let rows = index.filter(|i| i.cluster == self.run.cluster).map(|i| i.rows).unwrap_or_default();
         {
             let mut inner = self.inner.lock();
             for row in rows {
@@ -168,7 +235,7 @@ impl Shelf {
             let file = closed.path.file_name()?.to_str()?.to_owned();
             Some(Row { ino: *ino, version: closed.version, file, manifest: to_hex(&manifest.encode()) })
         });
-        let index = Index { cluster: self.cluster.clone(), rows: rows.collect() };
+        let index = Index { cluster: self.run.cluster.clone(), rows: rows.collect() };
         drop(inner);
         let bytes = serde_json::to_vec(&index).expect("an index serializes");
         let temporary = self.directory.join("index.new");
@@ -208,18 +275,37 @@ impl Shelf {
         Ok(Content::new(file, path, version, map))
     }
 
-    /// Must be called before the first change: from now on a crash keeps the file.
-    pub fn mark_writing(&self, ino: InodeId, content: &Content) -> Result<()> {
-        let path = content.path();
-        if path.parent().is_some_and(|p| p.ends_with("writing")) { Ok(()) } else { content.rename(self.fresh_path(ino, true)) }
+    /// Must be called before the first change: from now on a crash loses nothing. `path` is where people see the file.
+    pub fn mark_writing(&self, ino: InodeId, content: &Content, path: impl FnOnce() -> String, owned: Owned) -> Result<()> {
+        if content.noted().is_some() {
+            return Ok(());
+        }
+        if content.is_aside() {
+            return Err(set_aside());
+        }
+        failpoint::reach("open.begun");
+        let now_at = content.path();
+        let placed = serial_of(&now_at).filter(|_| is_in_writing(&now_at));
+        let file = placed.unwrap_or_else(|| self.serial.fetch_add(1, Ordering::Relaxed));
+        self.journal.append(&Record::Begin(file, content.begun(ino, path(), owned)))?;
+        content.note_in(self.journal.clone(), file);
+        failpoint::reach("open.journalled");
+        if placed.is_none() {
+            content.rename(self.writing_path(ino, file)).inspect_err(|_| self.end_notes(content))?;
+        }
+        failpoint::reach("open.moved");
+        Ok(())
     }
 
     /// Keeps an unchanged file for the next open.
     pub fn put_back(&self, ino: InodeId, content: &Content) -> Result<()> {
         assert!(!content.is_changed(), "changes are committed or set aside first");
-        if content.path().parent().is_some_and(|p| p.ends_with("writing")) {
+        if is_in_writing(&content.path()) {
             content.rename(self.fresh_path(ino, false))?;
         }
+        failpoint::reach("put_back.moved");
+        self.end_notes(content);
+        failpoint::reach("put_back.ended");
         let closed = Closed { path: content.path(), version: content.version(), map: content.map() };
         {
             let mut inner = self.inner.lock();
@@ -262,29 +348,17 @@ impl Shelf {
     /// Deletes an open file that nobody will read again.
     pub fn discard(&self, content: &Content) {
         remove(&content.path());
+        self.end_notes(content);
     }
+}
 
-    /// Keeps changes that could not be published; returns where.
-    pub fn set_aside(&self, ino: InodeId, name: Option<String>, content: &Content, reason: &str) -> Result<PathBuf> {
-        let serial = self.serial.fetch_add(1, Ordering::Relaxed);
-        let to = self.directory.join("recovered").join(format!("{ino}.{serial:x}"));
-        let map = content.map();
-        let note = Note {
-            cluster: &self.cluster,
-            ino,
-            name,
-            base: content.version(),
-            reason,
-            time: Timestamp::from_system_time(SystemTime::now()),
-            missing_blocks: map.missing().collect(),
-            block_bits: map.bits(),
-        };
-        let text = serde_json::to_vec_pretty(&note).expect("a note serializes");
-        std::fs::write(to.with_extension(format!("{serial:x}.json")), text).map_err(io("recovered file"))?;
-        content.rename(to.clone())?;
-        content.sync()?;
-        Ok(to)
-    }
+/// The number in the name of a cache file.
+fn serial_of(path: &Path) -> Option<u64> {
+    u64::from_str_radix(path.extension()?.to_str()?, 16).ok()
+}
+
+fn is_in_writing(path: &Path) -> bool {
+    path.parent().is_some_and(|p| p.ends_with("writing"))
 }
 
 /// Only the owner may look into a cache: it holds everybody's files.
@@ -293,7 +367,7 @@ fn private(directory: &Path) -> Result<()> {
     std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o700)).map_err(io(format!("cache directory {}", directory.display())))
 }
 
-fn remove(path: &Path) {
+pub(super) fn remove(path: &Path) {
     if let Err(e) = std::fs::remove_file(path) {
         log::warn!("cache file {}: {e}", path.display());
     }
@@ -331,10 +405,14 @@ mod tests {
         shelf.put_back(InodeId(ino), &content).unwrap();
     }
 
+    fn open(dir: &Path, cluster: &str, limit: u64) -> Result<Shelf> {
+        Shelf::open(dir, Run { cluster: cluster.into(), boot: "b".into(), session: SessionId(1) }, limit)
+    }
+
     #[test]
     fn the_least_recently_used_goes_first() {
         let dir = tempfile::tempdir().unwrap();
-        let shelf = Shelf::open(dir.path(), "c", 250).unwrap();
+        let shelf = open(dir.path(), "c", 250).unwrap();
         for ino in 1..=3 {
             filled(&shelf, ino, &[ino as u8; 100]);
         }
@@ -345,34 +423,75 @@ mod tests {
     }
 
     #[test]
-    fn a_clean_end_keeps_files_and_a_crash_keeps_changes() {
+    fn a_clean_end_keeps_files_and_a_crash_leaves_changes_to_be_recovered() {
         let dir = tempfile::tempdir().unwrap();
-        let shelf = Shelf::open(dir.path(), "c", 1 << 20).unwrap();
+        let shelf = open(dir.path(), "c", 1 << 20).unwrap();
         filled(&shelf, 1, b"kept");
-        assert_eq!(Shelf::open(dir.path(), "c", 1).unwrap_err().kind(), ErrorKind::Busy);
+        assert_eq!(open(dir.path(), "c", 1).unwrap_err().kind(), ErrorKind::Busy);
         shelf.save().unwrap();
         drop(shelf);
 
-        let shelf = Shelf::open(dir.path(), "c", 1 << 20).unwrap();
+        let shelf = open(dir.path(), "c", 1 << 20).unwrap();
         let content = shelf.take(InodeId(1)).unwrap();
         assert_eq!(content.read(0, 10).unwrap(), b"kept");
-        shelf.mark_writing(InodeId(1), &content).unwrap();
+        shelf.mark_writing(InodeId(1), &content, || "/f".into(), Owned::default()).unwrap();
         content.write(0, b"lost", false, Timestamp(0)).unwrap();
         drop(shelf); // No save: a crash.
 
-        let shelf = Shelf::open(dir.path(), "c", 1 << 20).unwrap();
+        let shelf = open(dir.path(), "c", 1 << 20).unwrap();
         assert!(shelf.take(InodeId(1)).is_none());
-        let kept: Vec<_> = std::fs::read_dir(dir.path().join("recovered")).unwrap().flatten().collect();
-        assert_eq!(std::fs::read(kept[0].path()).unwrap(), b"lost");
+        let (file, left) = shelf.left().files.iter().next().unwrap();
+        assert_eq!((left.begun.ino, &left.begun.path[..]), (InodeId(1), "/f"));
+        assert_eq!(std::fs::read(shelf.writing_path(InodeId(1), *file)).unwrap(), b"lost");
+    }
+
+    #[test]
+    fn what_has_no_record_is_kept_where_records_may_be_lost() {
+        let run = |boot: &str| Run { cluster: "c".into(), boot: boot.into(), session: SessionId(1) };
+        let dir = tempfile::tempdir().unwrap();
+        let shelf = Shelf::open(dir.path(), run("first"), 1 << 20).unwrap();
+        std::fs::write(shelf.writing_path(InodeId(7), 1), "of an open that never returned").unwrap();
+        drop(shelf);
+        let shelf = Shelf::open(dir.path(), run("first"), 1 << 20).unwrap();
+        assert!(shelf.asides().is_empty());
+        assert!(!shelf.writing_path(InodeId(7), 1).exists());
+        std::fs::write(shelf.writing_path(InodeId(8), 2), "its record was not on the disk").unwrap();
+        drop(shelf);
+        let shelf = Shelf::open(dir.path(), run("second"), 1 << 20).unwrap();
+        let asides = shelf.asides();
+        assert_eq!((asides.len(), asides[0].note.ino), (1, InodeId(8)));
+        asides[0].remove();
+        assert!(shelf.asides().is_empty());
+    }
+
+    #[test]
+    fn what_is_set_aside_is_kept_with_what_it_lacks() {
+        let dir = tempfile::tempdir().unwrap();
+        let shelf = open(dir.path(), "c", 1 << 20).unwrap();
+        let base = Manifest::new(16, 2 << 16, vec![(0, BlockHash::of(b"a")), (1, BlockHash::of(b"b"))]).unwrap();
+        let content = shelf.create(InodeId(1), Version(4), BlockMap::new(&base, false), true).unwrap();
+        shelf.mark_writing(InodeId(1), &content, || "/f".into(), Owned::default()).unwrap();
+        content.write(0, &[7; 1 << 16], false, Timestamp(3)).unwrap();
+        let owned = Owned { uid: 1, gid: 2, mode: 0o640 };
+        shelf.set_aside(&content, (InodeId(1), "/f".into(), owned), "fenced", Timestamp(9)).unwrap();
+        drop((shelf, content));
+        let shelf = open(dir.path(), "c", 1 << 20).unwrap();
+        assert!(shelf.left().files.is_empty());
+        let asides = shelf.asides();
+        let note = &asides[0].note;
+        assert_eq!((&note.missing[..], note.base, note.mtime, note.owned), (&[(1, 1)][..], Version(4), Timestamp(3), owned));
+        assert_eq!(asides[0].base().unwrap(), base);
+        drop(shelf);
+        assert!(open(dir.path(), "another", 1 << 20).unwrap().asides().is_empty());
     }
 
     #[test]
     fn another_cluster_finds_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        let shelf = Shelf::open(dir.path(), "a", 1 << 20).unwrap();
+        let shelf = open(dir.path(), "a", 1 << 20).unwrap();
         filled(&shelf, 1, b"of a");
         shelf.save().unwrap();
         drop(shelf);
-        assert!(Shelf::open(dir.path(), "b", 1 << 20).unwrap().take(InodeId(1)).is_none());
+        assert!(open(dir.path(), "b", 1 << 20).unwrap().take(InodeId(1)).is_none());
     }
 }

@@ -18,16 +18,17 @@ use super::ls::entries;
 use super::past::republish;
 use super::render;
 use super::session::Session;
-use crate::recovered::{Note, XATTR};
+use crate::recovered::{Description, XATTR};
 
 /// A recoverable version.
 #[derive(Serialize)]
 struct Row {
     id: String,
-    size: u64,
-    /// What its client knew; absent where it did not come to say it.
+    /// Of what has arrived.
+    stored: u64,
+    /// What its client says of it; absent while it has not yet sent everything.
     #[serde(flatten)]
-    note: Option<Note>,
+    description: Option<Description>,
 }
 
 pub(crate) async fn recover(session: &Session, arguments: &args::Recover) -> Outcome {
@@ -49,22 +50,20 @@ pub(crate) async fn recover(session: &Session, arguments: &args::Recover) -> Out
 async fn list(session: &Session) -> Outcome {
     let mut rows = Vec::new();
     for found in entries(session, RECOVERED).await? {
-        let note = note(session, &found.entry).await?;
-        rows.push(Row { id: name::encode(found.name.as_bytes()), size: found.entry.attributes.size, note });
+        let description = description(session, &found.entry).await?;
+        rows.push(Row { id: found.name.to_string(), stored: found.entry.attributes.size, description });
     }
     if session.json {
         return render::json(&rows);
     }
-    let columns = rows.into_iter().map(|row| match row.note {
-        Some(note) => {
-            vec![row.id, row.size.to_string(), render::full_time(note.time), note.host, note.path.unwrap_or_else(|| "?".to_owned()), note.reason]
-        }
-        None => vec![row.id, row.size.to_string(), String::new(), String::new(), "?".to_owned(), String::new()],
+    let columns = rows.into_iter().map(|row| match row.description {
+        Some(said) => vec![row.id, said.size.to_string(), render::full_time(said.time), said.host, said.path, said.reason],
+        None => vec![row.id, row.stored.to_string(), String::new(), String::new(), String::new(), "it is still being uploaded".to_owned()],
     });
     render::table(&["ID", "SIZE", "WHEN", "HOST", "PATH", "REASON"], &[1], columns.collect())
 }
 
-async fn note(session: &Session, entry: &Entry) -> Outcome<Option<Note>> {
+async fn description(session: &Session, entry: &Entry) -> Outcome<Option<Description>> {
     let name = Name::new(XATTR.as_bytes())?;
     match session.cluster.directory.call(&GetXattr { ino: entry.attributes.ino, name }).await {
         Ok(value) => Ok(serde_json::from_slice(&value.0).ok()),
@@ -106,7 +105,8 @@ async fn restore(session: &Session, arguments: &RecoverRestore) -> Outcome {
     let path = match &arguments.to {
         Some(path) => path.clone(),
         None => {
-            let path = note(session, &entry).await?.and_then(|note| note.path);
+            let said = description(session, &entry).await?;
+            let path = said.map(|said| said.path).filter(|path| path.starts_with('/'));
             let path =
                 path.ok_or_else(|| Failure::new(ErrorKind::Invalid, "where it belongs is not known: choose a file with --to").at(&arguments.id))?;
             OsString::from_vec(decoded(&path).at(&arguments.id)?)

@@ -20,7 +20,9 @@ use dfs_common::clients::{Cluster, cluster};
 use dfs_common::credentials::ClusterToken;
 
 use crate::cache::Shelf;
+use crate::cache::record::Run;
 use crate::control;
+use crate::failpoint;
 use crate::fuse::{self, Mounted, Unmounter};
 use crate::mountinfo::{self, Row};
 use crate::system::{self, Forked};
@@ -31,6 +33,8 @@ use options::Options;
 const MOUNT_FAILURE: u8 = 32;
 /// How long the end of a mount may take to publish what is dirty.
 const END_LIMIT: Duration = Duration::from_secs(60);
+/// How long a mount waits for the recovery of what a crash left.
+const RECOVERY_LIMIT: Duration = Duration::from_secs(10);
 /// How long ending the session may take; servers that are away notice by themselves.
 const CLOSE_LIMIT: Duration = Duration::from_secs(3);
 /// How long a mount that is still in use may go on after SIGTERM, detached.
@@ -82,6 +86,7 @@ pub fn main() -> ExitCode {
 }
 
 fn start(arguments: Arguments) -> Result<()> {
+    failpoint::arm().map_err(anyhow::Error::msg)?;
     let mut options = Options::parse(&arguments.options, arguments.sloppy)?;
     options.source = options::source_url(&arguments.source)?;
     // The daemon's directory is the root, so paths must not depend on this one's.
@@ -140,6 +145,10 @@ fn run(options: &Options, parent: &mut Option<PipeWriter>) -> Result<()> {
     start_log(options, parent.is_none())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().thread_name("dfs-mount").build().context("runtime")?;
     let vfs = Arc::new(runtime.block_on(connect(options))?);
+    runtime.spawn(vfs.clone().keep_session());
+    runtime.spawn(vfs.clone().keep_leases());
+    runtime.block_on(recover(&vfs));
+    runtime.spawn(vfs.clone().keep_recovered());
     let mut mounted =
         fuse::mount(vfs.clone(), runtime.handle().clone(), &options.mountpoint, &options.source, options.access, &options.kernel).context("mount")?;
     if let Some(row) = topmost_mount(&options.mountpoint)? {
@@ -151,16 +160,29 @@ fn run(options: &Options, parent: &mut Option<PipeWriter>) -> Result<()> {
             Err(e) => log::warn!("no control socket, so that `dfs why` does not see this mount: {e}"),
         }
     }
-    runtime.spawn(vfs.clone().keep_session());
-    runtime.spawn(vfs.clone().keep_leases());
     runtime.spawn(end_on_signal(vfs.clone(), mounted.unmounter(), options.mountpoint.clone()));
     log::info!("{} is mounted on {}", options.source, options.mountpoint.display());
     announce(parent)?;
     let served = serve(mounted);
-    runtime.block_on(vfs.end(END_LIMIT, CLOSE_LIMIT));
+    tell(&runtime.block_on(vfs.end(END_LIMIT, CLOSE_LIMIT)));
     log::info!("{} is unmounted", options.mountpoint.display());
     runtime.shutdown_timeout(Duration::from_secs(1));
     served
+}
+
+/// What a crash left is where it belongs before anybody can open it, unless that takes long.
+async fn recover(vfs: &Arc<Vfs>) {
+    let recovery = tokio::spawn(vfs.clone().recover());
+    if tokio::time::timeout(RECOVERY_LIMIT, recovery).await.is_err() {
+        log::warn!("recovery of what the last mount of this cache left takes long, and goes on beside the mount");
+    }
+}
+
+/// What could not be uploaded, for whoever watches; the log has it already.
+fn tell(kept: &[String]) {
+    for sentence in kept {
+        eprintln!("dfs-mount: {sentence}");
+    }
 }
 
 fn serve(mounted: Mounted) -> Result<()> {
@@ -176,10 +198,17 @@ async fn connect(options: &Options) -> Result<Vfs> {
         mountpoint: options.mountpoint.display().to_string(),
     };
     let cluster = Cluster::open(&options.source, cluster::connect_http1(&token), client, options.timeout).await?;
-    let shelf = Shelf::open(&options.cache_dir, &cluster.session().cluster, options.cache_size)?;
+    let run = Run { cluster: cluster.session().cluster, boot: boot_id()?, session: cluster.id() };
+    let shelf = Shelf::open(&options.cache_dir, run, options.cache_size)?;
     let root = cluster.entry(dfs_common::ids::ROOT).await?;
     let settings = Settings { lock_wait: options.lock_wait, entry_ttl: options.entry_timeout, attr_ttl: options.attr_timeout };
     Ok(Vfs::new(Arc::new(cluster), root, shelf, settings))
+}
+
+/// The kernel's random name of this boot. A test cannot restart the machine, and says that it did.
+fn boot_id() -> Result<String> {
+    let known = std::env::var("DFS_TEST_BOOT_ID").or_else(|_| std::fs::read_to_string("/proc/sys/kernel/random/boot_id"));
+    known.map(|id| id.trim().to_owned()).context("the name of this boot")
 }
 
 /// Tells whoever waits that the mount works: the parent, or systemd.
@@ -246,7 +275,7 @@ async fn end_on_signal(vfs: Arc<Vfs>, mut unmounter: Unmounter, mountpoint: Path
     }
     // The main thread goes on once the kernel has let go; whoever still has files open does not hold it up for ever.
     tokio::time::sleep(BUSY_LIMIT).await;
-    vfs.end(END_LIMIT, CLOSE_LIMIT).await;
+    tell(&vfs.end(END_LIMIT, CLOSE_LIMIT).await);
     std::process::exit(0);
 }
 

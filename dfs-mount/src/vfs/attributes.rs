@@ -82,7 +82,7 @@ impl Vfs {
         };
         drop_privileges(&node, &mut set, change.size.is_some() && caller.uid != 0);
         if let (Some(mtime), Some(content)) = (change.mtime, node.state.lock().content.clone()) {
-            content.set_mtime(mtime);
+            content.set_mtime(mtime)?;
         }
         if set != SetAttributes::none(node.ino) {
             self.change_inode(&node, &set).await?;

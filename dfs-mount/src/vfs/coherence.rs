@@ -276,6 +276,9 @@ impl Telling<'_> {
     pub(crate) fn introduce(&self, entry: Entry, stamp: &Stamp, place: Option<Place>) -> Told {
         let leased = self.leases.covers(stamp, entry.attributes.ino);
         let node = self.vfs.nodes.introduce(entry, self.leases.number(stamp), leased);
+        if let Some(Place { directory, name }) = &place {
+            node.state.lock().add_place(directory.ino, name);
+        }
         self.lease_directory(place.as_ref(), stamp);
         self.told(Some(node), stamp.clone(), place)
     }

@@ -11,7 +11,8 @@ use super::locks::Wait;
 use super::node::Node;
 use super::{Caller, Vfs, now};
 use crate::cache::Content;
-use crate::cache::content::Plan;
+use crate::cache::content::{Plan, set_aside};
+use crate::failpoint;
 
 /// Hashing up to this many bytes of changes is done at once, more on another thread.
 const HASH_INLINE: u64 = 1 << 20;
@@ -19,12 +20,24 @@ const HASH_INLINE: u64 = 1 << 20;
 impl Vfs {
     /// Publishes what has changed in `content`; with `durable` the disks of all copies have it when this returns.
     pub(crate) async fn commit(&self, node: &Arc<Node>, content: &Arc<Content>, durable: bool) -> Result<()> {
+        if content.is_aside() {
+            return Err(set_aside());
+        }
         // What has no name is read only by those who have it open here; it ends with them.
         if !content.needs_commit(durable) || node.state.lock().removed {
             return Ok(());
         }
         let turn = content.commit.take("another upload of the file").await?;
-        turn.end(self.commit_alone(node, content, durable).await)
+        if content.is_aside() {
+            return Err(set_aside());
+        }
+        let result = self.commit_alone(node, content, durable).await;
+        if let Err(e) = &result
+            && is_lost(e.kind())
+        {
+            self.set_aside(node, content, e).await;
+        }
+        turn.end(result)
     }
 
     async fn commit_alone(&self, node: &Arc<Node>, content: &Arc<Content>, durable: bool) -> Result<()> {
@@ -36,16 +49,20 @@ impl Vfs {
             begun.map_err(|e| Error::new(ErrorKind::Internal, format!("hashing: {e}")))??
         };
         let Some(plan) = plan else { return Ok(()) };
+        failpoint::reach("commit.begun");
         // Whatever happens below, writers must be let on again.
         let mut guard = EndCommit { content, published: None };
         let (entry, stamp) = match self.publish(node, content, &plan, durable).await {
             Err(e) if e.kind() == ErrorKind::NotFound && self.is_gone(node).await => {
-                // Removed by others, and let go in our name after this client was cut off: as above.
+                // Removed by others, and let go in our name after this client was cut off: as above, but nobody here knew.
                 node.state.lock().removed = true;
+                drop(guard);
+                self.set_aside(node, content, &Error::new(e.kind(), "the file was removed while this client was cut off")).await;
                 return Ok(());
             }
             other => other?,
         };
+        failpoint::reach("commit.published");
         guard.published = Some((entry.attributes.version, plan, durable));
         drop(guard);
         let version = entry.attributes.version;
@@ -57,6 +74,7 @@ impl Vfs {
         }
         self.forget_attributes(node.id);
         self.uncover(node).await;
+        failpoint::reach("commit.done");
         Ok(())
     }
 
@@ -83,17 +101,30 @@ impl Vfs {
             // fsync: the program goes on writing, or closes without another version.
             interim: durable,
         };
-        let claim = self.leases.lock().claim();
-        let published = self.cluster.commit(&new, &placement, content.as_ref()).await;
+        let (session, mut claim) = (self.cluster.id(), self.leases.lock().claim());
+        let mut published = self.cluster.commit(&new, &placement, content.as_ref()).await;
+        // Stopped or cut off for longer than a lease. Where nobody else has had the lock since, nothing is lost.
+        if published.as_ref().is_err_and(|e| e.kind() == ErrorKind::SessionExpired) && self.reopen_session(session).await.is_ok() {
+            claim = self.leases.lock().claim();
+            published = self.cluster.commit(&new, &placement, content.as_ref()).await;
+        }
+        if published.as_ref().is_err_and(|e| e.kind() == ErrorKind::Fenced) {
+            self.lose_lock(node.ino, held.token);
+        }
         self.unlock(node.ino, held).await;
         published.map(|(entry, granted)| (entry, Stamp::of(claim, granted)))
     }
 }
 
+/// True where what was written will never be published under the lock that it was written under.
+fn is_lost(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::Fenced | ErrorKind::Conflict | ErrorKind::SessionExpired)
+}
+
 /// Ends a commit on every way out.
-struct EndCommit<'a> {
-    content: &'a Content,
-    published: Option<(dfs_common::ids::Version, Plan, bool)>,
+pub(super) struct EndCommit<'a> {
+    pub(super) content: &'a Content,
+    pub(super) published: Option<(dfs_common::ids::Version, Plan, bool)>,
 }
 
 impl Drop for EndCommit<'_> {

@@ -16,6 +16,7 @@ use super::node::Node;
 use super::{Caller, Vfs, now};
 use crate::cache::Content;
 use crate::cache::content::{CopyNotYet, NotYet};
+use crate::failpoint;
 
 /// Bytes of one fetch.
 const FETCH: u64 = 4 << 20;
@@ -86,7 +87,11 @@ impl Vfs {
         if handle.content.is_only_emptied() && self.has_another_descriptor(caller.pid, &handle.node) {
             return Ok(());
         }
-        if handle.held.is_some() { self.commit(&handle.node, &handle.content, false).await } else { Ok(()) }
+        if handle.held.is_some() {
+            self.commit(&handle.node, &handle.content, false).await?;
+            failpoint::reach("flush.done");
+        }
+        Ok(())
     }
 
     /// Whether the process of this thread still has a descriptor of the inode for writing, other than the one it is closing.
@@ -108,13 +113,17 @@ impl Vfs {
 
     /// True where a flush has nothing to do.
     pub fn is_flushed(&self, handle: u64) -> bool {
-        self.handles.file(handle).is_ok_and(|h| h.held.is_none() || !h.content.needs_commit(false))
+        self.handles.file(handle).is_ok_and(|h| h.held.is_none() || !(h.content.needs_commit(false) || h.content.is_aside()))
     }
 
     /// fsync(2): publishes, and waits for the disks of all copies.
     pub async fn fsync(&self, handle: u64) -> Result<()> {
         let handle = self.handles.file(handle)?;
-        if handle.held.is_some() { self.commit(&handle.node, &handle.content, true).await } else { Ok(()) }
+        if handle.held.is_some() {
+            self.commit(&handle.node, &handle.content, true).await?;
+            failpoint::reach("fsync.done");
+        }
+        Ok(())
     }
 
     /// fallocate(2): makes the file longer, or turns a range into zeros. Space is never reserved.

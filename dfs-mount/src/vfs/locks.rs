@@ -30,8 +30,8 @@ const GENERATIONS: u32 = 16;
 #[derive(Debug, Default)]
 struct Slot {
     token: Option<Token>,
-    /// Handles open for writing, by their processes, and commits under way, by 0.
-    users: Vec<u32>,
+    /// Handles open for writing, and commits under way.
+    users: Vec<Held>,
     /// Opens that were sent back and are expected to return: the lock stays for them.
     expected: Vec<u64>,
     last_expected: u64,
@@ -52,9 +52,16 @@ impl Slot {
         self.token.is_none() && !self.leaving && self.unreleased.is_none() && self.abandoned.is_empty()
     }
 
-    fn leave(&mut self, process: u32) {
-        let at = self.users.iter().position(|user| *user == process).expect("who ends a use has begun it");
-        self.users.swap_remove(at);
+    /// Ends a use, if losing the lock has not ended it before.
+    fn leave(&mut self, held: Held) {
+        if held.token > self.given_back {
+            let at = self.users.iter().position(|user| *user == held).expect("who ends a use has begun it");
+            self.users.swap_remove(at);
+        }
+    }
+
+    fn is_used_by(&self, process: u32) -> bool {
+        self.users.iter().any(|user| user.process == process)
     }
 }
 
@@ -96,7 +103,7 @@ impl Guarded {
             return false;
         }
         slot.token = slot.token.max(Some(token));
-        slot.users.push(process);
+        slot.users.push(Held { token, process });
         slot.abandoned.clear();
         true
     }
@@ -117,7 +124,7 @@ pub(crate) enum Wait {
 }
 
 /// One use of a file's write lock.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Held {
     pub(crate) token: Token,
     /// The process; 0 for this mount itself.
@@ -203,30 +210,32 @@ impl Vfs {
 
     /// Shares the lock that this mount has, if it has it and nobody else waits for it, or who asks must not wait behind others.
     async fn share(&self, guarded: &Guarded, ino: InodeId, (process, program): (u32, &str)) -> Result<Option<Held>> {
-        let (token, belongs) = {
+        let (held, belongs) = {
             let mut slot = guarded.slot.lock();
             let Some(token) = slot.token else { return Ok(None) };
-            let belongs = process == 0 || slot.users.contains(&process) || !slot.expected.is_empty();
+            let belongs = process == 0 || slot.is_used_by(process) || !slot.expected.is_empty();
             // From now on the lock stays, whatever the others do.
-            slot.users.push(process);
-            (token, belongs)
+            let held = Held { token, process };
+            slot.users.push(held);
+            (held, belongs)
         };
         if belongs {
-            return Ok(Some(Held { token, process }));
+            return Ok(Some(held));
         }
         let shared = self.cluster.share_lock(ino, self.cluster.next_lock_request(), process, program).await;
         match shared {
+            Ok(token) if token == held.token => Ok(Some(held)),
+            // The old one was lost, and nobody else had it since.
             Ok(token) => {
-                let mut slot = guarded.slot.lock();
-                slot.token = slot.token.max(Some(token));
-                Ok(Some(Held { token, process }))
+                guarded.slot.lock().leave(held);
+                Ok(guarded.take(token, process).then_some(Held { token, process }))
             }
             // Its child, say a command of the shell that has the file open: it would wait for who waits for it.
-            Err(e) if e.kind() == ErrorKind::WouldBlock && is_descendant(process, &guarded.slot.lock().users) => Ok(Some(Held { token, process })),
+            Err(e) if e.kind() == ErrorKind::WouldBlock && is_descendant(process, |parent| guarded.slot.lock().is_used_by(parent)) => Ok(Some(held)),
             // Nobody knows who waits. What is written is checked when it is published.
-            Err(e) if e.kind().is_transient() => Ok(Some(Held { token, process })),
+            Err(e) if e.kind().is_transient() => Ok(Some(held)),
             Err(e) => {
-                self.leave(ino, process).await;
+                self.leave(ino, held).await;
                 if e.kind() == ErrorKind::WouldBlock { Ok(None) } else { Err(e) }
             }
         }
@@ -256,14 +265,23 @@ impl Vfs {
 
     /// Ends one use of the lock; the last one gives it back to the service.
     pub(crate) async fn unlock(&self, ino: InodeId, held: Held) {
-        self.leave(ino, held.process).await;
+        self.leave(ino, held).await;
         self.locks.tidy(ino);
     }
 
-    async fn leave(&self, ino: InodeId, process: u32) {
+    async fn leave(&self, ino: InodeId, held: Held) {
         let guarded = self.locks.slot(ino);
-        guarded.slot.lock().leave(process);
+        guarded.slot.lock().leave(held);
         self.give_back_if_unused(&guarded, ino).await;
+    }
+
+    /// A commit under `token` was refused: whoever uses it has lost the lock, and the next open asks for it anew.
+    pub(super) fn lose_lock(&self, ino: InodeId, token: Token) {
+        let guarded = self.locks.slot(ino);
+        let mut slot = guarded.slot.lock();
+        slot.users.retain(|user| user.token > token);
+        slot.token = slot.token.filter(|held| *held > token);
+        slot.given_back = slot.given_back.max(token);
     }
 
     /// As [`Vfs::unlock`], but the lock stays a little: the caller was told to look the name up again and to come back.
@@ -271,7 +289,7 @@ impl Vfs {
         let guarded = self.locks.slot(ino);
         let expected = {
             let mut slot = guarded.slot.lock();
-            slot.leave(held.process);
+            slot.leave(held);
             slot.last_expected += 1;
             let expected = slot.last_expected;
             slot.expected.push(expected);
@@ -350,12 +368,12 @@ async fn settle_later(cluster: &Cluster, guarded: &Guarded, ino: InodeId) {
     }
 }
 
-/// Whether `process` was started by one of `ancestors`, or by their children.
-fn is_descendant(process: u32, ancestors: &[u32]) -> bool {
+/// Whether `process` was started by one of those that `is_one` accepts, or by their children.
+fn is_descendant(process: u32, is_one: impl Fn(u32) -> bool) -> bool {
     let mut at = process;
     for _ in 0..GENERATIONS {
         let Some(parent) = parent_of(at).filter(|parent| *parent > 1) else { return false };
-        if ancestors.contains(&parent) {
+        if is_one(parent) {
             return true;
         }
         at = parent;

@@ -1,6 +1,6 @@
 //! The file system as the kernel asks for it, one file a family of operations: [`names`],
 //! [`attributes`], [`open`], [`io`], [`directories`], and what goes on between requests
-//! ([`session`]).
+//! ([`session`], [`recovery`], [`aside`]).
 //!
 //! It owns the nodes that the kernel knows, open handles, and this mount's write locks.
 //! It knows nothing of FUSE: `fuse.rs` translates, so that everything here runs without
@@ -9,6 +9,7 @@
 //! by [`leases`] and [`coherence`], and taken back by [`events`].
 
 pub mod acl;
+pub mod aside;
 pub mod attributes;
 pub mod coherence;
 pub mod commit;
@@ -25,6 +26,7 @@ pub mod node;
 pub mod open;
 pub mod past;
 pub mod ranges;
+pub mod recovery;
 pub mod session;
 pub mod waits;
 
@@ -41,6 +43,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::cache::Shelf;
+use aside::Stats;
 use coherence::Place;
 use events::KernelCache;
 use handles::Handles;
@@ -102,6 +105,10 @@ pub struct Vfs {
     /// The kernel's number of this mount; 0 where it is not known.
     mount_id: AtomicU64,
     waits: Arc<Waits>,
+    stats: Stats,
+    /// Something was set aside.
+    upload_soon: Notify,
+    uploading: tokio::sync::Mutex<()>,
 }
 
 impl Vfs {
@@ -128,6 +135,9 @@ impl Vfs {
             release_soon: Notify::new(),
             mount_id: AtomicU64::new(0),
             waits: Arc::default(),
+            stats: Stats::default(),
+            upload_soon: Notify::new(),
+            uploading: tokio::sync::Mutex::default(),
         }
     }
 

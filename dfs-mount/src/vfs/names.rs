@@ -155,7 +155,12 @@ impl Vfs {
         let (ino, orphan) = (entry.attributes.ino, entry.attributes.nlink == 0);
         if let Some(node) = self.nodes.current(ino) {
             self.changed(&node, entry, stamp);
-            node.state.lock().remove_place(place.directory.ino, &place.name);
+            let mut state = node.state.lock();
+            state.remove_place(place.directory.ino, &place.name);
+            if orphan && let Some(content) = &state.content {
+                // It ends with those who have it open, by a crash too.
+                self.shelf.end_notes(content);
+            }
         }
         if orphan {
             self.let_go_if_closed(ino);

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use dfs_common::attributes::{Attributes, Entry, FileKind};
-use dfs_common::ids::{InodeId, Version};
+use dfs_common::ids::{InodeId, ROOT, Version};
 use dfs_common::name::Name;
 use parking_lot::Mutex;
 
@@ -19,6 +19,8 @@ use crate::turn::Turn;
 
 /// The kernel's id of the root.
 pub(crate) const ROOT_ID: u64 = 1;
+/// A path of more names than this is shown by its end.
+const DEPTH_MAX: usize = 100;
 /// Ids of nodes that had to differ from their inode's number have this bit.
 const ALIAS_BIT: u64 = 1 << 62;
 
@@ -67,9 +69,9 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// True where `entry` is a version that others published while this one is open here.
+    /// True where `entry` is a version that others published while this one is open here, or what is open here was set aside.
     pub(crate) fn is_overtaken_by(&self, entry: &Entry) -> bool {
-        self.writers == 0 && self.content.as_ref().is_some_and(|c| c.version() < entry.attributes.version)
+        self.writers == 0 && self.content.as_ref().is_some_and(|c| c.is_aside() || c.version() < entry.attributes.version)
     }
 
     /// Takes over what the directory said as of `number` (`None`: nobody knows), `leased` or not. Answers may overtake
@@ -226,6 +228,29 @@ impl Nodes {
         self.tables.lock().by_id.values().cloned().collect()
     }
 
+    /// Where people see `node`, as far as it is known here: a path from the root, or of what is known the end. Names are
+    /// written as they are in JSON.
+    pub(crate) fn path(&self, node: &Node) -> String {
+        let mut names: Vec<String> = Vec::new();
+        let mut place = node.state.lock().places.first().cloned();
+        while let Some((directory, name)) = place {
+            names.push(name.to_string());
+            if directory == ROOT {
+                names.push(String::new());
+                break;
+            }
+            if names.len() > DEPTH_MAX {
+                break;
+            }
+            place = self.current(directory).and_then(|node| node.state.lock().places.first().cloned());
+        }
+        if names.is_empty() {
+            return format!("inode {}", node.ino);
+        }
+        names.reverse();
+        names.join("/")
+    }
+
     /// Every node of `ino`: the current one, and old versions that are still in use.
     pub(crate) fn all_of(&self, ino: InodeId) -> Vec<Arc<Node>> {
         let tables = self.tables.lock();
@@ -345,8 +370,10 @@ impl Tables {
 mod tests {
     use dfs_common::attributes::Layout;
     use dfs_common::block::Manifest;
+    use dfs_common::ids::SessionId;
 
     use super::*;
+    use crate::cache::record::Run;
     use crate::cache::{BlockMap, Shelf};
 
     fn entry(ino: u64, version: u64) -> Entry {
@@ -357,7 +384,8 @@ mod tests {
     #[test]
     fn a_newer_version_gets_its_own_node_while_the_old_one_is_open() {
         let dir = tempfile::tempdir().unwrap();
-        let shelf = Shelf::open(dir.path(), "c", 1 << 20).unwrap();
+        let run = Run { cluster: "c".into(), boot: "b".into(), session: SessionId(1) };
+        let shelf = Shelf::open(dir.path(), run, 1 << 20).unwrap();
         let nodes = Nodes::default();
         assert_eq!(nodes.introduce(entry(5, 1), None, false).id, 5);
         let old = nodes.get(5).unwrap();

@@ -17,7 +17,9 @@ use super::locks::Wait;
 use super::names::NewEntry;
 use super::node::{Arriving, Node};
 use super::{Caller, Vfs, now};
+use crate::cache::record::Owned;
 use crate::cache::{BlockMap, Content};
+use crate::failpoint;
 
 /// Attempts to open a file for reading that is published again and again meanwhile.
 const OVERTAKEN_MAX: u32 = 5;
@@ -201,13 +203,17 @@ impl Vfs {
             None => Arc::new(self.load(&entry, intent).await?),
         };
         if intent.write {
-            self.shelf.mark_writing(node.ino, &content)?;
+            let owned = Owned::from(&entry.attributes);
+            self.shelf.mark_writing(node.ino, &content, || self.nodes.path(node), owned)?;
         } else {
             let mut download = Download { vfs: self, node, content: is_loaded.then(|| content.clone()) };
             self.fill_all(&entry, &content).await?;
             download.content = None;
         }
         let mut state = node.state.lock();
+        if content.is_aside() {
+            return Ok(None);
+        }
         if !intent.write && state.opens == 0 && content.version() < state.entry.attributes.version {
             drop(state);
             self.shelf.put_back(node.ino, &content)?;
@@ -330,6 +336,7 @@ impl Vfs {
     /// Fails, with nothing changed, only with `retry` and where the servers do not answer.
     pub(crate) async fn close(&self, handle: &FileHandle, retry: bool) -> Result<()> {
         let (node, content) = (&handle.node, &handle.content);
+        failpoint::reach("release.begun");
         let removed = {
             let _no_opens = node.opening.take_anyway(OPENING).await;
             if handle.held.is_some() {
@@ -351,18 +358,17 @@ impl Vfs {
     /// One handle for writing less. The last one publishes what is left: a mapping can change pages after the last
     /// close, and a close that failed gets its second chance.
     async fn end_writing(&self, node: &Arc<Node>, content: &Arc<Content>, retry: bool) -> Result<()> {
-        let mut kept = true;
-        if node.state.lock().writers == 1 {
+        if node.state.lock().writers == 1 && !content.is_aside() {
             match self.commit(node, content, false).await {
                 Ok(()) => {}
                 Err(e) if retry && e.kind().is_transient() => return Err(e),
-                Err(e) => kept = self.set_aside(node, content, &e),
+                Err(e) => self.set_aside(node, content, &e).await,
             }
         }
         let mut state = node.state.lock();
-        state.writers -= 1;
-        if !kept {
-            state.content = None;
+        // Of content that was set aside nobody is a writer any more.
+        if !content.is_aside() {
+            state.writers -= 1;
         }
         Ok(())
     }
@@ -372,32 +378,19 @@ impl Vfs {
         let (last, removed, superseded) = {
             let mut state = node.state.lock();
             state.opens -= 1;
-            // Content that was set aside is no longer the node's.
-            let mine = state.content.as_ref().is_some_and(|c| Arc::ptr_eq(c, content));
             let last = state.opens == 0;
-            if last && mine {
+            if last {
                 state.content = None;
             }
-            (last && mine, last && state.removed, state.superseded)
+            (last, last && state.removed, state.superseded)
         };
-        if last && (removed || superseded) {
-            self.shelf.discard(content);
-        } else if last && let Err(e) = self.shelf.put_back(node.ino, content) {
-            log::warn!("cache of inode {}: {e}", node.ino);
+        if last && !content.is_aside() {
+            if removed || superseded {
+                self.shelf.discard(content);
+            } else if let Err(e) = self.shelf.put_back(node.ino, content) {
+                log::warn!("cache of inode {}: {e}", node.ino);
+            }
         }
         removed
-    }
-
-    /// Keeps what could not be published. Returns false: the content is no longer the node's.
-    fn set_aside(&self, node: &Node, content: &Content, problem: &Error) -> bool {
-        match self.shelf.set_aside(node.ino, None, content, problem.message()) {
-            Ok(path) => log::error!("inode {} could not be published: {problem}. Its content is kept in {}", node.ino, path.display()),
-            Err(e) => log::error!(
-                "inode {} could not be published: {problem}. Keeping it failed too: {e}. It stays in {}",
-                node.ino,
-                content.path().display()
-            ),
-        }
-        false
     }
 }

@@ -69,6 +69,9 @@ impl Vfs {
                 log::warn!(
                     "session {expired} has expired; session {id} is open instead. Write locks held before are lost, and programs' locks on {files} files"
                 );
+                if let Err(e) = self.shelf.note_session(id) {
+                    log::warn!("{e}");
+                }
             }
             Err(e) => log::error!("opening a new session: {e}"),
         }
@@ -97,10 +100,11 @@ impl Vfs {
         }
     }
 
-    /// Publishes what is dirty, for at most `limit`; returns how many files could not be published. They stay in the cache directory.
-    pub async fn publish_all(&self, limit: Duration) -> usize {
+    /// Publishes what is dirty, for at most `limit`. Returns what could not be published, in sentences; it stays in the
+    /// cache directory, and the next mount of that publishes it.
+    pub async fn publish_all(&self, limit: Duration) -> Vec<String> {
         let deadline = Instant::now() + limit;
-        let mut failed = 0;
+        let mut kept = Vec::new();
         for node in self.nodes.all() {
             let Some(content) = node.state.lock().content.clone().filter(|c| c.needs_commit(false)) else { continue };
             let left = deadline.saturating_duration_since(Instant::now());
@@ -109,31 +113,42 @@ impl Vfs {
                 Ok(Err(e)) => e.to_string(),
                 Err(_) => "no time left".to_owned(),
             };
-            failed += 1;
-            log::error!("inode {} was not published: {problem}. Its content is kept in {}", node.ino, content.path().display());
+            let (path, file) = (self.nodes.path(&node), content.path());
+            kept.push(format!("{path} (inode {}) was not published: {problem}. What was written is kept in {}", node.ino, file.display()));
         }
-        failed
+        kept.iter().for_each(|sentence| log::error!("{sentence}"));
+        kept
     }
 
-    /// Ends the session in order: publishes within `limit`, takes leave of the servers within `leave`.
-    pub async fn end(&self, limit: Duration, leave: Duration) {
-        let unpublished = self.publish_all(limit).await;
+    /// Ends the session in order: publishes within `limit`, takes leave of the servers within `leave`. Returns what is left
+    /// for the next mount of the cache directory, in sentences.
+    pub async fn end(&self, limit: Duration, leave: Duration) -> Vec<String> {
+        let mut kept = self.publish_all(limit).await;
+        let is_clean = kept.is_empty();
         self.ending.store(true, Ordering::Relaxed);
         let farewell = async {
+            if self.upload_asides().await > 0 {
+                log::warn!("recoverable versions stay in the cache directory");
+            }
             if !self.released.lock().is_empty() {
                 self.renew().await;
             }
             self.cluster.close().await
         };
         match timeout(leave, farewell).await {
-            Ok(Ok(())) => {}
+            Ok(Ok(())) => {
+                if let Err(e) = self.shelf.finish() {
+                    log::warn!("{e}");
+                }
+            }
             Ok(Err(e)) => log::warn!("ending the session: {e}"),
             Err(_) => log::warn!("ending the session: no answer; it ends with its lease"),
         }
-        if unpublished == 0
-            && let Err(e) = self.shelf.save()
-        {
+        let asides = self.shelf.asides();
+        kept.extend(asides.iter().map(|a| format!("{} is kept in {} until it can be uploaded", a.note.path, a.path.display())));
+        if is_clean && let Err(e) = self.shelf.save() {
             log::warn!("{e}");
         }
+        kept
     }
 }
