@@ -249,7 +249,7 @@ fn start_log(options: &Options, foreground: bool) -> Result<()> {
     // A daemon has no standard error that anybody reads.
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        log::error!("{panic}\n{}", std::backtrace::Backtrace::force_capture());
+        log::error!("{}\n{panic}", std::backtrace::Backtrace::force_capture());
         print(panic);
     }));
     Ok(())

@@ -136,11 +136,11 @@ impl Locks {
         self.slots.lock().entry(ino).or_default().clone()
     }
 
-    /// Drops slots that nobody uses.
-    fn tidy(&self, ino: InodeId) {
+    /// Ends a reference to a slot; drops the slot where nobody else has one, and there is nothing in it.
+    fn tidy(&self, ino: InodeId, guarded: Arc<Guarded>) {
         let mut slots = self.slots.lock();
-        // Two: the table's reference and the caller's.
-        if slots.get(&ino).is_some_and(|s| Arc::strong_count(s) <= 2 && s.slot.lock().is_idle()) {
+        drop(guarded);
+        if slots.get(&ino).is_some_and(|s| Arc::strong_count(s) == 1 && s.slot.lock().is_idle()) {
             slots.remove(&ino);
         }
     }
@@ -156,7 +156,7 @@ impl Vfs {
         let guarded = self.locks.slot(ino);
         let result = self.lock_slot(&guarded, ino, (process, &program), caller, wait).await;
         if result.is_err() {
-            self.locks.tidy(ino);
+            self.locks.tidy(ino, guarded);
         }
         result
     }
@@ -209,7 +209,7 @@ impl Vfs {
     }
 
     /// Shares the lock that this mount has, if it has it and nobody else waits for it, or who asks must not wait behind others.
-    async fn share(&self, guarded: &Guarded, ino: InodeId, (process, program): (u32, &str)) -> Result<Option<Held>> {
+    async fn share(&self, guarded: &Arc<Guarded>, ino: InodeId, (process, program): (u32, &str)) -> Result<Option<Held>> {
         let (held, belongs) = {
             let mut slot = guarded.slot.lock();
             let Some(token) = slot.token else { return Ok(None) };
@@ -235,7 +235,7 @@ impl Vfs {
             // Nobody knows who waits. What is written is checked when it is published.
             Err(e) if e.kind().is_transient() => Ok(Some(held)),
             Err(e) => {
-                self.leave(ino, held).await;
+                self.leave(guarded, ino, held).await;
                 if e.kind() == ErrorKind::WouldBlock { Ok(None) } else { Err(e) }
             }
         }
@@ -265,14 +265,14 @@ impl Vfs {
 
     /// Ends one use of the lock; the last one gives it back to the service.
     pub(crate) async fn unlock(&self, ino: InodeId, held: Held) {
-        self.leave(ino, held).await;
-        self.locks.tidy(ino);
+        let guarded = self.locks.slot(ino);
+        self.leave(&guarded, ino, held).await;
+        self.locks.tidy(ino, guarded);
     }
 
-    async fn leave(&self, ino: InodeId, held: Held) {
-        let guarded = self.locks.slot(ino);
+    async fn leave(&self, guarded: &Arc<Guarded>, ino: InodeId, held: Held) {
         guarded.slot.lock().leave(held);
-        self.give_back_if_unused(&guarded, ino).await;
+        self.give_back_if_unused(guarded, ino).await;
     }
 
     /// A commit under `token` was refused: whoever uses it has lost the lock, and the next open asks for it anew.
@@ -300,7 +300,7 @@ impl Vfs {
             tokio::time::sleep(GRACE).await;
             guarded.slot.lock().expected.retain(|e| *e != expected);
             vfs.give_back_if_unused(&guarded, ino).await;
-            vfs.locks.tidy(ino);
+            vfs.locks.tidy(ino, guarded);
         });
     }
 
