@@ -7,9 +7,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use dfs_common::api::directory::LockWait;
 use dfs_common::block::{DEFAULT_BLOCK_BITS, MAX_BLOCK_BITS, MIN_BLOCK_BITS};
 use dfs_common::credentials::ClusterToken;
-use dfs_common::{Error, ErrorKind, Result, config};
+use dfs_common::{Error, ErrorKind, Result, config, name};
 use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::directory;
@@ -96,6 +97,9 @@ pub struct Policy {
     /// Keeps new files below PATH on these file servers; repeatable
     #[arg(long, value_name = "PATH=NAME,NAME")]
     pin: Option<Vec<String>>,
+    /// How long opens for writing below PATH wait for their turn: SECONDS, 0 for not at all, or forever; repeatable [default: forever]
+    #[arg(long, value_name = "PATH=SECONDS")]
+    lock_wait: Option<Vec<String>>,
     /// Block size of new files, 64K to 1M [default: 256K]
     #[arg(long, value_name = "SIZE")]
     block_size: Option<ByteSize>,
@@ -282,7 +286,7 @@ impl Common {
 impl Policy {
     fn fill(&mut self, file: Policy) {
         fill!(self, file; copies, keep_versions, keep_versions_for, keep_removed, keep_recovered, history_free);
-        fill!(self, file; lease_seconds, heartbeat_ms, pin, block_size, without_invalidation);
+        fill!(self, file; lease_seconds, heartbeat_ms, pin, lock_wait, block_size, without_invalidation);
     }
 
     fn lease(&self) -> Duration {
@@ -316,6 +320,7 @@ impl Policy {
             heartbeat: Duration::from_millis(self.heartbeat_ms.unwrap_or(1000)),
             lock_url,
             pins: pins?,
+            lock_waits: self.lock_wait.iter().flatten().map(|text| parse_lock_wait(text)).collect::<Result<_>>()?,
             block_bits,
             invalidate: self.without_invalidation != Some(true),
         })
@@ -349,6 +354,20 @@ fn parse_pin(text: &str) -> Result<directory::Pin> {
         return Err(wrong());
     }
     Ok(directory::Pin { path: path.to_owned(), servers })
+}
+
+fn parse_lock_wait(text: &str) -> Result<LockWait> {
+    let wrong = || invalid(format!("lock-wait '{text}': expected PATH=SECONDS or PATH=forever"));
+    let (path, wait) = text.rsplit_once('=').filter(|(path, _)| path.starts_with('/')).ok_or_else(wrong)?;
+    let wait_ms = match wait {
+        "forever" => None,
+        seconds => {
+            let seconds = seconds.parse().ok().filter(|seconds: &f64| (0.0..=86_400.0).contains(seconds)).ok_or_else(wrong)?;
+            Some((seconds * 1000.0) as u64)
+        }
+    };
+    // Clients compare it with names as they are written in JSON.
+    Ok(LockWait { path: name::encode(path.as_bytes()), wait_ms })
 }
 
 /// The URL of the directory service, which some roles cannot do without.

@@ -133,6 +133,28 @@ fn lock_wait_bounds_the_wait() {
     sys::close(file).unwrap();
 }
 
+/// The administrator's rule for a subtree; a mount that was told how long to wait does that.
+#[test]
+fn how_long_to_wait_can_be_set_for_a_subtree() {
+    let cluster = Cluster::builder().directory_args(&["--lock-wait", "/at once=0", "--lock-wait", "/at once/patient=1"]).start();
+    let (a, b, told) = (cluster.mount(), cluster.mount(), cluster.mount_with("lock_wait=1.5"));
+    fs::create_dir_all(a.at("at once/patient")).unwrap();
+    let refused = |mount: &Mount, name: &str, least: u64, most: u64| {
+        fs::write(a.at(name), "x").unwrap();
+        let file = writer(&a.at(name));
+        let start = Instant::now();
+        let error = OpenOptions::new().write(true).open(mount.at(name)).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EBUSY), "{name}");
+        let took = start.elapsed();
+        assert!(took >= Duration::from_millis(least) && took < Duration::from_millis(most), "{name}: {took:?}");
+        sys::close(file).unwrap();
+    };
+    refused(&b, "at once/f", 0, 500);
+    refused(&b, "at once/patient/f", 950, 1450);
+    refused(&told, "at once/f", 1450, 3000);
+    refused(&told, "f", 1450, 3000);
+}
+
 #[test]
 fn a_signal_ends_a_waiting_open() {
     let (cluster, [a, b]) = with_file();

@@ -105,6 +105,18 @@ impl Cluster {
         self.session.read().session
     }
 
+    /// How long an open for writing waits for its turn by the cluster's rules, if they say so for the file at `path`: `Some(None)`:
+    /// as long as it takes.
+    pub fn lock_wait(&self, path: impl FnOnce() -> String) -> Option<Option<Duration>> {
+        let session = self.session.read();
+        if session.lock_waits.is_empty() {
+            return None;
+        }
+        let path = path();
+        let rule = session.lock_waits.iter().filter(|rule| rule.covers(&path)).max_by_key(|rule| rule.path.len())?;
+        Some(rule.wait_ms.map(Duration::from_millis))
+    }
+
     /// log2 of the block size of new files.
     pub fn block_bits(&self) -> u8 {
         self.session.read().block_bits

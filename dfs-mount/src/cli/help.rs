@@ -20,7 +20,10 @@ write locks, file servers hold the content. This program talks to them directly;
   write PATH [FILE]    put a local file, or what you type, into PATH
   edit PATH            change it in your editor; nobody else can write meanwhile
   history PATH         its versions: every write makes a new one
-  locks [PATH]         who writes, and who waits for that
+  restore PATH@3       makes its version 3 the current one again
+  undelete PATH        brings back what was removed; --list DIR shows what can be
+  recover              what could not be published; recover show, restore, discard ID
+  locks [PATH]         who writes, and who waits for that; locks break PATH
   why [PATH|PID]       what hangs, and whom it waits for
   mkdir, mv, ln, rm    as you know them
   status, servers      how the cluster is
@@ -57,7 +60,7 @@ mod tests {
     fn every_command_has_a_page() {
         let directory = tempfile::tempdir().unwrap();
         super::man(directory.path()).unwrap();
-        for page in ["dfs.1", "dfs-write.1", "dfs-history.1", "dfs-why.1", "dfs-mount.8"] {
+        for page in ["dfs.1", "dfs-write.1", "dfs-history.1", "dfs-undelete.1", "dfs-recover-restore.1", "dfs-why.1", "dfs-mount.8"] {
             assert!(directory.path().join(page).exists(), "{page}");
         }
         let mount = std::fs::read_to_string(directory.path().join("dfs-mount.8")).unwrap();

@@ -160,7 +160,7 @@ impl Vfs {
             let content = given_up_on(Signals::Ending, caller.pid, self.prepare(node, intent, caller)).await??;
             return Ok(FileHandle { node: node.clone(), content, held: None, append: false });
         }
-        let wait = if intent.nonblock { Wait::Never } else { Wait::Until(self.settings.lock_wait) };
+        let wait = if intent.nonblock { Wait::Never } else { Wait::Until(self.lock_wait(node)) };
         let held = self.lock(node.ino, caller, wait).await?;
         match given_up_on(Signals::Ending, caller.pid, self.prepare(node, intent, caller)).await.and_then(|prepared| prepared) {
             Ok(content) => {
@@ -176,6 +176,11 @@ impl Vfs {
                 Err(e)
             }
         }
+    }
+
+    /// How long an open for writing waits for its turn: as the mount was told, or else by the cluster's rules.
+    fn lock_wait(&self, node: &Node) -> Option<Duration> {
+        self.settings.lock_wait.or_else(|| self.cluster.lock_wait(|| self.nodes.path(node)).flatten())
     }
 
     /// The content for one more handle, counted in the node.

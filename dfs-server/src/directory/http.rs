@@ -206,6 +206,7 @@ impl Directory {
             lock_url: self.config.lock_url.clone(),
             block_bits: self.config.block_bits,
             copies: self.config.copies,
+            lock_waits: self.config.lock_waits.clone(),
         };
         let open = move |change: &mut Change<'_>| {
             let session = state::open_session(change, &client)?;

@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime};
 
+use dfs_common::api::directory::LockWait;
 use dfs_common::attributes::Timestamp;
 use dfs_common::block::{MAX_BLOCK_BITS, MIN_BLOCK_BITS};
 use dfs_common::ids::{RECOVERED, ROOT};
@@ -52,6 +53,8 @@ pub struct Config {
     pub lock_url: String,
     /// Subtrees whose new files go to certain servers.
     pub pins: Vec<Pin>,
+    /// Subtrees whose opens for writing do not wait as long as it takes.
+    pub lock_waits: Vec<LockWait>,
     /// log2 of the block size for new files.
     pub block_bits: u8,
     /// False: holders of leases are not told of changes. For tests, which must find what goes wrong then.

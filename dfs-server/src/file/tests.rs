@@ -94,6 +94,7 @@ impl Bench {
             heartbeat: Duration::from_millis(50),
             lock_url: url(lock.port),
             pins: Vec::new(),
+            lock_waits: Vec::new(),
             block_bits: BITS,
             invalidate: true,
         };

@@ -33,6 +33,40 @@ pub struct Session {
     pub block_bits: u8,
     /// Copies that each new file gets.
     pub copies: u32,
+    /// How long opens for writing wait for their turn in certain subtrees, unless the client is told otherwise.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lock_waits: Vec<LockWait>,
+}
+
+/// How long an open for writing waits for its turn below a directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LockWait {
+    /// From the root. The longest path that a file is below counts.
+    pub path: String,
+    /// Milliseconds, 0: not at all; absent: as long as it takes.
+    #[serde(default)]
+    pub wait_ms: Option<u64>,
+}
+
+impl LockWait {
+    /// Whether the file at `path` is at or below this one's.
+    pub fn covers(&self, path: &str) -> bool {
+        let top = self.path.trim_end_matches('/');
+        path.strip_prefix(top).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_subtree_is_its_directory_and_what_is_below() {
+        let covers = |top: &str, path: &str| LockWait { path: top.to_owned(), wait_ms: None }.covers(path);
+        assert!(covers("/a", "/a") && covers("/a", "/a/b/c") && covers("/a/", "/a/b") && covers("/", "/x"));
+        assert!(!covers("/a", "/ab") && !covers("/a/b", "/a") && !covers("/a", "inode 5"));
+    }
 }
 
 /// Keeps a session alive and settles which removed files it still has open.

@@ -37,6 +37,7 @@ pub(super) fn config() -> Config {
         heartbeat: Duration::from_secs(1),
         lock_url: "http://lock".to_owned(),
         pins: Vec::new(),
+        lock_waits: Vec::new(),
         block_bits: 18,
         invalidate: true,
     }
