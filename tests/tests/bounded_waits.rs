@@ -227,7 +227,15 @@ fn waits(findings: &Value) -> Vec<&Value> {
 }
 
 fn spawn(program: &str, args: &[&str]) -> Child {
-    Command::new(program).args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    // Whoever started the tests in the background may have had SIGINT ignored, and that is inherited.
+    Command::new("env")
+        .args(["--default-signal", program])
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
 }
 
 /// Waits for the end of a program.
