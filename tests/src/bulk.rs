@@ -30,7 +30,7 @@ pub async fn replace(client: &Client, entry: &Entry, content: Bytes) -> Result<E
     client.learn(entry).await?;
     let ino = entry.attributes.ino;
     let request = client.next_lock_request();
-    let token = client.acquire_lock(ino, request, std::process::id(), "dfs-tests", Some(Duration::from_secs(30))).await.context("lock")?;
+    let token = client.acquire_lock(ino, request, std::process::id(), "dfs-tests", Some(Duration::from_secs(30)), false).await.context("lock")?;
     let source = InMemory { content, block_bits: client.session().block_bits };
     let manifest = source.manifest()?;
     let new = NewVersion {

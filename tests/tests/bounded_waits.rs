@@ -72,7 +72,7 @@ fn unpublished(path: &Path) -> File {
 fn prepared(cluster: &Cluster) -> Mount {
     let mount = cluster.mount_with(&format!("timeout={}", TIMEOUT.as_secs()));
     let other = cluster.mount();
-    other.run("mkdir d e; for f in a b c f g h i; do head -c 100000 /dev/urandom > $f; done; ln -s f link; setfattr -n user.x -v y f");
+    other.run("mkdir d e; for f in a b c f g h i; do head -c 100000 /dev/urandom > $f; done; ln -s ../f d/link; setfattr -n user.x -v y f");
     mount.run("ls -l > /dev/null; cat c > /dev/null");
     mount
 }
@@ -91,7 +91,7 @@ fn without_the_directory_service(away: Away) {
     ends("symlink", &mount, || std::os::unix::fs::symlink("x", at("e/l")));
     ends("chmod", &mount, || fs::set_permissions(at("c"), std::os::unix::fs::PermissionsExt::from_mode(0o600)));
     ends("stat", &mount, || fs::metadata(at("d/never")));
-    ends("readlink", &mount, || fs::read_link(at("link")));
+    ends("readlink", &mount, || fs::read_link(at("d/link")));
     ends("getxattr", &mount, || sys::get_xattr(&at("f"), "user.x"));
     ends("statfs", &mount, || sys::statvfs(mount.path()));
     ends("readdir", &mount, || fs::read_dir(at("d"))?.next().unwrap_or_else(|| Err(io::Error::from_raw_os_error(libc::EIO))));

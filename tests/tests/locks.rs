@@ -246,7 +246,7 @@ fn who_holds_a_lock_can_be_seen() {
 /// What a client of its own asks for, beside all mounts.
 fn acquire(ino: InodeId, session: u64, wait_ms: u64) -> lock::Acquire {
     let owner = lock::Owner { host: "h".into(), pid: session as u32, program: "test".into() };
-    lock::Acquire { session: SessionId(session), ino, request: 1, owner, wait_ms }
+    lock::Acquire { session: SessionId(session), ino, request: 1, owner, wait_ms, unaware: false }
 }
 
 fn lock_range(ino: InodeId, number: u64, (first, last): (u64, u64), wait_ms: u64) -> lock::LockRange {

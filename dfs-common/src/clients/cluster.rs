@@ -176,16 +176,17 @@ impl Cluster {
     ///
     /// `WouldBlock` where `wait` is zero and it is taken, `Busy` when the wait is over. A future that is
     /// dropped before it is done leaves a place in the queue: call [`Cluster::cancel_lock`] with the same `request`.
-    pub async fn acquire_lock(&self, ino: InodeId, request: u64, pid: u32, program: &str, wait: Option<Duration>) -> Result<Token> {
+    /// `unaware`: see [`Acquire::unaware`].
+    pub async fn acquire_lock(&self, ino: InodeId, request: u64, pid: u32, program: &str, wait: Option<Duration>, unaware: bool) -> Result<Token> {
         let owner = self.owner(pid, program);
-        let ask = |wait_ms| Acquire { session: self.id(), ino, request, owner: owner.clone(), wait_ms };
+        let ask = |wait_ms| Acquire { session: self.id(), ino, request, owner: owner.clone(), wait_ms, unaware };
         let grant: Grant = self.wait_in_line(ino, wait, ask).await?;
         Ok(grant.token)
     }
 
     /// One more process uses a lock that this session holds; `WouldBlock` where others wait for it. Never takes long.
     pub async fn share_lock(&self, ino: InodeId, request: u64, pid: u32, program: &str) -> Result<Token> {
-        let acquire = Acquire { session: self.id(), ino, request, owner: self.owner(pid, program), wait_ms: 0 };
+        let acquire = Acquire { session: self.id(), ino, request, owner: self.owner(pid, program), wait_ms: 0, unaware: false };
         self.lock.call_once_within(&acquire, SHARING).await.map(|grant| grant.token)
     }
 

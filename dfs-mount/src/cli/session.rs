@@ -242,7 +242,7 @@ impl Session {
         self.asked_for_locks.store(true, Ordering::Relaxed);
         let request = self.cluster.next_lock_request();
         self.holds.lock().push(Hold { ino, request, token: None });
-        let asked = self.cluster.acquire_lock(ino, request, std::process::id(), program, Some(wait));
+        let asked = self.cluster.acquire_lock(ino, request, std::process::id(), program, Some(wait), false);
         tokio::pin!(asked);
         let granted = tokio::select! {
             granted = &mut asked => granted,

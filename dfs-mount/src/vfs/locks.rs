@@ -205,6 +205,8 @@ impl Vfs {
             if guarded.take(token, who.0) {
                 return Ok(Held { token, process: who.0 });
             }
+            // The answer to this request and the release have crossed.
+            self.cluster.release_lock(ino, token).await?;
         }
     }
 
@@ -246,7 +248,8 @@ impl Vfs {
         settle(&self.cluster, guarded, ino).await?;
         let request = self.cluster.next_lock_request();
         let mut abandoned = CancelOnDrop { cluster: Some(self.cluster.clone()), guarded: guarded.clone(), ino, request };
-        let result = match interruptible(caller, self.cluster.acquire_lock(ino, request, who.0, who.1, limit)).await {
+        let unaware = guarded.slot.lock().token.is_none();
+        let result = match interruptible(caller, self.cluster.acquire_lock(ino, request, who.0, who.1, limit, unaware)).await {
             Ok(result) => result,
             Err(interrupted) => {
                 // The grant may be on its way: giving up the place gives it back too. A service that does not answer is told later.
@@ -261,6 +264,11 @@ impl Vfs {
             abandoned.cluster = None;
         }
         result
+    }
+
+    /// Uses a lock that this mount has by another way than asking for it. `None` where it was lost since.
+    pub(super) fn adopt_lock(&self, ino: InodeId, token: Token) -> Option<Held> {
+        self.locks.slot(ino).take(token, 0).then_some(Held { token, process: 0 })
     }
 
     /// Ends one use of the lock; the last one gives it back to the service.

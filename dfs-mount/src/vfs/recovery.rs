@@ -18,7 +18,7 @@ use tokio::time::sleep;
 
 use super::commit::EndCommit;
 use super::leases::Stamp;
-use super::locks::Wait;
+use super::locks::{Held, Wait};
 use super::node::Node;
 use super::open::OPENING;
 use super::{Caller, Vfs, now};
@@ -48,16 +48,17 @@ impl Vfs {
         let files: Vec<(u64, &Left)> = left.files.iter().filter(|(_, l)| ours(l.run)).map(|(file, l)| (*file, l)).collect();
         let mut sessions: Vec<SessionId> = left.runs.iter().filter(|r| r.cluster == self.shelf.cluster()).map(|r| r.session).collect();
         sessions.dedup();
+        let mut locks: Vec<(InodeId, Held)> = Vec::new();
         for session in sessions {
             let taken = self.insist("the locks of the session before", || self.take_over(session)).await;
-            for ino in taken.into_iter().filter(|ino| files.iter().all(|(_, l)| l.begun.ino != *ino)) {
-                self.let_go_of_lock(ino).await;
-            }
+            locks.extend(taken.into_iter().filter_map(|(ino, token)| self.adopt_lock(ino, token).map(|held| (ino, held))));
         }
         failpoint::reach("recovery.taken_over");
-        for (file, left) in files {
-            self.insist(&left.begun.path, || self.recover_file(file, left)).await;
+        self.give_back(&mut locks, |ino| files.iter().all(|(_, l)| l.begun.ino != ino)).await;
+        for (n, (file, left)) in files.iter().enumerate() {
+            self.insist(&left.begun.path, || self.recover_file(*file, left)).await;
             failpoint::reach("recovery.ended");
+            self.give_back(&mut locks, |ino| files[n + 1..].iter().all(|(_, l)| l.begun.ino != ino)).await;
         }
         if let Err(e) = self.shelf.settle() {
             log::warn!("{e}");
@@ -81,9 +82,9 @@ impl Vfs {
     }
 
     /// Takes over what `from` held, and ends it, so that nobody waits for its lease.
-    async fn take_over(&self, from: SessionId) -> Result<Vec<InodeId>> {
+    async fn take_over(&self, from: SessionId) -> Result<Vec<(InodeId, Token)>> {
         let taken = match self.cluster.lock.call(&TakeOver { session: self.cluster.id(), from }).await {
-            Ok(taken) => taken.locks.into_iter().map(|(ino, _)| ino).collect(),
+            Ok(taken) => taken.locks,
             Err(e) if may_succeed_later(&e) => return Err(e),
             Err(e) => {
                 log::info!("session {from}: {e}; it has no locks to take over");
@@ -95,9 +96,9 @@ impl Vfs {
         Ok(taken)
     }
 
-    /// Gives back a lock that was taken over.
-    async fn let_go_of_lock(&self, ino: InodeId) {
-        if let Ok(held) = self.lock(ino, Caller::default(), Wait::Never).await {
+    /// Gives back those locks that were taken over and for which nothing is left to do.
+    async fn give_back(&self, locks: &mut Vec<(InodeId, Held)>, is_done: impl Fn(InodeId) -> bool) {
+        for (ino, held) in locks.extract_if(.., |(ino, _)| is_done(*ino)) {
             self.unlock(ino, held).await;
         }
     }
@@ -107,7 +108,6 @@ impl Vfs {
         let path = self.shelf.writing_path(ino, file);
         if !path.exists() {
             // It was published, removed or set aside, and the record of that did not come to be written.
-            self.let_go_of_lock(ino).await;
             return self.shelf.recovered_file(file);
         }
         let known = left.clone();
@@ -116,7 +116,6 @@ impl Vfs {
         self.shelf.note_again(&content, file);
         failpoint::reach("recovery.restored");
         if !content.is_changed() {
-            self.let_go_of_lock(ino).await;
             self.shelf.discard(&content);
             return Ok(());
         }
@@ -124,7 +123,6 @@ impl Vfs {
         let published = if is_whole {
             self.publish_recovered(ino, &content).await
         } else {
-            self.let_go_of_lock(ino).await;
             Err(Error::new(ErrorKind::Corrupt, "the machine was restarted: some of what was written may not have reached its disk"))
         };
         match published {
@@ -148,7 +146,6 @@ impl Vfs {
         let removed = || Error::new(ErrorKind::Stale, "the file was removed");
         let entry = entry.map_err(|e| if e.kind() == ErrorKind::NotFound { removed() } else { e })?;
         if entry.attributes.nlink == 0 {
-            self.let_go_of_lock(ino).await;
             return Err(removed());
         }
         let told = self.telling().introduce(entry, &stamp, None);
@@ -172,10 +169,7 @@ impl Vfs {
             (state.entry.clone(), state.writers > 0)
         };
         let version = match self.published_before(&entry, &plan).await? {
-            Some(version) => {
-                self.let_go_of_lock(node.ino).await;
-                version
-            }
+            Some(version) => version,
             None => {
                 let held = self.lock(node.ino, Caller::default(), Wait::Never).await.map_err(|e| match e.kind() {
                     ErrorKind::WouldBlock => Error::new(ErrorKind::Busy, "another client has the write lock"),

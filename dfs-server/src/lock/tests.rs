@@ -96,7 +96,7 @@ impl Server {
 
 fn acquire(session: u64, wait_ms: u64) -> Acquire {
     let owner = Owner { host: "h".to_owned(), pid: 1, program: "p".to_owned() };
-    Acquire { session: SessionId(session), ino: InodeId(5), request: 1, owner, wait_ms }
+    Acquire { session: SessionId(session), ino: InodeId(5), request: 1, owner, wait_ms, unaware: false }
 }
 
 #[tokio::test]

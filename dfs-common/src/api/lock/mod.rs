@@ -59,6 +59,10 @@ pub struct Acquire {
     pub owner: Owner,
     /// How long to wait in milliseconds; at most [`Acquire::MAX_WAIT_MS`].
     pub wait_ms: u64,
+    /// True: the client knows of no grant that it uses. Should it have one all the same, whose answer or release got lost,
+    /// it gets that at once, as it would wait for itself.
+    #[serde(default)]
+    pub unaware: bool,
 }
 
 impl Acquire {

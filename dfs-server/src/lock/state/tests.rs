@@ -12,7 +12,7 @@ pub(super) const LEASE: u64 = 30_000;
 pub(super) const FILE: InodeId = InodeId(7);
 
 pub(super) fn acquire(session: u64, request: u64, wait_ms: u64) -> Acquire {
-    Acquire { session: SessionId(session), ino: FILE, request, owner: Owner::default(), wait_ms }
+    Acquire { session: SessionId(session), ino: FILE, request, owner: Owner::default(), wait_ms, unaware: false }
 }
 
 fn stored<T: serde::Serialize + serde::de::DeserializeOwned>(row: &T) -> T {
@@ -129,6 +129,20 @@ impl Bench {
         let effects = self.state.resume(self.now);
         self.settle(effects);
     }
+}
+
+/// A client whose grant's answer got lost asks anew, and must not wait for itself.
+#[test]
+fn who_does_not_know_of_its_grant_gets_it_again() {
+    let mut bench = Bench::new();
+    let token = bench.granted(1, 1);
+    bench.acquire(2, 1, 1000).1.unwrap();
+    assert!(matches!(bench.acquire(1, 2, 0).1, Err(e) if e.kind() == ErrorKind::WouldBlock));
+    let connection = bench.connection();
+    let unaware = Acquire { unaware: true, ..acquire(1, 3, 1000) };
+    let (result, effects) = bench.state.acquire(bench.now, &unaware, connection);
+    bench.settle(effects);
+    assert!(matches!(result, Ok(Acquired::Granted(again)) if again == token));
 }
 
 #[test]

@@ -157,7 +157,7 @@ impl Writers {
         if let Some(holder) = lock.holder.as_ref().filter(|h| h.session == request.session) {
             // Once others wait, an open on the holder's own mount stands in line behind them.
             let next = lock.queue.values().next().is_none_or(|first| *first == who);
-            if next || holder.is_for(request.request) {
+            if next || holder.is_for(request.request) || request.unaware {
                 let token = self.share(step, ino, request.request);
                 if let Some(place) = place {
                     let older = self.leave(step, ino, place);
