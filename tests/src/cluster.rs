@@ -22,7 +22,7 @@ use crate::process::{Daemon, binary, free_port, tail};
 use crate::proxy::Proxy;
 
 /// A daemon needs no longer than this to become ready, or to see another one return.
-const READY: Duration = Duration::from_secs(40);
+const READY: Duration = Duration::from_secs(90);
 
 /// One daemon of a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

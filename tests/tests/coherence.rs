@@ -214,6 +214,23 @@ fn appends_by_processes_of_two_mounts_all_arrive() {
     assert_eq!(text.lines().count(), 120);
 }
 
+/// Until its exec a program that another thread starts has every descriptor, and closes it then.
+#[test]
+fn a_program_that_is_started_meanwhile_publishes_nothing() {
+    let (_cluster, [a, b]) = mounts();
+    put(&a.at("f"), b"before");
+    let mut file = OpenOptions::new().write(true).truncate(true).open(a.at("f")).unwrap();
+    let start = || assert!(std::process::Command::new("true").status().unwrap().success());
+    start();
+    assert_eq!(fs::read(b.at("f")).unwrap(), b"before", "the empty file was published");
+    file.write_all(b"half").unwrap();
+    start();
+    assert_eq!(fs::read(b.at("f")).unwrap(), b"before", "half of the file was published");
+    file.write_all(b" and half").unwrap();
+    sys::close(file).unwrap();
+    assert_eq!(fs::read(b.at("f")).unwrap(), b"half and half");
+}
+
 #[test]
 fn two_clients_in_one_directory_do_not_wait_for_each_other_forever() {
     let (_cluster, [a, b]) = mounts();

@@ -10,7 +10,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use dfs_common::attributes::Timestamp;
 use dfs_common::block::Manifest;
@@ -26,6 +26,8 @@ use super::record::{History, Owned, Record, Run};
 use super::{BlockMap, Content};
 use crate::{failpoint, system};
 
+/// A mount that was killed may take so long to be gone.
+const ENDING: Duration = Duration::from_secs(2);
 /// The cache leaves this share of its disk free, in percent.
 const KEEP_FREE_PERCENT: u64 = 5;
 /// The disk's free space is looked at once in so many closed files.
@@ -90,9 +92,14 @@ impl Shelf {
         private(directory)?;
         let lock = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(directory.join("lock"));
         let lock = lock.map_err(io(format!("cache directory {}", directory.display())))?;
-        system::try_lock(&lock).map_err(|_| {
-            Error::new(ErrorKind::Busy, format!("cache directory {} is used by another mount; choose one with -o cache_dir=", directory.display()))
-        })?;
+        let asked = Instant::now();
+        while system::try_lock(&lock).is_err() {
+            if asked.elapsed() > ENDING {
+                let message = format!("cache directory {} is used by another mount; choose one with -o cache_dir=", directory.display());
+                return Err(Error::new(ErrorKind::Busy, message));
+            }
+            std::thread::sleep(ENDING / 40);
+        }
         let (journal, left) = Journal::open(directory)?;
         journal.append(&Record::Start(run.clone()))?;
         let now = Timestamp::from_system_time(SystemTime::now());

@@ -26,6 +26,8 @@ use crate::{failpoint, system};
 const RETRY: Duration = Duration::from_secs(30);
 /// Of a file's name, so much is in that of its recoverable version, in bytes.
 const NAME_MAX: usize = 200;
+/// One part in so many of the cluster's space is left free by recoverable versions.
+const KEEP_FREE: u64 = 10;
 /// Bytes of one fetch of what the content lacks.
 const FETCH: u64 = 4 << 20;
 
@@ -123,6 +125,7 @@ impl Vfs {
     }
 
     async fn upload(&self, aside: &Aside) -> Result<Name> {
+        self.check_room(aside).await?;
         let missing = self.fetch_missing(aside).await?;
         let name = name_of(&aside.note)?;
         let entry = self.make_recoverable(&name).await?;
@@ -148,6 +151,16 @@ impl Vfs {
         failpoint::reach("aside.described");
         aside.remove();
         Ok(name)
+    }
+
+    /// What a full cluster refused must not take the room that is made for what is written next.
+    async fn check_room(&self, aside: &Aside) -> Result<()> {
+        let size = std::fs::metadata(&aside.path).map_err(|e| Error::from_io(&e, "recovered file"))?.len();
+        let space = self.stat_fs().await?;
+        if space.available.saturating_sub(size) < space.capacity / KEEP_FREE {
+            return Err(Error::new(ErrorKind::NoSpace, "it would leave less than a tenth of the cluster free"));
+        }
+        Ok(())
     }
 
     /// The file that it goes to; the one from before, where an attempt was broken off.

@@ -12,6 +12,7 @@ use dfs_common::{Error, ErrorKind, Result};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use super::handles::FileHandle;
+use super::locks::process_of;
 use super::node::Node;
 use super::{Caller, Vfs, now};
 use crate::cache::Content;
@@ -81,20 +82,26 @@ impl Vfs {
     /// close(2): publishes what has changed. Its error is the caller's.
     ///
     /// A shell's `>` opens with O_TRUNC, duplicates the descriptor and closes the first one before anything is
-    /// written. That close publishes nothing, or others would see the empty file in between.
+    /// written. That close publishes nothing, or others would see the empty file in between. Nor does that of a process
+    /// which only inherited the descriptor, as every program that another thread starts does until its exec, while the
+    /// one that opened the file still has it: others would see half of what that is writing.
     pub async fn flush(&self, handle: u64, caller: Caller) -> Result<()> {
         let handle = self.handles.file(handle)?;
         if handle.content.is_only_emptied() && self.has_another_descriptor(caller.pid, &handle.node) {
             return Ok(());
         }
-        if handle.held.is_some() {
+        if let Some(held) = handle.held {
+            let is_heir = caller.pid != 0 && held.process != 0 && process_of(caller.pid).0 != held.process;
+            if is_heir && self.has_another_descriptor(held.process, &handle.node) {
+                return Ok(());
+            }
             self.commit(&handle.node, &handle.content, false).await?;
             failpoint::reach("flush.done");
         }
         Ok(())
     }
 
-    /// Whether the process of this thread still has a descriptor of the inode for writing, other than the one it is closing.
+    /// Whether the process of this thread has a descriptor of the inode for writing, other than one that it is closing.
     fn has_another_descriptor(&self, pid: u32, node: &Node) -> bool {
         // The kernel shows the number that it heard last.
         let inode = [format!("ino:\t{}", node.id), format!("ino:\t{}", node.ino)];
