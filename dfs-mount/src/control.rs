@@ -49,6 +49,12 @@ pub struct Report {
     pub nodes: u64,
     /// Open files and directories.
     pub open: u64,
+    /// Files that a crash had left and that were published.
+    pub recovered: u64,
+    /// Files that could not be published and were kept.
+    pub set_aside: u64,
+    /// Recoverable versions that were brought to the cluster.
+    pub uploaded: u64,
     /// What waits, the longest first.
     pub waits: Vec<WaitingRow>,
 }
@@ -108,6 +114,9 @@ fn report(vfs: &Vfs, source: String, mountpoint: String) -> Report {
         believed_ms: census.believed.as_millis() as u64,
         nodes: census.nodes as u64,
         open: census.open as u64,
+        recovered: vfs.stats().recovered(),
+        set_aside: vfs.stats().set_aside(),
+        uploaded: vfs.stats().uploaded(),
         waits: vfs.waiting(),
     }
 }

@@ -76,7 +76,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Proxy {
     /// In front of `url`, which need not answer yet.
     pub fn start(url: &str) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", free_port())).expect("a free port");
+        // Free a moment ago is not free now, where others look for ports, too.
+        let listener = (0..100).find_map(|_| TcpListener::bind(("127.0.0.1", free_port())).ok()).expect("a free port");
         let address = listener.local_addr().expect("a bound socket has an address");
         let shared = Arc::new(Shared {
             target: url.trim_start_matches("http://").to_owned(),

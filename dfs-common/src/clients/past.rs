@@ -1,10 +1,10 @@
-//! What a name held before, over all files that had it: editors save by writing another
-//! file and renaming it.
+//! What a name held before, over all files that had it (editors save by writing another
+//! file and renaming it), and directories as they are and were.
 
 use serde::Serialize;
 
 use super::Cluster;
-use crate::api::directory::{GetAttributes, NameHistory, PastRow, RemovalPage, Removals, VersionRow, Versions};
+use crate::api::directory::{GetAttributes, List, NameHistory, PageEntry, PastRow, RemovalPage, Removals, VersionRow, Versions};
 use crate::attributes::{Entry, FileKind};
 use crate::ids::{InodeId, Version};
 use crate::name::Name;
@@ -69,6 +69,20 @@ impl Cluster {
         entry.layout.manifest = Some(save.row.manifest);
         self.learn(&entry).await?;
         Ok(entry)
+    }
+
+    /// What is in the directory `ino`, in order of names.
+    pub async fn entries(&self, ino: InodeId) -> Result<Vec<PageEntry>> {
+        let mut all: Vec<PageEntry> = Vec::new();
+        loop {
+            let after = all.last().map(|entry| entry.name.clone());
+            let page = self.directory.call(&List { ino, after, limit: PAGE }).await?;
+            let end = page.end || page.entries.is_empty();
+            all.extend(page.entries);
+            if end {
+                return Ok(all);
+            }
+        }
     }
 
     /// What was removed from the directory `parent` and is still kept, in order of names.

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use chrono::Local;
-use dfs_common::api::directory::{List, PageEntry, ReadLink};
+use dfs_common::api::directory::{PageEntry, ReadLink};
 use dfs_common::attributes::{Entry, FileKind};
 use dfs_common::ids::{InodeId, ServerId};
 use dfs_common::name;
@@ -86,7 +86,7 @@ impl Listing<'_> {
     async fn directory(&mut self, path: &OsStr, ino: InodeId, heading: bool) -> Outcome<Vec<(OsString, InodeId)>> {
         let mut below = Vec::new();
         let mut rows = Vec::new();
-        for found in entries(self.session, ino).await? {
+        for found in self.session.cluster.entries(ino).await? {
             if !self.arguments.all && found.name.as_bytes().starts_with(b".") {
                 continue;
             }
@@ -165,20 +165,6 @@ impl Listing<'_> {
             _ => a.size.to_string(),
         };
         [a.nlink.to_string(), self.owners.user(a.uid), self.owners.group(a.gid), size]
-    }
-}
-
-/// Every entry of a directory, in byte order of names.
-pub(crate) async fn entries(session: &Session, ino: InodeId) -> Outcome<Vec<PageEntry>> {
-    let mut all: Vec<PageEntry> = Vec::new();
-    loop {
-        let after = all.last().map(|entry| entry.name.clone());
-        let page = session.cluster.directory.call(&List { ino, after, limit: 1000 }).await?;
-        let end = page.end || page.entries.is_empty();
-        all.extend(page.entries);
-        if end {
-            return Ok(all);
-        }
     }
 }
 

@@ -12,7 +12,7 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use super::args::{Create, Ln, Mkdir, Mv, Rm};
 use super::failure::{At, Failure, Outcome};
-use super::ls::{entries, join};
+use super::ls::join;
 use super::render;
 use super::session::{Session, missing};
 
@@ -122,8 +122,13 @@ async fn empty(session: &Session, path: &OsStr, ino: InodeId, removed: &mut u64)
     let mut fresh = true;
     while let Some(level) = stack.last_mut() {
         if std::mem::take(&mut fresh) {
-            let (directories, others): (Vec<PageEntry>, _) =
-                entries(session, level.ino).await.at(&level.path)?.into_iter().partition(|child| child.entry.attributes.kind == FileKind::Directory);
+            let (directories, others): (Vec<PageEntry>, _) = session
+                .cluster
+                .entries(level.ino)
+                .await
+                .at(&level.path)?
+                .into_iter()
+                .partition(|child| child.entry.attributes.kind == FileKind::Directory);
             level.below = directories.into_iter().map(|child| (child.name, child.entry.attributes.ino)).collect();
             let takes = others.into_iter().map(|child| {
                 let full = join(&level.path, child.name.as_bytes());

@@ -144,6 +144,9 @@ mod tests {
             believed_ms: 0,
             nodes: 1,
             open: 0,
+            recovered: 0,
+            set_aside: 0,
+            uploaded: 0,
             waits: Vec::new(),
         }
     }

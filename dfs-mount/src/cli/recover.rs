@@ -14,7 +14,6 @@ use serde::Serialize;
 use super::args::{self, RecoverCommand, RecoverRestore, RecoverShow};
 use super::content::{download, print};
 use super::failure::{At, Failure, Outcome};
-use super::ls::entries;
 use super::past::republish;
 use super::render;
 use super::session::Session;
@@ -49,7 +48,7 @@ pub(crate) async fn recover(session: &Session, arguments: &args::Recover) -> Out
 
 async fn list(session: &Session) -> Outcome {
     let mut rows = Vec::new();
-    for found in entries(session, RECOVERED).await? {
+    for found in session.cluster.entries(RECOVERED).await? {
         let description = description(session, &found.entry).await?;
         rows.push(Row { id: found.name.to_string(), stored: found.entry.attributes.size, description });
     }

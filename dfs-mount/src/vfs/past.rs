@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use dfs_common::api::directory::{GetAttributes, List, Lookup, NameHistory, PageEntry, ReadLink};
+use dfs_common::api::directory::{GetAttributes, Lookup, NameHistory, PageEntry, ReadLink};
 use dfs_common::attributes::{Attributes, Entry, FileKind};
 use dfs_common::block::Manifest;
 use dfs_common::clients::Cluster;
@@ -27,8 +27,6 @@ const FIRST_ID: u64 = 1 << 61;
 const BEHIND_ID: u64 = 1 << 62;
 /// What the tree is called in the root.
 const NAME: &[u8] = b".dfs";
-/// Entries fetched at a time.
-const PAGE: u32 = 1024;
 /// Entries that are looked up for one answer.
 const LOOKUPS: usize = 64;
 /// Bytes fetched at a time, in whole blocks.
@@ -103,11 +101,18 @@ enum Handle {
     Directory(Arc<Vec<Listed>>),
 }
 
+/// What the kernel refers to.
+#[derive(Debug, Default)]
+struct Nodes {
+    by_id: HashMap<u64, Shown>,
+    ids: HashMap<Key, u64>,
+}
+
 /// The tree.
 #[derive(Debug)]
 pub struct Past {
     cluster: Arc<Cluster>,
-    nodes: Mutex<HashMap<u64, Shown>>,
+    nodes: Mutex<Nodes>,
     next_id: AtomicU64,
     handles: Mutex<HashMap<u64, Handle>>,
     next_handle: AtomicU64,
@@ -203,25 +208,27 @@ impl Past {
 
     fn show(&self, key: Key, entry: Entry) -> Attributes {
         let mut nodes = self.nodes.lock();
-        let known = nodes.iter().find(|(_, shown)| shown.key == key).map(|(&id, _)| id);
-        let id = known.unwrap_or_else(|| self.next_id.fetch_add(1, Ordering::Relaxed));
-        let shown = nodes.entry(id).or_insert_with(|| Shown { key, entry: entry.clone(), lookups: 0 });
+        let Nodes { by_id, ids } = &mut *nodes;
+        let id = *ids.entry(key.clone()).or_insert_with(|| self.next_id.fetch_add(1, Ordering::Relaxed));
+        let shown = by_id.entry(id).or_insert_with(|| Shown { key, entry: entry.clone(), lookups: 0 });
         shown.entry = entry;
         shown.lookups += 1;
         attributes(id, shown)
     }
 
     fn shown(&self, id: u64) -> Result<Shown> {
-        self.nodes.lock().get(&id).cloned().ok_or_else(|| ErrorKind::Stale.into())
+        self.nodes.lock().by_id.get(&id).cloned().ok_or_else(|| ErrorKind::Stale.into())
     }
 
     /// The kernel dropped `count` references.
     pub fn forget(&self, id: u64, count: u64) {
         let mut nodes = self.nodes.lock();
-        let Some(shown) = nodes.get_mut(&id) else { return };
+        let Some(shown) = nodes.by_id.get_mut(&id) else { return };
         shown.lookups = shown.lookups.saturating_sub(count);
-        if shown.lookups == 0 {
-            nodes.remove(&id);
+        if shown.lookups == 0
+            && let Some(shown) = nodes.by_id.remove(&id)
+        {
+            nodes.ids.remove(&shown.key);
         }
     }
 
@@ -318,18 +325,9 @@ impl Past {
 
     /// What is in a directory now; nothing where it was removed.
     async fn entries(&self, ino: InodeId) -> Result<Vec<PageEntry>> {
-        let mut all: Vec<PageEntry> = Vec::new();
-        loop {
-            let after = all.last().map(|e| e.name.clone());
-            let page = match self.cluster.directory.call(&List { ino, after, limit: PAGE }).await {
-                Err(e) if e.kind() == ErrorKind::NotFound => return Ok(all),
-                page => page?,
-            };
-            let end = page.end || page.entries.is_empty();
-            all.extend(page.entries);
-            if end {
-                return Ok(all);
-            }
+        match self.cluster.entries(ino).await {
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+            entries => entries,
         }
     }
 
