@@ -13,6 +13,8 @@ use super::Caller;
 
 /// A look costs about 20 us of CPU, so short waits do without one.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How long an interrupted caller is kept for taking back what it asked for.
+const CANCEL_LIMIT: Duration = Duration::from_millis(500);
 /// SIGCONT to SIGTTOU stop or continue; they do not end a wait.
 const STOP_SIGNALS: u64 = 0b1111 << 18;
 
@@ -69,6 +71,43 @@ pub(crate) async fn given_up_on<T>(signals: Signals, pid: u32, future: impl Futu
     }
 }
 
+/// Asks a service for what it may grant only after a long wait. Where the caller gives up, `cancel` takes it back. Where
+/// nobody knows whether that was heard, or the request itself, and where this future is dropped, `later` is to see to it.
+pub(crate) async fn ask_in_line<T>(
+    caller: Caller,
+    ask: impl Future<Output = Result<T>>,
+    cancel: impl Future<Output = Result<()>>,
+    later: impl FnOnce(),
+) -> Result<T> {
+    let mut unsettled = OnDrop(Some(later));
+    let result = match interruptible(caller, ask).await {
+        Ok(result) => result,
+        Err(interrupted) => {
+            // The grant may be on its way: giving up the place gives it back too. A service that does not answer is told later.
+            if matches!(tokio::time::timeout(CANCEL_LIMIT, cancel).await, Ok(Ok(()))) {
+                unsettled.0 = None;
+            }
+            return Err(interrupted);
+        }
+    };
+    // A request without an answer may yet be carried out.
+    if !result.as_ref().is_err_and(|e| e.kind().is_transient()) {
+        unsettled.0 = None;
+    }
+    result
+}
+
+/// Something to do at the end, unless it is taken out before.
+struct OnDrop<F: FnOnce()>(Option<F>);
+
+impl<F: FnOnce()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        if let Some(last) = self.0.take() {
+            last();
+        }
+    }
+}
+
 /// Whether a thread with this /proc status would act on a signal if it could.
 fn has_pending_signal(status: &str, signals: Signals) -> bool {
     let mask = |key: &str| {
@@ -101,6 +140,23 @@ mod tests {
             assert!(!taken(&status(bit(stop), 0, 0)), "{stop}");
         }
         assert!(!taken("garbage"));
+    }
+
+    #[tokio::test]
+    async fn what_nobody_knows_the_end_of_is_seen_to_later() {
+        let asked = async |ask: Result<()>| {
+            let mut left = false;
+            let result = ask_in_line(Caller::default(), async { ask }, async { Ok(()) }, || left = true).await;
+            (result.map_err(|e| e.kind()), left)
+        };
+        assert_eq!(asked(Ok(())).await, (Ok(()), false));
+        assert_eq!(asked(Err(ErrorKind::Busy.into())).await, (Err(ErrorKind::Busy), false));
+        assert_eq!(asked(Err(ErrorKind::TimedOut.into())).await, (Err(ErrorKind::TimedOut), true));
+        let mut left = false;
+        let mut dropped = Box::pin(ask_in_line(Caller::default(), std::future::pending::<Result<()>>(), async { Ok(()) }, || left = true));
+        assert!(futures_util::poll!(dropped.as_mut()).is_pending());
+        drop(dropped);
+        assert!(left);
     }
 
     #[test]

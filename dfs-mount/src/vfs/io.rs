@@ -91,8 +91,9 @@ impl Vfs {
             return Ok(());
         }
         if let Some(held) = handle.held {
-            let is_heir = caller.pid != 0 && held.process != 0 && process_of(caller.pid).0 != held.process;
-            if is_heir && self.has_another_descriptor(held.process, &handle.node) {
+            // A process's first thread has its number, so that most need not be looked up.
+            let is_own = [0, held.process].contains(&caller.pid) || held.process == 0 || process_of(caller.pid).0 == held.process;
+            if !is_own && self.has_another_descriptor(held.process, &handle.node) {
                 return Ok(());
             }
             self.commit(&handle.node, &handle.content, false).await?;

@@ -13,16 +13,14 @@ use dfs_common::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::interrupt::interruptible;
+use super::interrupt::{ask_in_line, interruptible};
 use super::{Caller, Vfs};
 
 /// How long a lock stays with a mount whose open was sent back to look the name up again.
 const GRACE: Duration = Duration::from_millis(50);
 
 /// Between attempts to tell a service that was away what it must know.
-const RETRY: Duration = Duration::from_secs(2);
-/// How long an interrupted caller is kept for that.
-const CANCEL_LIMIT: Duration = Duration::from_millis(500);
+pub(super) const RETRY: Duration = Duration::from_secs(2);
 /// How far back a process is asked for those who started it.
 const GENERATIONS: u32 = 16;
 
@@ -246,23 +244,23 @@ impl Vfs {
         guarded.nothing_leaves().await;
         settle(&self.cluster, guarded, ino).await?;
         let request = self.cluster.next_lock_request();
-        let mut abandoned = CancelOnDrop { cluster: Some(self.cluster.clone()), guarded: guarded.clone(), ino, request };
         let unaware = guarded.slot.lock().token.is_none();
-        let result = match interruptible(caller, self.cluster.acquire_lock(ino, request, who.0, who.1, limit, unaware)).await {
-            Ok(result) => result,
-            Err(interrupted) => {
-                // The grant may be on its way: giving up the place gives it back too. A service that does not answer is told later.
-                if matches!(tokio::time::timeout(CANCEL_LIMIT, self.cluster.cancel_lock(ino, request)).await, Ok(Ok(()))) {
-                    abandoned.cluster = None;
-                }
-                return Err(interrupted);
+        let ask = self.cluster.acquire_lock(ino, request, who.0, who.1, limit, unaware);
+        ask_in_line(caller, ask, self.cluster.cancel_lock(ino, request), || self.abandon(guarded, ino, request)).await
+    }
+
+    /// Gives up a place in the queue whose open was dropped half way, or not answered.
+    fn abandon(&self, guarded: &Arc<Guarded>, ino: InodeId, request: u64) {
+        let (cluster, guarded) = (self.cluster.clone(), guarded.clone());
+        guarded.slot.lock().abandoned.push(request);
+        tokio::spawn(async move {
+            settle_later(&cluster, &guarded, ino).await;
+            // The request itself may reach a service that comes back only after the first cancellation.
+            tokio::time::sleep(RETRY).await;
+            if guarded.slot.lock().token.is_none() {
+                let _ = cluster.cancel_lock(ino, request).await;
             }
-        };
-        // A request without an answer may yet be carried out.
-        if !result.as_ref().is_err_and(|e| e.kind().is_transient()) {
-            abandoned.cluster = None;
-        }
-        result
+        });
     }
 
     /// Uses a lock that this mount has by another way than asking for it. `None` where it was lost since.
@@ -411,31 +409,6 @@ impl<'a> Flag<'a> {
 impl Drop for Flag<'_> {
     fn drop(&mut self) {
         self.0.store(false, Ordering::Relaxed);
-    }
-}
-
-/// Gives up a place in the queue whose open was dropped half way, or not answered.
-struct CancelOnDrop {
-    cluster: Option<Arc<Cluster>>,
-    guarded: Arc<Guarded>,
-    ino: InodeId,
-    request: u64,
-}
-
-impl Drop for CancelOnDrop {
-    fn drop(&mut self) {
-        if let Some(cluster) = self.cluster.take() {
-            let (guarded, ino, request) = (self.guarded.clone(), self.ino, self.request);
-            guarded.slot.lock().abandoned.push(request);
-            tokio::spawn(async move {
-                settle_later(&cluster, &guarded, ino).await;
-                // The request itself may reach a service that comes back only after the first cancellation.
-                tokio::time::sleep(RETRY).await;
-                if guarded.slot.lock().token.is_none() {
-                    let _ = cluster.cancel_lock(ino, request).await;
-                }
-            });
-        }
     }
 }
 

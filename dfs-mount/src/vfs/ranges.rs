@@ -14,15 +14,10 @@ use dfs_common::ids::InodeId;
 use dfs_common::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
 
-use super::interrupt::interruptible;
-use super::locks::process_of;
+use super::interrupt::ask_in_line;
+use super::locks::{RETRY, process_of};
 use super::{Caller, Vfs};
 use crate::system;
-
-/// Between attempts to tell a service that was away what it must know.
-const RETRY: Duration = Duration::from_secs(2);
-/// How long an interrupted caller is kept for that.
-const CANCEL_LIMIT: Duration = Duration::from_millis(500);
 
 /// A lock as a program asks for it.
 #[derive(Clone, Copy, Debug)]
@@ -95,21 +90,8 @@ impl Vfs {
         self.ranges.add(ino, owner);
         let request = self.cluster.next_lock_request();
         let wait = if wanted.wait { None } else { Some(Duration::ZERO) };
-        let mut abandoned = Abandoned(Some((self.clone(), lock.clone(), request)));
-        let result = match interruptible(caller, self.cluster.lock_range(&lock, request, wait)).await {
-            Ok(result) => result,
-            Err(interrupted) => {
-                if matches!(tokio::time::timeout(CANCEL_LIMIT, self.cluster.cancel_range(&lock, request)).await, Ok(Ok(()))) {
-                    abandoned.0 = None;
-                }
-                return Err(interrupted);
-            }
-        };
-        // A request without an answer may yet be carried out.
-        if !result.as_ref().is_err_and(|e| e.kind().is_transient()) {
-            abandoned.0 = None;
-        }
-        result
+        let (ask, cancel) = (self.cluster.lock_range(&lock, request, wait), self.cluster.cancel_range(&lock, request));
+        ask_in_line(caller, ask, cancel, || self.tell_later("cancel a lock", lock.clone(), Some(request))).await
     }
 
     /// fcntl(2) with F_GETLK: the first lock in the way.
@@ -189,17 +171,6 @@ impl Vfs {
         let (pid, program) = process_of(caller.pid);
         let mode = wanted.mode.unwrap_or(Mode::Shared);
         Ok(RangeLock { ino, family, owner: wanted.owner, span: wanted.span, mode, pid, program })
-    }
-}
-
-/// A wait that was dropped half way, or not answered.
-struct Abandoned(Option<(Arc<Vfs>, RangeLock, u64)>);
-
-impl Drop for Abandoned {
-    fn drop(&mut self) {
-        if let Some((vfs, lock, request)) = self.0.take() {
-            vfs.tell_later("cancel a lock", lock, Some(request));
-        }
     }
 }
 
