@@ -1,51 +1,13 @@
 //! What is kept of removed files, on a real cluster: they come back as they were.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::Path;
 
-use dfs_common::api::directory::{PastRow, RemovalPage, Removals, Status, Undelete};
-use dfs_common::attributes::FileKind;
-use dfs_common::ids::{InodeId, ROOT};
+use dfs_common::api::directory::{RemovalPage, Removals, Status};
+use dfs_common::ids::ROOT;
+use dfs_tests::tree::{assert_same, listing};
 use dfs_tests::{Cluster, eventually, sys};
-
-/// Undeletes what was removed from `parent`, and below.
-fn undelete(cluster: &Cluster, parent: InodeId) {
-    let RemovalPage { rows, more } = cluster.directory(&Removals { parent, after: None, limit: 100 }).unwrap();
-    assert!(!more);
-    for PastRow { name, entry, .. } in rows {
-        let ino = entry.attributes.ino;
-        cluster.directory(&Undelete { ino, parent, name }).unwrap();
-        if entry.attributes.kind == FileKind::Directory {
-            undelete(cluster, ino);
-        }
-    }
-}
-
-/// Mode with type, owner, size, modification time of what is no directory, content or target.
-type Thing = (u32, u32, u64, Option<i64>, Vec<u8>);
-
-/// What a tree is, by path. Times of directories change with what is made in them.
-fn tree(top: &Path) -> BTreeMap<String, Thing> {
-    let mut out = BTreeMap::new();
-    let mut pending = vec![top.to_owned()];
-    while let Some(path) = pending.pop() {
-        let meta = fs::symlink_metadata(&path).unwrap();
-        let content = match meta.file_type() {
-            kind if kind.is_file() => fs::read(&path).unwrap(),
-            kind if kind.is_symlink() => fs::read_link(&path).unwrap().into_os_string().into_encoded_bytes(),
-            _ => Vec::new(),
-        };
-        if meta.is_dir() {
-            pending.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
-        }
-        let mtime = (!meta.is_dir()).then_some(meta.mtime_nsec());
-        out.insert(path.strip_prefix(top).unwrap().display().to_string(), (meta.mode(), meta.uid(), meta.len(), mtime, content));
-    }
-    out
-}
 
 #[test]
 fn a_removed_tree_comes_back_as_it_was() {
@@ -61,14 +23,14 @@ fn a_removed_tree_comes_back_as_it_was() {
     }
     std::os::unix::fs::symlink("a/b/1", mount.at("top/link")).unwrap();
     std::os::unix::fs::chown(mount.at("top/a/1"), Some(77), Some(88)).unwrap();
-    let before = tree(&mount.at("top"));
+    let before = listing(&mount.at("top"));
     fs::remove_dir_all(mount.at("top")).unwrap();
     assert!(!mount.at("top").exists());
     drop(mount);
     cluster.crash();
-    undelete(&cluster, ROOT);
+    cluster.dfs(&["undelete", "top"]);
     let mount = cluster.mount();
-    assert_eq!(tree(&mount.at("top")), before);
+    assert_same(&before, &listing(&mount.at("top")));
     let status = cluster.directory(&Status {}).unwrap();
     assert_eq!((status.kept, status.orphans), (0, 0));
 }
@@ -82,7 +44,7 @@ fn a_file_comes_back_while_it_is_open() {
     let ino = open.metadata().unwrap().ino();
     fs::remove_file(two.at("f")).unwrap();
     assert_eq!(open.metadata().unwrap().nlink(), 0);
-    undelete(&cluster, ROOT);
+    cluster.dfs(&["undelete", "f"]);
     for mount in [&one, &two] {
         let meta = fs::metadata(mount.at("f")).unwrap();
         assert_eq!((meta.ino(), meta.nlink(), meta.len()), (ino, 1, 7));
