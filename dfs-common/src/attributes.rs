@@ -127,6 +127,10 @@ pub struct Layout {
     pub holders: Vec<ServerId>,
     /// The current version's manifest; `None` at version 0.
     pub manifest: Option<crate::block::BlockHash>,
+    /// The session that made the file with its write lock ([`Token::FRESH`](crate::ids::Token::FRESH)), as long as nobody has
+    /// published or lost a later one. Who asks the lock service for the lock names it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fresh: Option<crate::ids::SessionId>,
 }
 
 /// An inode as an operation returns it: attributes and, for files, where the bytes are.

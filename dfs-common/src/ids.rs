@@ -46,6 +46,12 @@ id!(
     Token, u64
 );
 
+impl Token {
+    /// The lock that a new file's maker gets with it, before the lock service has heard of the file: below every token that
+    /// the service grants.
+    pub const FRESH: Self = Self(1);
+}
+
 /// The inode of the root directory.
 pub const ROOT: InodeId = InodeId(1);
 /// The directory of content that could not be published: an ordinary directory, but without a name.

@@ -45,6 +45,7 @@ async fn main() -> Result<()> {
             mtime: Timestamp(i64::from(n)),
             durable: false,
             interim: false,
+            goes_on: false,
         };
         let start = Instant::now();
         cluster.commit(&version, &file.layout.placement, &source).await?;
@@ -58,7 +59,7 @@ async fn main() -> Result<()> {
 
 async fn make(cluster: &Cluster, name: &str, parent: dfs_common::ids::InodeId, kind: FileKind) -> Result<dfs_common::attributes::Entry> {
     let name = Name::new(name.as_bytes())?;
-    let make = Make { parent, name, kind, mode: 0o755, umask: 0, uid: 0, gid: 0, rdev: 0, target: None };
+    let make = Make { parent, name, kind, mode: 0o755, umask: 0, uid: 0, gid: 0, rdev: 0, target: None, lock: false };
     Ok(cluster.directory.call(&make).await?.entry)
 }
 

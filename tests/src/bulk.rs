@@ -7,8 +7,8 @@ use anyhow::{Context, Result};
 use bytes::Bytes;
 use dfs_common::api::directory::Make;
 use dfs_common::attributes::{Entry, FileKind, Timestamp};
-use dfs_common::clients::Cluster as Client;
 use dfs_common::clients::commit::{InMemory, NewVersion};
+use dfs_common::clients::{Cluster as Client, WriteLock};
 use dfs_common::ids::{InodeId, ROOT};
 use dfs_common::name::Name;
 
@@ -16,7 +16,7 @@ use crate::Cluster;
 
 /// A request for a new entry that belongs to root.
 pub fn make(parent: InodeId, name: &str, kind: FileKind, mode: u32) -> Make {
-    Make { parent, name: Name::new(name.as_bytes()).expect("a name"), kind, mode, umask: 0, uid: 0, gid: 0, rdev: 0, target: None }
+    Make { parent, name: Name::new(name.as_bytes()).expect("a name"), kind, mode, umask: 0, uid: 0, gid: 0, rdev: 0, target: None, lock: false }
 }
 
 /// Creates a file with content through `client`; its write lock is given back.
@@ -29,8 +29,8 @@ pub async fn write(client: &Client, parent: InodeId, name: &str, content: Bytes)
 pub async fn replace(client: &Client, entry: &Entry, content: Bytes) -> Result<Entry> {
     client.learn(entry).await?;
     let ino = entry.attributes.ino;
-    let request = client.next_lock_request();
-    let token = client.acquire_lock(ino, request, std::process::id(), "dfs-tests", Some(Duration::from_secs(30)), false).await.context("lock")?;
+    let lock = WriteLock { ino, request: client.next_lock_request(), pid: std::process::id(), program: "dfs-tests", fresh: entry.layout.fresh };
+    let token = client.acquire_lock(lock, Some(Duration::from_secs(30)), false).await.context("lock")?;
     let source = InMemory { content, block_bits: client.session().block_bits };
     let manifest = source.manifest()?;
     let new = NewVersion {
@@ -42,6 +42,7 @@ pub async fn replace(client: &Client, entry: &Entry, content: Bytes) -> Result<E
         mtime: Timestamp::from_system_time(std::time::SystemTime::now()),
         durable: false,
         interim: false,
+        goes_on: false,
     };
     let published = client.commit(&new, &entry.layout.placement, &source).await.map(|published| published.0).context("commit");
     client.release_lock(ino, token).await.context("release")?;

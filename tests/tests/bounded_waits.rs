@@ -189,10 +189,10 @@ fn without_the_lock_service(away: Away) {
         assert!(matches!(result.unwrap_err().raw_os_error(), Some(libc::ETIMEDOUT | libc::EIO)));
         assert!(at - start < TIMEOUT + SLACK, "{}", mount.log());
     });
-    // A close gives the lock back, which fails now.
+    // What nobody uses is given back after a while, which fails now.
     sys::close(held).unwrap();
     assert!(fs::read(mount.at("a")).is_ok(), "reading needs no lock");
-    eventually(10, "the log says so", || mount.log().contains("was not given back"));
+    eventually(30, "the log says so", || mount.log().contains("was not given back"));
     away.end(&mut cluster, Role::Lock);
     eventually(30, "the lock is given back", || OpenOptions::new().append(true).open(other.at("f")).is_ok());
     drop(foreign);
@@ -344,7 +344,7 @@ fn a_download_can_be_interrupted() {
     let mut text = Vec::new();
     File::open(mount.at("big")).unwrap().read_to_end(&mut text).unwrap();
     assert_eq!(text, fs::read(other.at("big")).unwrap());
-    assert_eq!(cluster.lock(&dfs_common::api::lock::Locks::default()).unwrap(), [], "no lock is left behind");
+    eventually(30, "no lock is left behind", || cluster.lock(&dfs_common::api::lock::Locks::default()).is_ok_and(|rows| rows.is_empty()));
 }
 
 #[test]

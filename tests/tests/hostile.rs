@@ -127,6 +127,8 @@ fn templates(ino: u64) -> Vec<(&'static str, Value)> {
         d("/v1/lock/renew", json!({"session": 1})),
         d("/v1/lock/end", json!({"session": 1})),
         d("/v1/lock/break", json!({"ino": NOBODY})),
+        d("/v1/lock/recalls", json!({"session": 1, "known": [], "wait_ms": 0})),
+        d("/v1/lock/in-use", json!({"session": 1, "ino": NOBODY, "token": 1, "owner": process})),
         d("/v1/lock/take-over", json!({"session": 1, "from": NOBODY})),
         d(
             "/v1/lock/lock-range",
@@ -418,6 +420,7 @@ fn commits_that_do_not_fit_are_refused() {
         missing: vec![],
         durable: false,
         interim: false,
+        goes_on: false,
     };
     assert_eq!(cluster.directory(&publish).unwrap_err().kind(), ErrorKind::Conflict);
     assert_eq!(digest(&cluster), before);

@@ -246,7 +246,7 @@ fn who_holds_a_lock_can_be_seen() {
 /// What a client of its own asks for, beside all mounts.
 fn acquire(ino: InodeId, session: u64, wait_ms: u64) -> lock::Acquire {
     let owner = lock::Owner { host: "h".into(), pid: session as u32, program: "test".into() };
-    lock::Acquire { session: SessionId(session), ino, request: 1, owner, wait_ms, unaware: false }
+    lock::Acquire { session: SessionId(session), ino, request: 1, owner, wait_ms, unaware: false, fresh: None }
 }
 
 fn lock_range(ino: InodeId, number: u64, (first, last): (u64, u64), wait_ms: u64) -> lock::LockRange {
@@ -297,10 +297,10 @@ fn a_broken_lock_goes_to_the_next_in_line() {
     std::thread::scope(|scope| {
         let next = scope.spawn(|| cluster.lock(&acquire(ino, 2, 20_000)).unwrap().token);
         eventually(10, "the second session stands in line", || cluster.lock(&lock::Status {}).unwrap().waiters == 1);
-        cluster.lock(&lock::Break { ino, token: Some(first) }).unwrap();
+        cluster.lock(&lock::Break { ino, token: Some(first), fresh: None }).unwrap();
         assert!(next.join().unwrap() > first);
     });
-    cluster.lock(&lock::Break { ino, token: Some(first) }).unwrap();
+    cluster.lock(&lock::Break { ino, token: Some(first), fresh: None }).unwrap();
     cluster.lock(&lock::Release { session: SessionId(1), ino, token: first }).unwrap();
     let rows = cluster.lock(&lock::Locks::default()).unwrap();
     let held: Vec<_> = rows.iter().map(|row| row.holder.session).collect();

@@ -64,6 +64,9 @@ pub struct Commit {
     /// True: the writer goes on, see [`super::directory::Publish::interim`].
     #[serde(default)]
     pub interim: bool,
+    /// See [`super::directory::Publish::goes_on`].
+    #[serde(default)]
+    pub goes_on: bool,
 }
 
 /// A version for a replica. The body is as in [`Commit`]; blocks that the replica lacks it fetches from `primary`.

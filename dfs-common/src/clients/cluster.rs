@@ -12,7 +12,8 @@ use super::steps::{self, Target};
 use super::{Caller, Connect, Peers};
 use crate::api::directory::{CloseSession, GetAttributes, OpenSession, RenewSession, Renewed, Session};
 use crate::api::lock::{
-    Acquire, Cancel, CancelRange, End, Family, Grant, LockRange, Mode, Owner, RangeOwner, RangeRow, Release, Renew, Span, TestRange, UnlockRange,
+    Acquire, Cancel, CancelRange, End, Family, Grant, InUse, LockRange, Mode, Owner, RangeOwner, RangeRow, Recalls, Release, Renew, Span, TestRange,
+    UnlockRange,
 };
 use crate::api::{Done, Operation};
 use crate::attributes::Entry;
@@ -27,6 +28,21 @@ const MIN_RENEWAL: Duration = Duration::from_millis(500);
 
 /// Whether others wait for a lock that is held is asked for so long at the most.
 const SHARING: Duration = Duration::from_secs(1);
+
+/// A write lock, and who asks for it.
+#[derive(Clone, Copy, Debug)]
+pub struct WriteLock<'a> {
+    /// The file.
+    pub ino: InodeId,
+    /// Names this request.
+    pub request: u64,
+    /// The process, on this host.
+    pub pid: u32,
+    /// Its program.
+    pub program: &'a str,
+    /// See [`Acquire::fresh`].
+    pub fresh: Option<SessionId>,
+}
 
 /// A lock that a program of this client asks for.
 #[derive(Clone, Debug)]
@@ -177,17 +193,36 @@ impl Cluster {
     /// `WouldBlock` where `wait` is zero and it is taken, `Busy` when the wait is over. A future that is
     /// dropped before it is done leaves a place in the queue: call [`Cluster::cancel_lock`] with the same `request`.
     /// `unaware`: see [`Acquire::unaware`].
-    pub async fn acquire_lock(&self, ino: InodeId, request: u64, pid: u32, program: &str, wait: Option<Duration>, unaware: bool) -> Result<Token> {
-        let owner = self.owner(pid, program);
-        let ask = |wait_ms| Acquire { session: self.id(), ino, request, owner: owner.clone(), wait_ms, unaware };
-        let grant: Grant = self.wait_in_line(ino, wait, ask).await?;
+    pub async fn acquire_lock(&self, lock: WriteLock<'_>, wait: Option<Duration>, unaware: bool) -> Result<Token> {
+        let grant: Grant = self.wait_in_line(lock.ino, wait, |wait_ms| self.acquire(lock, wait_ms, unaware)).await?;
         Ok(grant.token)
     }
 
     /// One more process uses a lock that this session holds; `WouldBlock` where others wait for it. Never takes long.
-    pub async fn share_lock(&self, ino: InodeId, request: u64, pid: u32, program: &str) -> Result<Token> {
-        let acquire = Acquire { session: self.id(), ino, request, owner: self.owner(pid, program), wait_ms: 0, unaware: false };
-        self.lock.call_once_within(&acquire, SHARING).await.map(|grant| grant.token)
+    pub async fn share_lock(&self, lock: WriteLock<'_>) -> Result<Token> {
+        self.lock.call_once_within(&self.acquire(lock, 0, false), SHARING).await.map(|grant| grant.token)
+    }
+
+    fn acquire(&self, lock: WriteLock<'_>, wait_ms: u64, unaware: bool) -> Acquire {
+        let WriteLock { ino, request, pid, program, fresh } = lock;
+        Acquire { session: self.id(), ino, request, owner: self.owner(pid, program), wait_ms, unaware, fresh }
+    }
+
+    /// Waits for at most `wait` until others want locks of this session, other than `known`: which, with their tokens.
+    pub async fn recalled_locks(&self, known: Vec<(InodeId, Token)>, wait: Duration, limit: Duration) -> Result<Vec<(InodeId, Token)>> {
+        let recalls = Recalls { session: self.id(), known, wait_ms: wait.as_millis() as u64 };
+        self.lock.call_once_within(&recalls, limit).await.map(|recalled| recalled.wanted)
+    }
+
+    /// Says that a process of this session uses a lock that others want.
+    pub async fn lock_in_use(&self, ino: InodeId, token: Token, pid: u32, program: &str) -> Result<()> {
+        let in_use = InUse { session: self.id(), ino, token, owner: self.owner(pid, program) };
+        self.lock.call(&in_use).await.map(|_| ())
+    }
+
+    /// Says to the lock service that this session lives.
+    pub async fn appear(&self) -> Result<()> {
+        self.lock.call_once(&Renew { session: self.id() }).await.map(|_| ())
     }
 
     /// Takes a lock that a program asks for, with `wait` as in [`Cluster::acquire_lock`]. `request` names the wait.

@@ -71,6 +71,8 @@ pub struct NewVersion<'a> {
     pub durable: bool,
     /// Whether the writer goes on, so that the version is dropped once the same grant publishes the next.
     pub interim: bool,
+    /// Whether nobody has closed the file since the writer made `base`.
+    pub goes_on: bool,
 }
 
 impl Cluster {
@@ -166,6 +168,7 @@ impl Cluster {
             replicas: replicas.to_vec(),
             durable: new.durable,
             interim: new.interim,
+            goes_on: new.goes_on,
         };
         let mut body = BytesMut::with_capacity(encoded.len() + commit.inline.iter().sum::<u32>() as usize);
         body.extend_from_slice(&encoded);

@@ -12,5 +12,5 @@ pub mod read;
 pub mod steps;
 
 pub use caller::Caller;
-pub use cluster::Cluster;
+pub use cluster::{Cluster, WriteLock};
 pub use peers::{Connect, Peers};

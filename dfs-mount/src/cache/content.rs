@@ -53,6 +53,8 @@ struct State {
     base: Arc<Manifest>,
     /// False where this mount published the version without asking for disks.
     durable: bool,
+    /// The version was published by fsync, and nobody has closed the file since.
+    goes_on: bool,
     /// Servers that have what was copied since the last commit.
     origin: Vec<ServerId>,
     /// Where changes are noted, while there may be any.
@@ -112,7 +114,19 @@ impl Content {
     /// Takes over `file` at `path`, whose blocks are in the state `map` of `version`, without changes.
     pub fn new(file: File, path: PathBuf, version: Version, map: BlockMap) -> Self {
         let base = Arc::new(map.clean_manifest().expect("a map that was made from a manifest makes that manifest"));
-        let state = State { map, path, version, mtime: None, committing: false, base, durable: true, origin: Vec::new(), noted: None, aside: false };
+        let state = State {
+            map,
+            path,
+            version,
+            mtime: None,
+            committing: false,
+            base,
+            durable: true,
+            goes_on: false,
+            origin: Vec::new(),
+            noted: None,
+            aside: false,
+        };
         Self { file, state: Mutex::new(state), committed: Notify::new(), fill: Turn::default(), commit: Turn::default() }
     }
 
@@ -219,6 +233,16 @@ impl Content {
         std::fs::rename(&state.path, &to).map_err(|e| Error::from_io(&e, "cache file"))?;
         state.path = to;
         Ok(())
+    }
+
+    /// True where the version was published by fsync, and nobody has closed the file since.
+    pub fn goes_on(&self) -> bool {
+        self.state.lock().goes_on
+    }
+
+    /// Somebody has closed the file: what is published is a version of its own.
+    pub fn closed(&self) {
+        self.state.lock().goes_on = false;
     }
 
     /// A copy of the block map.
@@ -421,7 +445,7 @@ impl Content {
             state.map.committed(manifest);
             state.base = Arc::new(manifest.clone());
             state.version = version;
-            state.durable = durable;
+            (state.durable, state.goes_on) = (durable, durable);
             state.origin.clear();
         }
         self.committed.notify_waiters();

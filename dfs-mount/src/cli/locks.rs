@@ -41,7 +41,7 @@ async fn break_lock(session: &Session, path: &OsStr) -> Outcome {
     let rows = session.cluster.lock.call(&Locks { ino: Some(ino) }).await.at(path)?;
     let Some(row) = rows.first() else { return Err(Failure::new(ErrorKind::NotFound, "nobody holds its write lock").at(path)) };
     // With its token, so that a repeated request takes it from nobody else.
-    session.cluster.lock.call(&Break { ino, token: Some(row.holder.token) }).await.at(path)?;
+    session.cluster.lock.call(&Break { ino, token: Some(row.holder.token), fresh: None }).await.at(path)?;
     if !session.json {
         let owner = &row.holder.owner;
         eprintln!("dfs: {}: taken from {} (process {} on {})", path.display(), owner.program, owner.pid, owner.host);

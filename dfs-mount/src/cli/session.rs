@@ -15,8 +15,8 @@ use std::time::Duration;
 use dfs_common::api::directory::{CloseSession, Make, OpenSession, Resolve, Resolved};
 use dfs_common::api::lock::{LockRow, Locks};
 use dfs_common::attributes::{Entry, FileKind};
-use dfs_common::clients::Cluster;
 use dfs_common::clients::cluster::connect_plain;
+use dfs_common::clients::{Cluster, WriteLock};
 use dfs_common::credentials::ClusterToken;
 use dfs_common::ids::{InodeId, Token};
 use dfs_common::name::{Name, Text};
@@ -188,7 +188,7 @@ impl Session {
             _ => 0o666 & !umask(),
         };
         let (uid, gid) = caller();
-        self.cluster.directory.call(&Make { parent, name, kind, mode, umask: 0, uid, gid, rdev: 0, target }).await.map(|made| made.entry)
+        self.cluster.directory.call(&Make { parent, name, kind, mode, umask: 0, uid, gid, rdev: 0, target, lock: false }).await.map(|made| made.entry)
     }
 
     /// Marks `ino` as in use by the running command.
@@ -221,7 +221,7 @@ impl Session {
             };
             writable(&entry).at(path)?;
             let ino = entry.attributes.ino;
-            let token = self.acquire(ino, path, program, wait.saturating_sub(start.elapsed())).await.at(path)?;
+            let token = self.acquire(&entry, path, program, wait.saturating_sub(start.elapsed())).await.at(path)?;
             // While we waited, the file may have got a new version, or the name another file.
             match self.resolve(path, true).await {
                 Ok(Resolved { entry: Some(entry), .. }) if entry.attributes.ino == ino => {
@@ -238,11 +238,12 @@ impl Session {
         }
     }
 
-    async fn acquire(&self, ino: InodeId, path: &OsStr, program: &str, wait: Duration) -> Outcome<Token> {
+    async fn acquire(&self, entry: &Entry, path: &OsStr, program: &str, wait: Duration) -> Outcome<Token> {
+        let (ino, fresh) = (entry.attributes.ino, entry.layout.fresh);
         self.asked_for_locks.store(true, Ordering::Relaxed);
         let request = self.cluster.next_lock_request();
         self.holds.lock().push(Hold { ino, request, token: None });
-        let asked = self.cluster.acquire_lock(ino, request, std::process::id(), program, Some(wait), false);
+        let asked = self.cluster.acquire_lock(WriteLock { ino, request, pid: std::process::id(), program, fresh }, Some(wait), false);
         tokio::pin!(asked);
         let granted = tokio::select! {
             granted = &mut asked => granted,

@@ -79,6 +79,7 @@ pub(crate) async fn publish(session: &Session, locked: &Locked, source: &FileSou
         mtime: Timestamp::from_system_time(std::time::SystemTime::now()),
         durable,
         interim: false,
+        goes_on: false,
     };
     let published = session.cluster.commit(&new, &locked.entry.layout.placement, source).await.map(|published| published.0);
     source.sent.finish();

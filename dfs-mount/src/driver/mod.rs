@@ -147,6 +147,8 @@ fn run(options: &Options, parent: &mut Option<PipeWriter>) -> Result<()> {
     let vfs = Arc::new(runtime.block_on(connect(options))?);
     runtime.spawn(vfs.clone().keep_session());
     runtime.spawn(vfs.clone().keep_leases());
+    runtime.spawn(vfs.clone().keep_recalls());
+    runtime.spawn(vfs.clone().keep_locks());
     runtime.block_on(recover(&vfs));
     runtime.spawn(vfs.clone().keep_recovered());
     let mut mounted =

@@ -12,7 +12,7 @@ use dfs_common::ids::{InodeId, RECOVERED};
 use dfs_common::name::{Name, Text};
 use dfs_common::{Error, ErrorKind, Result};
 
-use super::locks::Wait;
+use super::locks::{Lockable, Wait};
 use super::node::Node;
 use super::{Caller, Vfs, now};
 use crate::cache::Content;
@@ -165,7 +165,18 @@ impl Vfs {
 
     /// The file that it goes to; the one from before, where an attempt was broken off.
     async fn make_recoverable(&self, name: &Name) -> Result<Entry> {
-        let make = Make { parent: RECOVERED, name: name.clone(), kind: FileKind::File, mode: 0o600, umask: 0, uid: 0, gid: 0, rdev: 0, target: None };
+        let make = Make {
+            parent: RECOVERED,
+            name: name.clone(),
+            kind: FileKind::File,
+            mode: 0o600,
+            umask: 0,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            target: None,
+            lock: false,
+        };
         let entry = match self.mutate(&make).await.0 {
             Ok(made) => made.entry,
             Err(e) if e.kind() == ErrorKind::Exists => self.ask(&Lookup { parent: RECOVERED, name: name.clone() }).await.0?,
@@ -212,7 +223,8 @@ impl Vfs {
         let size = content.size();
         let Some(plan) = plan.filter(|plan| entry.layout.manifest != Some(plan.manifest.hash())) else { return Ok(size) };
         let ino = entry.attributes.ino;
-        let held = self.lock(ino, Caller::default(), Wait::Until(Some(self.cluster.directory.timeout()))).await?;
+        let file = Lockable { ino, fresh: entry.layout.fresh };
+        let held = self.lock(file, Caller::default(), Wait::Until(Some(self.cluster.directory.timeout()))).await?;
         let new = NewVersion {
             ino,
             token: held.token,
@@ -222,6 +234,7 @@ impl Vfs {
             mtime,
             durable: true,
             interim: false,
+            goes_on: false,
         };
         let published = self.cluster.commit(&new, &entry.layout.placement, &content).await;
         self.unlock(ino, held).await;

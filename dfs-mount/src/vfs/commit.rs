@@ -85,7 +85,7 @@ impl Vfs {
 
     async fn publish(&self, node: &Arc<Node>, content: &Arc<Content>, plan: &Plan, durable: bool) -> Result<(Entry, Stamp)> {
         // Shares the lock that the writing handle holds; the service is not asked.
-        let held = self.lock(node.ino, Caller::default(), Wait::Until(Some(self.cluster.directory.timeout()))).await?;
+        let held = self.lock(node.lockable(), Caller::default(), Wait::Until(Some(self.cluster.directory.timeout()))).await?;
         let mut placement = node.state.lock().entry.layout.placement.clone();
         // A server that has what was copied makes the better primary: nothing need be sent to it.
         let origin = content.origin();
@@ -100,6 +100,7 @@ impl Vfs {
             durable,
             // fsync: the program goes on writing, or closes without another version.
             interim: durable,
+            goes_on: content.goes_on(),
         };
         let (session, mut claim) = (self.cluster.id(), self.leases.lock().claim());
         let mut published = self.cluster.commit(&new, &placement, content.as_ref()).await;

@@ -12,8 +12,8 @@ use dfs_common::{Error, ErrorKind, Result};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use super::handles::FileHandle;
-use super::locks::process_of;
 use super::node::Node;
+use super::process::process_of;
 use super::{Caller, Vfs, now};
 use crate::cache::Content;
 use crate::cache::content::{CopyNotYet, NotYet};
@@ -121,7 +121,13 @@ impl Vfs {
 
     /// True where a flush has nothing to do.
     pub fn is_flushed(&self, handle: u64) -> bool {
-        self.handles.file(handle).is_ok_and(|h| h.held.is_none() || !(h.content.needs_commit(false) || h.content.is_aside()))
+        self.handles.file(handle).is_ok_and(|h| {
+            let is_flushed = h.held.is_none() || !(h.content.needs_commit(false) || h.content.is_aside());
+            if is_flushed && h.held.is_some() {
+                h.content.closed();
+            }
+            is_flushed
+        })
     }
 
     /// fsync(2): publishes, and waits for the disks of all copies.

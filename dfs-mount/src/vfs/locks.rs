@@ -1,19 +1,20 @@
-//! This mount's write locks: one a file, shared by all its processes.
+//! This mount's write locks: one a file, shared by all its processes, and kept when nobody
+//! uses it any more until somebody else wants it ([`super::recalls`]).
 
 use std::collections::HashMap;
-use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use dfs_common::clients::Cluster;
 use dfs_common::clients::steps::{self, Target};
-use dfs_common::ids::{InodeId, Token};
+use dfs_common::clients::{Cluster, WriteLock};
+use dfs_common::ids::{InodeId, SessionId, Token};
 use dfs_common::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::interrupt::{ask_in_line, interruptible};
+use super::process::{is_descendant, process_of};
 use super::{Caller, Vfs};
 
 /// How long a lock stays with a mount whose open was sent back to look the name up again.
@@ -21,15 +22,13 @@ const GRACE: Duration = Duration::from_millis(50);
 
 /// Between attempts to tell a service that was away what it must know.
 pub(super) const RETRY: Duration = Duration::from_secs(2);
-/// How far back a process is asked for those who started it.
-const GENERATIONS: u32 = 16;
 
 /// One file's lock, as this mount has it.
 #[derive(Debug, Default)]
-struct Slot {
-    token: Option<Token>,
+pub(super) struct Slot {
+    pub(super) token: Option<Token>,
     /// Handles open for writing, and commits under way.
-    users: Vec<Held>,
+    pub(super) users: Vec<Held>,
     /// Opens that were sent back and are expected to return: the lock stays for them.
     expected: Vec<u64>,
     last_expected: u64,
@@ -37,6 +36,12 @@ struct Slot {
     given_back: Token,
     /// It is just being given back.
     leaving: bool,
+    /// Since when nobody uses it.
+    pub(super) idle_since: Option<Instant>,
+    /// The grant that others want: it goes back when nobody uses it.
+    pub(super) wanted: Option<Token>,
+    /// The lock service knows of it; of the lock that came with a new file it need not.
+    pub(super) registered: bool,
     /// A lock that could not be given back; it is tried again, and before this mount asks for the lock anew.
     unreleased: Option<Token>,
     /// Requests that nobody waits for and the service has not been told of.
@@ -57,6 +62,21 @@ impl Slot {
         }
     }
 
+    /// A grant that this mount does not use and will not.
+    pub(super) fn refuse(&mut self, token: Token) {
+        self.given_back = self.given_back.max(token);
+    }
+
+    /// Nobody uses it, and nobody is about to.
+    pub(super) fn is_unused(&self) -> bool {
+        self.users.is_empty() && self.expected.is_empty()
+    }
+
+    /// True where others want what this mount has.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.token.is_some() && self.token == self.wanted
+    }
+
     fn is_used_by(&self, process: u32) -> bool {
         self.users.iter().any(|user| user.process == process)
     }
@@ -64,9 +84,9 @@ impl Slot {
 
 /// A slot, for a moment at a time, and the turn of those who ask the service, which may take long.
 #[derive(Debug, Default)]
-struct Guarded {
-    slot: Mutex<Slot>,
-    asking: tokio::sync::Mutex<()>,
+pub(super) struct Guarded {
+    pub(super) slot: Mutex<Slot>,
+    pub(super) asking: tokio::sync::Mutex<()>,
     /// Who asks waits in the service's queue.
     waiting: AtomicBool,
     left: Notify,
@@ -102,13 +122,14 @@ impl Guarded {
         slot.token = slot.token.max(Some(token));
         slot.users.push(Held { token, process });
         slot.abandoned.clear();
+        (slot.registered, slot.idle_since) = (true, None);
         true
     }
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Locks {
-    slots: Mutex<HashMap<InodeId, Arc<Guarded>>>,
+    pub(super) slots: Mutex<HashMap<InodeId, Arc<Guarded>>>,
 }
 
 /// How an open wants its lock.
@@ -120,6 +141,14 @@ pub(crate) enum Wait {
     Until(Option<Duration>),
 }
 
+/// A file whose write lock is asked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lockable {
+    pub(crate) ino: InodeId,
+    /// See [`Layout::fresh`](dfs_common::attributes::Layout::fresh).
+    pub(crate) fresh: Option<SessionId>,
+}
+
 /// One use of a file's write lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Held {
@@ -129,12 +158,12 @@ pub(crate) struct Held {
 }
 
 impl Locks {
-    fn slot(&self, ino: InodeId) -> Arc<Guarded> {
+    pub(super) fn slot(&self, ino: InodeId) -> Arc<Guarded> {
         self.slots.lock().entry(ino).or_default().clone()
     }
 
     /// Ends a reference to a slot; drops the slot where nobody else has one, and there is nothing in it.
-    fn tidy(&self, ino: InodeId, guarded: Arc<Guarded>) {
+    pub(super) fn tidy(&self, ino: InodeId, guarded: Arc<Guarded>) {
         let mut slots = self.slots.lock();
         drop(guarded);
         if slots.get(&ino).is_some_and(|s| Arc::strong_count(s) == 1 && s.slot.lock().is_idle()) {
@@ -148,19 +177,34 @@ impl Vfs {
     ///
     /// Processes of this mount share the lock. But where other clients wait for it, a process that does not have the file
     /// open for writing yet, nor was started by one that does, waits behind them.
-    pub(crate) async fn lock(&self, ino: InodeId, caller: Caller, wait: Wait) -> Result<Held> {
+    pub(crate) async fn lock(&self, file: Lockable, caller: Caller, wait: Wait) -> Result<Held> {
         let (process, program) = if caller.pid == 0 { (0, String::new()) } else { process_of(caller.pid) };
-        let guarded = self.locks.slot(ino);
-        let result = self.lock_slot(&guarded, ino, (process, &program), caller, wait).await;
+        let guarded = self.locks.slot(file.ino);
+        let result = self.lock_slot(&guarded, file, (process, &program), caller, wait).await;
         if result.is_err() {
-            self.locks.tidy(ino, guarded);
+            self.locks.tidy(file.ino, guarded);
         }
         result
     }
 
-    async fn lock_slot(&self, guarded: &Arc<Guarded>, ino: InodeId, who: (u32, &str), caller: Caller, wait: Wait) -> Result<Held> {
-        let start = Instant::now();
-        if let Some(held) = self.share(guarded, ino, who).await? {
+    /// The lock of a file that this mount has just made, which came with it.
+    pub(super) fn keep_fresh(&self, ino: InodeId) {
+        let guarded = self.locks.slot(ino);
+        let mut slot = guarded.slot.lock();
+        if slot.is_idle() && slot.users.is_empty() && slot.given_back < Token::FRESH {
+            (slot.token, slot.idle_since) = (Some(Token::FRESH), Some(Instant::now()));
+        }
+    }
+
+    /// Who has the lock where the service has not heard of the file.
+    fn maker(&self, guarded: &Guarded, file: Lockable) -> Option<SessionId> {
+        // What this session was given with the file it has for as long as it has not let it go.
+        file.fresh.filter(|maker| *maker != self.cluster.id() || guarded.slot.lock().token == Some(Token::FRESH))
+    }
+
+    async fn lock_slot(&self, guarded: &Arc<Guarded>, file: Lockable, who: (u32, &str), caller: Caller, wait: Wait) -> Result<Held> {
+        let (ino, start) = (file.ino, Instant::now());
+        if let Some(held) = self.share(guarded, file, who).await? {
             return Ok(held);
         }
         let _turn = match wait {
@@ -184,7 +228,7 @@ impl Vfs {
             return Err(problem.clone());
         }
         loop {
-            if let Some(held) = self.share(guarded, ino, who).await? {
+            if let Some(held) = self.share(guarded, file, who).await? {
                 return Ok(held);
             }
             let limit = match wait {
@@ -192,7 +236,7 @@ impl Vfs {
                 Wait::Until(limit) => limit.map(|l| l.saturating_sub(start.elapsed())),
             };
             let _waiting = Flag::raise(&guarded.waiting, limit != Some(Duration::ZERO));
-            let acquired = self.acquire(guarded, ino, who, caller, limit).await;
+            let acquired = self.acquire(guarded, file, who, caller, limit).await;
             guarded.slot.lock().failed = acquired.as_ref().err().filter(|e| e.kind().is_transient()).map(|e| (Instant::now(), e.clone()));
             let token = acquired.map_err(|e| match (e.kind(), wait) {
                 // The wait was used up behind another process of this mount.
@@ -208,22 +252,29 @@ impl Vfs {
     }
 
     /// Shares the lock that this mount has, if it has it and nobody else waits for it, or who asks must not wait behind others.
-    async fn share(&self, guarded: &Arc<Guarded>, ino: InodeId, (process, program): (u32, &str)) -> Result<Option<Held>> {
+    async fn share(&self, guarded: &Arc<Guarded>, file: Lockable, (process, program): (u32, &str)) -> Result<Option<Held>> {
         let (held, belongs) = {
             let mut slot = guarded.slot.lock();
             let Some(token) = slot.token else { return Ok(None) };
-            let belongs = process == 0 || slot.is_used_by(process) || !slot.expected.is_empty();
+            // A lock that nobody uses is anybody's here, until this mount hears that others want it.
+            let is_kept = slot.users.is_empty() && !slot.is_wanted();
+            let belongs = process == 0 || is_kept || slot.is_used_by(process) || !slot.expected.is_empty();
             // From now on the lock stays, whatever the others do.
             let held = Held { token, process };
             slot.users.push(held);
+            slot.idle_since = None;
             (held, belongs)
         };
         if belongs {
             return Ok(Some(held));
         }
-        let shared = self.cluster.share_lock(ino, self.cluster.next_lock_request(), process, program).await;
-        match shared {
-            Ok(token) if token == held.token => Ok(Some(held)),
+        let ino = file.ino;
+        let lock = WriteLock { ino, request: self.cluster.next_lock_request(), pid: process, program, fresh: self.maker(guarded, file) };
+        match self.cluster.share_lock(lock).await {
+            Ok(token) if token == held.token => {
+                guarded.slot.lock().registered = true;
+                Ok(Some(held))
+            }
             // The old one was lost, and nobody else had it since.
             Ok(token) => {
                 guarded.slot.lock().leave(held);
@@ -240,12 +291,14 @@ impl Vfs {
         }
     }
 
-    async fn acquire(&self, guarded: &Arc<Guarded>, ino: InodeId, who: (u32, &str), caller: Caller, limit: Option<Duration>) -> Result<Token> {
+    async fn acquire(&self, guarded: &Arc<Guarded>, file: Lockable, who: (u32, &str), caller: Caller, limit: Option<Duration>) -> Result<Token> {
+        let ino = file.ino;
         guarded.nothing_leaves().await;
         settle(&self.cluster, guarded, ino).await?;
         let request = self.cluster.next_lock_request();
         let unaware = guarded.slot.lock().token.is_none();
-        let ask = self.cluster.acquire_lock(ino, request, who.0, who.1, limit, unaware);
+        let lock = WriteLock { ino, request, pid: who.0, program: who.1, fresh: self.maker(guarded, file) };
+        let ask = self.cluster.acquire_lock(lock, limit, unaware);
         ask_in_line(caller, ask, self.cluster.cancel_lock(ino, request), || self.abandon(guarded, ino, request)).await
     }
 
@@ -268,7 +321,7 @@ impl Vfs {
         self.locks.slot(ino).take(token, 0).then_some(Held { token, process: 0 })
     }
 
-    /// Ends one use of the lock; the last one gives it back to the service.
+    /// Ends one use of the lock; after the last one it goes back to the service if others want it.
     pub(crate) async fn unlock(&self, ino: InodeId, held: Held) {
         let guarded = self.locks.slot(ino);
         self.leave(&guarded, ino, held).await;
@@ -315,13 +368,32 @@ impl Vfs {
     }
 
     async fn give_back_if_unused(&self, guarded: &Arc<Guarded>, ino: InodeId) {
+        let is_wanted = {
+            let mut slot = guarded.slot.lock();
+            if slot.is_unused() && slot.token.is_some() {
+                slot.idle_since.get_or_insert_with(Instant::now);
+            }
+            slot.is_wanted()
+        };
+        if is_wanted {
+            self.give_back(guarded, ino).await;
+        }
+    }
+
+    /// Gives the lock back, unless it is in use.
+    pub(super) async fn give_back(&self, guarded: &Arc<Guarded>, ino: InodeId) {
         let token = {
             let mut slot = guarded.slot.lock();
-            if !slot.users.is_empty() || !slot.expected.is_empty() {
+            if !slot.is_unused() {
                 return;
             }
             let Some(token) = slot.token.take() else { return };
-            (slot.given_back, slot.leaving) = (token, true);
+            (slot.given_back, slot.idle_since) = (token, None);
+            if !std::mem::take(&mut slot.registered) {
+                // Nobody else has heard of it.
+                return;
+            }
+            slot.leaving = true;
             token
         };
         let _leaving = Leaving(guarded.clone());
@@ -373,19 +445,6 @@ async fn settle_later(cluster: &Cluster, guarded: &Guarded, ino: InodeId) {
     }
 }
 
-/// Whether `process` was started by one of those that `is_one` accepts, or by their children.
-fn is_descendant(process: u32, is_one: impl Fn(u32) -> bool) -> bool {
-    let mut at = process;
-    for _ in 0..GENERATIONS {
-        let Some(parent) = parent_of(at).filter(|parent| *parent > 1) else { return false };
-        if is_one(parent) {
-            return true;
-        }
-        at = parent;
-    }
-    false
-}
-
 /// The lock is being given back.
 struct Leaving(Arc<Guarded>);
 
@@ -414,27 +473,4 @@ impl Drop for Flag<'_> {
 
 fn busy(ino: InodeId) -> Error {
     Error::new(ErrorKind::Busy, format!("inode {ino} is still locked by another writer"))
-}
-
-/// The beginning of a thread's /proc status.
-fn status_of(thread: u32) -> String {
-    // The first lines hold what is asked for; reading on costs as much as a request.
-    let mut buffer = [0; 256];
-    let read = std::fs::File::open(format!("/proc/{thread}/status")).and_then(|mut file| file.read(&mut buffer)).unwrap_or(0);
-    String::from_utf8_lossy(&buffer[..read]).into_owned()
-}
-
-fn value_of<'a>(status: &'a str, key: &str) -> Option<&'a str> {
-    status.lines().find_map(|line| line.strip_prefix(key)).map(str::trim)
-}
-
-/// The process behind a thread and its program, for whoever asks who holds a lock.
-pub(super) fn process_of(thread: u32) -> (u32, String) {
-    let status = status_of(thread);
-    let process = value_of(&status, "Tgid:").and_then(|id| id.parse().ok()).unwrap_or(thread);
-    (process, value_of(&status, "Name:").unwrap_or("").chars().take(64).collect())
-}
-
-fn parent_of(process: u32) -> Option<u32> {
-    value_of(&status_of(process), "PPid:").and_then(|id| id.parse().ok())
 }

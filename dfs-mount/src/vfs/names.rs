@@ -58,9 +58,13 @@ impl Vfs {
             gid: caller.gid,
             rdev: new.rdev,
             target: new.target.map(Text),
+            lock: new.kind == FileKind::File,
         };
         let (made, stamp) = self.mutate(&make).await;
         let made = made?;
+        if made.entry.layout.fresh == Some(self.cluster.id()) {
+            self.keep_fresh(made.entry.attributes.ino);
+        }
         let is_new_directory = make.kind == FileKind::Directory && stamp.grants(made.entry.attributes.ino);
         let told = self.told_of_new_name(made, place, &stamp);
         if is_new_directory && let Some(node) = told.node() {

@@ -14,6 +14,7 @@ use dfs_common::name::Name;
 use parking_lot::Mutex;
 
 use super::entries::Entries;
+use super::locks::Lockable;
 use crate::cache::Content;
 use crate::turn::Turn;
 
@@ -191,6 +192,10 @@ impl Node {
         let is_opening = self.is_opening();
         let state = self.state.lock();
         (state.opens > 0 || is_opening) && state.writers == 0 && !state.leased && state.entry.attributes.kind == FileKind::File
+    }
+
+    pub(crate) fn lockable(&self) -> Lockable {
+        Lockable { ino: self.ino, fresh: self.state.lock().entry.layout.fresh }
     }
 
     pub(crate) fn kind(&self) -> FileKind {

@@ -161,7 +161,7 @@ impl Vfs {
             return Ok(FileHandle { node: node.clone(), content, held: None, append: false });
         }
         let wait = if intent.nonblock { Wait::Never } else { Wait::Until(self.lock_wait(node)) };
-        let held = self.lock(node.ino, caller, wait).await?;
+        let held = self.lock(node.lockable(), caller, wait).await?;
         match given_up_on(Signals::Ending, caller.pid, self.prepare(node, intent, caller)).await.and_then(|prepared| prepared) {
             Ok(content) => {
                 self.arrived(node.ino);

@@ -402,7 +402,7 @@ mod tests {
     fn who_may_read_a_file_may_list_its_versions() {
         let mut attributes = Attributes::bare(InodeId(5), FileKind::File);
         attributes.mode = 0o4640;
-        let layout = dfs_common::attributes::Layout { placement: Vec::new(), holders: Vec::new(), manifest: None };
+        let layout = dfs_common::attributes::Layout { placement: Vec::new(), holders: Vec::new(), manifest: None, fresh: None };
         let entry = as_directory(Entry { attributes, layout });
         assert_eq!((entry.attributes.kind, entry.attributes.mode), (FileKind::Directory, 0o550));
     }

@@ -15,7 +15,8 @@ use dfs_common::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
 
 use super::interrupt::ask_in_line;
-use super::locks::{RETRY, process_of};
+use super::locks::RETRY;
+use super::process::process_of;
 use super::{Caller, Vfs};
 use crate::system;
 

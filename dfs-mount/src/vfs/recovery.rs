@@ -54,11 +54,11 @@ impl Vfs {
             locks.extend(taken.into_iter().filter_map(|(ino, token)| self.adopt_lock(ino, token).map(|held| (ino, held))));
         }
         failpoint::reach("recovery.taken_over");
-        self.give_back(&mut locks, |ino| files.iter().all(|(_, l)| l.begun.ino != ino)).await;
+        self.give_back_done(&mut locks, |ino| files.iter().all(|(_, l)| l.begun.ino != ino)).await;
         for (n, (file, left)) in files.iter().enumerate() {
             self.insist(&left.begun.path, || self.recover_file(*file, left)).await;
             failpoint::reach("recovery.ended");
-            self.give_back(&mut locks, |ino| files[n + 1..].iter().all(|(_, l)| l.begun.ino != ino)).await;
+            self.give_back_done(&mut locks, |ino| files[n + 1..].iter().all(|(_, l)| l.begun.ino != ino)).await;
         }
         if let Err(e) = self.shelf.settle() {
             log::warn!("{e}");
@@ -97,7 +97,7 @@ impl Vfs {
     }
 
     /// Gives back those locks that were taken over and for which nothing is left to do.
-    async fn give_back(&self, locks: &mut Vec<(InodeId, Held)>, is_done: impl Fn(InodeId) -> bool) {
+    async fn give_back_done(&self, locks: &mut Vec<(InodeId, Held)>, is_done: impl Fn(InodeId) -> bool) {
         for (ino, held) in locks.extract_if(.., |(ino, _)| is_done(*ino)) {
             self.unlock(ino, held).await;
         }
@@ -171,7 +171,7 @@ impl Vfs {
         let version = match self.published_before(&entry, &plan).await? {
             Some(version) => version,
             None => {
-                let held = self.lock(node.ino, Caller::default(), Wait::Never).await.map_err(|e| match e.kind() {
+                let held = self.lock(node.lockable(), Caller::default(), Wait::Never).await.map_err(|e| match e.kind() {
                     ErrorKind::WouldBlock => Error::new(ErrorKind::Busy, "another client has the write lock"),
                     _ => e,
                 })?;
@@ -211,6 +211,7 @@ impl Vfs {
             mtime: plan.mtime,
             durable: false,
             interim: false,
+            goes_on: false,
         };
         let claim = self.leases.lock().claim();
         let (entry, granted) = self.cluster.commit(&new, &entry.layout.placement, content.as_ref()).await?;

@@ -65,6 +65,7 @@ impl Vfs {
         match &reopened {
             Ok(()) => {
                 let files = self.ranges.forget();
+                self.locks.drop_unused();
                 let id = self.cluster.id();
                 log::warn!(
                     "session {expired} has expired; session {id} is open instead. Write locks held before are lost, and programs' locks on {files} files"

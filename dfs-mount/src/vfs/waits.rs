@@ -19,8 +19,8 @@ use serde::{Deserialize, Serialize};
 
 use super::Vfs;
 use super::interrupt::{Signals, given_up_on};
-use super::locks::process_of;
 use super::node::ROOT_ID;
+use super::process::process_of;
 
 /// Directories above a file that are named at the most.
 const DEPTH: usize = 64;

@@ -70,6 +70,7 @@ impl FileServer {
             missing,
             durable,
             interim: meta.interim,
+            goes_on: meta.goes_on,
         };
         self.publish(what, upload, hold, &publish).await
     }

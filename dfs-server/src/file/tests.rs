@@ -142,6 +142,7 @@ impl Bench {
             gid: 0,
             rdev: 0,
             target: None,
+            lock: false,
         };
         self.client.directory.call(&make).await.unwrap().entry
     }
@@ -158,6 +159,7 @@ impl Bench {
             mtime: Timestamp(1),
             durable: content.len().is_multiple_of(2),
             interim: false,
+            goes_on: false,
         };
         self.client.commit(&version, &entry.layout.placement, &source).await.map(|published| published.0)
     }
@@ -251,6 +253,7 @@ async fn fewer_copies_than_asked_for_are_an_error() {
         replicas: vec![file.layout.placement[1]],
         durable: false,
         interim: false,
+        goes_on: false,
     };
     let reply = bench.send(primary, Request::new(Method::Post, COMMIT).meta(&commit).body(body)).await;
     assert_eq!(reply.into_bytes().unwrap_err().kind(), ErrorKind::Unavailable);
@@ -368,6 +371,7 @@ async fn a_commit_hands_on_the_leases_that_publishing_gave() {
         replicas: Vec::new(),
         durable: false,
         interim: false,
+        goes_on: false,
     };
     let body = [manifest.encode(), b"x".to_vec()].concat();
     let reply = bench.send(0, Request::new(Method::Post, COMMIT).meta(&commit).body(body)).await;
@@ -405,6 +409,7 @@ async fn bad_requests_change_nothing() {
         replicas: Vec::new(),
         durable: false,
         interim: false,
+        goes_on: false,
     };
     for (request, status) in [
         (Request::new(Method::Put, format!("{BLOCKS}{hash}")).body("y"), 400),

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use dfs_common::api::lock::{
-    Acquire, Break, Cancel, CancelRange, End, LockRange, Locks, PATHS, Ranges, Release, Renew, Status, TakeOver, TestRange, UnlockRange,
+    Acquire, Break, Cancel, CancelRange, End, InUse, LockRange, Locks, PATHS, Ranges, Recalls, Release, Renew, Status, TakeOver, TestRange,
+    UnlockRange,
 };
 use dfs_common::api::{Done, Operation};
 use dfs_common::ids::SessionId;
@@ -17,6 +18,7 @@ impl Service for LockService {
     fn handle(self: Arc<Self>, request: Request) -> BoxFuture<'static, Response> {
         let answer = match (request.path.as_str(), request.method) {
             (Acquire::PATH, Method::Post) => parse(&request, |a: &Acquire| Some(a.session)).map(|a| self.acquire(a).map(json).boxed()),
+            (Recalls::PATH, Method::Post) => parse(&request, |r: &Recalls| Some(r.session)).map(|r| self.recalls(r).map(json).boxed()),
             (LockRange::PATH, Method::Post) => parse(&request, |l: &LockRange| Some(l.owner.session)).map(|l| self.lock_range(l).map(done).boxed()),
             (Break::PATH, Method::Post) => parse(&request, |_| None).map(|b| self.break_lock(b).map(done).boxed()),
             _ => Ok(ready(Response::from(self.answer(&request))).boxed()),
@@ -47,6 +49,7 @@ impl LockService {
             Cancel::PATH => self.cancel(&parse(request, |c: &Cancel| Some(c.session))?).map(done),
             Release::PATH => self.release(&parse(request, |r: &Release| Some(r.session))?).map(done),
             Renew::PATH => Ok(Response::json(&self.renew(&parse(request, |r: &Renew| Some(r.session))?))),
+            InUse::PATH => self.in_use(&parse(request, |i: &InUse| Some(i.session))?).map(done),
             End::PATH => self.end(&parse(request, |e: &End| Some(e.session))?).map(done),
             TakeOver::PATH => Ok(Response::json(&self.take_over(&parse(request, |t: &TakeOver| Some(t.session))?)?)),
             CancelRange::PATH => self.cancel_range(&parse(request, |c: &CancelRange| Some(c.owner.session))?).map(done),

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use dfs_common::clients::Caller;
-use dfs_common::ids::{InodeId, Token};
+use dfs_common::ids::{InodeId, SessionId, Token};
 use dfs_common::transport::Transport;
 use dfs_common::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
@@ -69,6 +69,8 @@ struct Inner {
     store: Arc<dyn Store>,
     waiting: HashMap<Connection, (Waited, oneshot::Sender<Result<Token>>)>,
     next_connection: u64,
+    /// Sessions that wait to hear what others want of their locks.
+    recalling: HashMap<SessionId, oneshot::Sender<()>>,
     /// Rows that a failed commit left behind.
     unsaved: Effects,
     /// What the directory service must be told.
@@ -108,8 +110,16 @@ impl LockService {
             ranges.pieces()
         );
         let resumed = state.resume(clock.now_ms());
-        let (waiting, fences) = (HashMap::new(), VecDeque::new());
-        let mut inner = Inner { state, store, waiting, next_connection: 1, unsaved: Effects::default(), fences, stopping: false };
+        let mut inner = Inner {
+            state,
+            store,
+            waiting: HashMap::new(),
+            next_connection: 1,
+            recalling: HashMap::new(),
+            unsaved: Effects::default(),
+            fences: VecDeque::new(),
+            stopping: false,
+        };
         inner.settle(clock.now_ms(), resumed)?;
         let directory = Caller::new(directory, DIRECTORY_TIMEOUT);
         Ok(Arc::new(Self { inner: Mutex::new(inner), clock, directory, changed: Notify::new(), fence_asked: Notify::new() }))
@@ -126,6 +136,7 @@ impl LockService {
         inner.stopping = true;
         // Dropped senders answer `Unavailable`; the places stay and are taken up after the restart.
         inner.waiting.clear();
+        inner.recalling.clear();
     }
 
     /// Looks at the deadlines in time; never returns.
@@ -194,6 +205,9 @@ impl Inner {
     fn settle(&mut self, now: u64, effects: Effects) -> Result<()> {
         self.unsaved.absorb(effects);
         let answers = std::mem::take(&mut self.unsaved.answers);
+        for session in std::mem::take(&mut self.unsaved.recalls) {
+            self.recalling.remove(&session).map(|waiting| waiting.send(()));
+        }
         let saved = store::save(&*self.store, &self.state, &self.unsaved);
         if saved.is_ok() {
             self.fences.extend(std::mem::take(&mut self.unsaved).fences);

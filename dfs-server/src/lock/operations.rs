@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dfs_common::api::lock::{
-    Acquire, Break, Cancel, CancelRange, Conflict, End, Grant, LockLease, LockRange, LockRow, LockStatus, Locks, RangeRow, Ranges, Release, Renew,
-    TakeOver, TakenOver, TestRange, UnlockRange,
+    Acquire, Break, Cancel, CancelRange, Conflict, End, Grant, InUse, LockLease, LockRange, LockRow, LockStatus, Locks, RangeRow, Ranges, Recalled,
+    Recalls, Release, Renew, TakeOver, TakenOver, TestRange, UnlockRange,
 };
 use dfs_common::ids::Token;
 use dfs_common::{Error, ErrorKind, Result};
 use tokio::sync::oneshot;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::state::{Acquired, Connection, Effects, State, Waited};
 use super::{LockService, restarting};
@@ -79,6 +79,35 @@ impl LockService {
         let answer = receiver.await.unwrap_or_else(|_| Err(restarting()));
         drop(waiting);
         answer
+    }
+
+    /// Waits until others want something that the session holds, and it does not know that.
+    pub(super) async fn recalls(self: Arc<Self>, request: Recalls) -> Result<Recalled> {
+        let deadline = Instant::now() + Duration::from_millis(request.wait_ms.min(Acquire::MAX_WAIT_MS));
+        let asked = {
+            let mut inner = self.inner.lock();
+            let wanted = inner.state.wanted(self.clock.now_ms(), &request)?;
+            if !wanted.is_empty() || request.wait_ms == 0 {
+                return Ok(Recalled { wanted });
+            }
+            if inner.stopping {
+                return Err(restarting());
+            }
+            let (sender, asked) = oneshot::channel();
+            // An older request of the session, whose connection is dead, ends with this.
+            inner.recalling.insert(request.session, sender);
+            asked
+        };
+        match timeout_at(deadline, asked).await {
+            // What the client knows may be something else by now: where this is empty it asks again.
+            Ok(Ok(())) | Err(_) => Ok(Recalled { wanted: self.inner.lock().state.wanted(self.clock.now_ms(), &request)? }),
+            // A newer request has taken its place, or the service stops.
+            Ok(Err(_)) => Err(restarting()),
+        }
+    }
+
+    pub(super) fn in_use(&self, request: &InUse) -> Result<()> {
+        self.change(|state, now| state.in_use(now, request))?
     }
 
     pub(super) fn cancel(&self, request: &Cancel) -> Result<()> {

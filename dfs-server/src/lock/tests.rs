@@ -96,7 +96,7 @@ impl Server {
 
 fn acquire(session: u64, wait_ms: u64) -> Acquire {
     let owner = Owner { host: "h".to_owned(), pid: 1, program: "p".to_owned() };
-    Acquire { session: SessionId(session), ino: InodeId(5), request: 1, owner, wait_ms, unaware: false }
+    Acquire { session: SessionId(session), ino: InodeId(5), request: 1, owner, wait_ms, unaware: false, fresh: None }
 }
 
 #[tokio::test]
@@ -192,11 +192,11 @@ async fn the_directory_service_knows_of_a_lost_holder_before_the_next_grant() {
     let directory = Arc::new(Directory::default());
     let server = start_with(Arc::new(MemoryStore::default()), directory.clone(), Config::default()).await;
     let (first, waiter) = vanishing(&server).await;
-    server.call(&Break { ino: InodeId(5), token: Some(first) }).await.unwrap();
+    server.call(&Break { ino: InodeId(5), token: Some(first), fresh: None }).await.unwrap();
     let second = waiter.await.unwrap().unwrap().token;
     let fenced = directory.fenced.lock().clone();
     assert!(fenced.len() == 1 && fenced[0].ino == InodeId(5) && fenced[0].token > first && fenced[0].token <= second, "{fenced:?}");
-    let missing = server.call(&Break { ino: InodeId(6), token: None }).await.unwrap_err();
+    let missing = server.call(&Break { ino: InodeId(6), token: None, fresh: None }).await.unwrap_err();
     assert_eq!(missing.kind(), ErrorKind::NotFound);
 }
 
@@ -231,7 +231,7 @@ async fn a_restart_in_between_goes_on_with_fencing() {
     *directory.fails.lock() = Some(ErrorKind::Internal);
     let server = start_with(store.clone(), directory.clone(), Config::default()).await;
     let (first, waiter) = vanishing(&server).await;
-    let breaker = server.later(Break { ino: InodeId(5), token: None });
+    let breaker = server.later(Break { ino: InodeId(5), token: None, fresh: None });
     server.until(|s| s.fencing == 1).await;
     until(|| !directory.asked.lock().is_empty()).await;
     server.stop().await;
@@ -349,7 +349,7 @@ async fn a_grant_that_cannot_be_stored_is_no_grant() {
     assert_eq!(server.call(&release).await.unwrap_err().kind(), ErrorKind::NoSpace);
     assert_eq!(waiter.await.unwrap().unwrap_err().kind(), ErrorKind::NoSpace);
     assert_eq!(server.call(&Acquire { ino: InodeId(6), ..acquire(3, 0) }).await.unwrap_err().kind(), ErrorKind::NoSpace);
-    assert!(server.call(&Break { ino: InodeId(5), token: Some(first) }).await.is_err());
+    assert!(server.call(&Break { ino: InodeId(5), token: Some(first), fresh: None }).await.is_err());
     store.1.store(false, std::sync::atomic::Ordering::SeqCst);
     let later = server.call(&acquire(4, 60_000)).await.unwrap().token;
     assert!(later > first && directory.asked.lock().is_empty(), "what was not stored was told to nobody");

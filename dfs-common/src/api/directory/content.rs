@@ -46,9 +46,12 @@ pub struct Publish {
     /// True: the reply waits until the directory's disk has it (fsync).
     #[serde(default)]
     pub durable: bool,
-    /// True: the writer goes on (fsync), and the version is dropped once the same grant of the lock publishes the next.
+    /// True: the writer goes on (fsync), and the version is dropped once the same grant of the lock publishes the next with `goes_on`.
     #[serde(default)]
     pub interim: bool,
+    /// True: nobody has closed the file since the writer made `base`. Where that is interim, of the same grant, it goes.
+    #[serde(default)]
+    pub goes_on: bool,
 }
 
 /// The kept versions of a file, oldest first.

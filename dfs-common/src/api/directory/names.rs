@@ -118,6 +118,10 @@ pub struct Make {
     /// For symlinks: 1 to 4095 bytes.
     #[serde(default)]
     pub target: Option<Text>,
+    /// For files: the session gets the write lock, with the token [`Token::FRESH`](crate::ids::Token::FRESH), if the answer's
+    /// layout names it as `fresh`.
+    #[serde(default)]
+    pub lock: bool,
 }
 
 /// A new name and what it leads to.

@@ -16,6 +16,8 @@ operations! {
     Renew => "/v1/lock/renew", false, LockLease;
     End => "/v1/lock/end", false, Done;
     Break => "/v1/lock/break", false, Done;
+    Recalls => "/v1/lock/recalls", false, Recalled;
+    InUse => "/v1/lock/in-use", false, Done;
     TakeOver => "/v1/lock/take-over", false, TakenOver;
     LockRange => "/v1/lock/lock-range", false, Done;
     CancelRange => "/v1/lock/cancel-range", false, Done;
@@ -40,7 +42,8 @@ pub struct Owner {
 
 /// Takes the write lock of a file, or a place in its queue; the answer comes when it is granted.
 ///
-/// `WouldBlock` with `wait_ms` 0 where it is taken, `Busy` when the wait is over. A broken connection keeps the
+/// `WouldBlock` with `wait_ms` 0 where it is in use ([`InUse`]) or others wait; a holder that does not say whether it uses it has
+/// [`Acquire::IDLE_MS`] to give it back. `Busy` when the wait is over. A broken connection keeps the
 /// place until the wait is over or the session expires; sending the same request again takes it up.
 ///
 /// A session holds a lock once: another request of it gets the same token at once, unless others wait: then it stands
@@ -63,11 +66,18 @@ pub struct Acquire {
     /// it gets that at once, as it would wait for itself.
     #[serde(default)]
     pub unaware: bool,
+    /// The session that made the file with its lock, as the directory service says. Where this service has not heard of the
+    /// file, that session has the lock, with [`Token::FRESH`].
+    #[serde(default)]
+    pub fresh: Option<SessionId>,
 }
 
 impl Acquire {
     /// The longest wait of one request: one day.
     pub const MAX_WAIT_MS: u64 = 24 * 60 * 60 * 1000;
+
+    /// How long a request that does not want to wait waits for a holder to say whether it uses the lock, in milliseconds.
+    pub const IDLE_MS: u64 = 500;
 }
 
 /// A granted lock.
@@ -137,6 +147,49 @@ pub struct Break {
     /// Only this grant: repeating it, or being late with it, takes the lock from nobody else, and is no error.
     #[serde(default)]
     pub token: Option<Token>,
+    /// As in [`Acquire::fresh`].
+    #[serde(default)]
+    pub fresh: Option<SessionId>,
+}
+
+/// Waits until somebody wants locks that the session holds: whoever does not use such a lock gives it back then. The answer has
+/// all of these but those that are `known`; it is empty when the wait is over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recalls {
+    /// The session.
+    pub session: SessionId,
+    /// Locks, with their tokens, that the client knows to be wanted, and will give back; at most [`Recalls::MAX_KNOWN`].
+    #[serde(default)]
+    pub known: Vec<(InodeId, Token)>,
+    /// How long to wait in milliseconds; at most [`Acquire::MAX_WAIT_MS`].
+    pub wait_ms: u64,
+}
+
+impl Recalls {
+    /// The most locks that a client names as known, and that one answer names.
+    pub const MAX_KNOWN: usize = 10_000;
+}
+
+/// Answer to [`Recalls`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recalled {
+    /// Locks of the session that others wait for, with their tokens.
+    pub wanted: Vec<(InodeId, Token)>,
+}
+
+/// A holder says that it uses a lock that others want. Those of them that do not want to wait go away, and people see who uses it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InUse {
+    /// The session.
+    pub session: SessionId,
+    /// The file.
+    pub ino: InodeId,
+    /// The grant.
+    pub token: Token,
+    /// For people.
+    pub owner: Owner,
 }
 
 /// A client that comes back after a crash takes over what its earlier session held, with the same tokens. Places in

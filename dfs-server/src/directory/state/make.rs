@@ -2,7 +2,7 @@
 
 use dfs_common::api::directory::{Made, Make};
 use dfs_common::attributes::{FileKind, Timestamp};
-use dfs_common::ids::{InodeId, Token, Version};
+use dfs_common::ids::{InodeId, SessionId, Token, Version};
 use dfs_common::{Error, ErrorKind, Result};
 
 use super::acl;
@@ -49,6 +49,9 @@ pub(crate) fn make(change: &mut Change<'_>, request: &Make) -> Result<Made> {
     }
     if request.kind == FileKind::File {
         (inode.placement, inode.pin) = place_new(change, request.parent)?;
+        if let Some(maker) = change.session.filter(|_| request.lock) {
+            (inode.maker, inode.fence) = (maker, Token::FRESH);
+        }
     }
     let ino = InodeId(change.tables.inode_ids.take());
     if let Some(access) = access.filter(|access| !access.is_mode()) {
@@ -94,6 +97,7 @@ fn blank(kind: FileKind, now: Timestamp) -> Inode {
         holders: Vec::new(),
         manifest: None,
         fence: Token(0),
+        maker: SessionId(0),
     }
 }
 

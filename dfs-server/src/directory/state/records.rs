@@ -49,7 +49,7 @@ macro_rules! records {
 }
 
 records! {
-    Inode: "inode", 1;
+    Inode: "inode", 2;
     Dentry: "directory entry", 1;
     VersionRecord: "version", 3;
     Orphan: "removed inode", 2;
@@ -89,8 +89,10 @@ pub(crate) struct Inode {
     pub(crate) pin: Vec<ServerId>,
     pub(crate) holders: Vec<ServerId>,
     pub(crate) manifest: Option<[u8; 32]>,
-    /// The highest token that published or was announced by the lock service.
+    /// The highest token that published or was announced by the lock service, or the maker's.
     pub(crate) fence: Token,
+    /// The session that was given the first lock with the file; 0: none was.
+    pub(crate) maker: SessionId,
 }
 
 impl Inode {
@@ -107,6 +109,11 @@ impl Inode {
     pub(crate) fn wanted_copies(&self, copies: u32) -> usize {
         let copies = (copies as usize).max(1);
         if self.pin.is_empty() { copies } else { copies.min(self.pin.len()) }
+    }
+
+    /// Who was given the first lock with the file, where no other one is known of.
+    fn fresh(&self) -> Option<SessionId> {
+        (self.fence == Token::FRESH && self.maker.0 != 0).then_some(self.maker)
     }
 
     /// As operations return it.
@@ -128,7 +135,8 @@ impl Inode {
             version: self.version,
             has_xattrs: self.xattrs > 0,
         };
-        let layout = Layout { placement: self.placement.clone(), holders: self.holders.clone(), manifest: self.manifest.map(BlockHash) };
+        let layout =
+            Layout { placement: self.placement.clone(), holders: self.holders.clone(), manifest: self.manifest.map(BlockHash), fresh: self.fresh() };
         Entry { attributes, layout }
     }
 }

@@ -7,7 +7,7 @@
 use dfs_common::api::directory::{Fence, HeldPage, HeldVersions, Publish, VersionOf, VersionRow, Versions};
 use dfs_common::attributes::{Entry, FileKind, Timestamp};
 use dfs_common::block::{BlockHash, MAX_FILE_SIZE};
-use dfs_common::ids::{InodeId, ServerId, Token, Version};
+use dfs_common::ids::{InodeId, ServerId, Version};
 use dfs_common::{Error, ErrorKind, Result};
 
 use super::change::{Change, load};
@@ -71,7 +71,7 @@ pub(crate) fn publish(change: &mut Change<'_>, request: &Publish) -> Result<Entr
     inode.holders = holders;
     change.put_inode(ino, &inode);
     change.set_missing(ino, lacks.then_some(UnderReplicated { missing }))?;
-    supersede(change, VersionOf { ino, version: request.base }, request.token)?;
+    supersede(change, VersionOf { ino, version: request.base }, request)?;
     prune(change, ino, next)?;
     Ok(inode.entry(ino))
 }
@@ -104,11 +104,11 @@ fn check(change: &Change<'_>, request: &Publish) -> Result<()> {
 }
 
 /// A version ceases to be current: it is history from now on, unless its writer only went on with the same lock.
-fn supersede(change: &mut Change<'_>, what: VersionOf, token: Token) -> Result<()> {
+fn supersede(change: &mut Change<'_>, what: VersionOf, by: &Publish) -> Result<()> {
     let key = keys::version(what);
     let Some(value) = change.view.get(&key)? else { return Ok(()) };
     let mut record = VersionRecord::decode(&value)?;
-    if record.interim && record.token == token {
+    if record.interim && record.token == by.token && by.goes_on {
         change.drop_version(key, &record);
         return Ok(());
     }

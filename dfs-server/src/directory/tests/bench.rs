@@ -26,7 +26,7 @@ async fn creates_and_listings() {
             async move {
                 for i in 0..CREATES / callers {
                     let name = name(&format!("file-{slot}-{i:06}.txt"));
-                    let make = Make { parent, name, kind: FileKind::File, mode: 0o644, umask: 0, uid: 0, gid: 0, rdev: 0, target: None };
+                    let make = Make { parent, name, kind: FileKind::File, mode: 0o644, umask: 0, uid: 0, gid: 0, rdev: 0, target: None, lock: false };
                     client.call_as(&make, Some(Replay { slot: slot + 1, sequence: i as u64 + 1 })).await.unwrap();
                 }
             }

@@ -308,7 +308,7 @@ async fn removed_files_go_after_their_time_and_not_before() {
 async fn a_version_of_a_writer_that_goes_on_is_dropped_for_its_next() {
     let (client, server) = client().await;
     let ino = client.file(ROOT, "f").await;
-    let publish = |base, token, interim| Publish { token: Token(token), interim, ..client.version(ino, base, &[server]) };
+    let publish = |base, token, interim| Publish { token: Token(token), interim, goes_on: true, ..client.version(ino, base, &[server]) };
     for (base, token, interim) in [(0, 5, true), (1, 5, true)] {
         client.call(&publish(base, token, interim)).await.unwrap();
     }
@@ -321,6 +321,9 @@ async fn a_version_of_a_writer_that_goes_on_is_dropped_for_its_next() {
     client.call(&publish(3, 6, true)).await.unwrap();
     client.call(&publish(4, 7, false)).await.unwrap();
     assert_eq!(client.kept_versions(ino).await, [3, 4, 5]);
+    client.call(&publish(5, 7, true)).await.unwrap();
+    client.call(&Publish { goes_on: false, ..publish(6, 7, true) }).await.unwrap();
+    assert_eq!(client.kept_versions(ino).await, [5, 6, 7]);
 }
 
 #[tokio::test]
@@ -329,7 +332,7 @@ async fn versions_are_counted_and_go_by_age_and_the_current_one_stays() {
     client.restart(and(|keep| keep.versions_for = HOUR));
     let ino = client.file(ROOT, "f").await;
     for (base, interim) in [(0, false), (1, true), (2, false), (3, false)] {
-        client.publish_at(100 * (base as i64 + 1), Publish { token: Token(1), interim, ..client.version(ino, base, &[server]) }).await;
+        client.publish_at(100 * (base as i64 + 1), Publish { token: Token(1), interim, goes_on: true, ..client.version(ino, base, &[server]) }).await;
     }
     assert_eq!(client.kept_versions(ino).await, [1, 3, 4], "numbers that are missing do not count");
     client.publish_at(500, Publish { token: Token(1), ..client.version(ino, 4, &[server]) }).await;

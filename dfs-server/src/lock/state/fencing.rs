@@ -49,6 +49,7 @@ impl Writers {
 
     pub(super) fn break_lock(&mut self, step: &mut Step<'_>, request: &Break, connection: Connection) -> Result<Acquired> {
         let ino = request.ino;
+        self.hear_of_maker(step, ino, request.fresh);
         let Some(lock) = self.locks.get(&ino) else {
             return match request.token {
                 Some(_) => Ok(Acquired::Granted(NO_TOKEN)),
@@ -79,6 +80,7 @@ impl Writers {
         if session.0 == 0 || session == from {
             return Err(invalid("a session takes over from another one, and has a number above 0"));
         }
+        step.sessions.ended(from);
         for ino in step.sessions.files(from, Kind::Write) {
             self.leave_all(step, from, ino, "another session has taken over");
             if self.holder(ino).is_some_and(|h| h.session == from) {
@@ -96,6 +98,7 @@ impl Writers {
         let Some(holder) = self.locks.get_mut(&ino).and_then(|lock| lock.holder.as_mut()) else { return };
         holder.hand_over(session);
         step.effects.rows.insert(Row::Holder(ino));
+        step.effects.recalls.insert(session);
         step.sessions.add(step.now, session, Kind::Write, ino);
         self.forget_file(step, from, ino);
     }

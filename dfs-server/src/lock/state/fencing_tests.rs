@@ -6,7 +6,7 @@ use super::*;
 impl Bench {
     pub(super) fn break_lock(&mut self, token: Option<u64>) -> (Connection, Result<Acquired>) {
         let connection = self.connection();
-        let (result, effects) = self.state.break_lock(self.now, &Break { ino: FILE, token: token.map(Token) }, connection);
+        let (result, effects) = self.state.break_lock(self.now, &Break { ino: FILE, token: token.map(Token), fresh: None }, connection);
         self.settle(effects);
         (connection, result)
     }

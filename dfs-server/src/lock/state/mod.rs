@@ -7,6 +7,7 @@
 
 mod fencing;
 mod ranges;
+mod recalls;
 mod sessions;
 mod spans;
 mod waits;
@@ -15,7 +16,8 @@ mod writers;
 use std::collections::BTreeSet;
 
 use dfs_common::api::lock::{
-    Acquire, Break, Cancel, CancelRange, LockRange, LockRow, Owner, RangeOwner, RangeRow, Release, TakeOver, TakenOver, TestRange, UnlockRange,
+    Acquire, Break, Cancel, CancelRange, InUse, LockRange, LockRow, Owner, RangeOwner, RangeRow, Recalls, Release, TakeOver, TakenOver, TestRange,
+    UnlockRange,
 };
 use dfs_common::ids::{InodeId, SessionId, Token};
 use dfs_common::{Error, ErrorKind, Result};
@@ -70,6 +72,8 @@ pub(in crate::lock) struct Effects {
     pub(in crate::lock) answers: Vec<(Connection, Result<Token>)>,
     /// Files of which the directory service must refuse commits with older tokens.
     pub(in crate::lock) fences: Vec<(InodeId, Token)>,
+    /// Sessions that may hold something that others wait for.
+    pub(in crate::lock) recalls: BTreeSet<SessionId>,
 }
 
 impl Effects {
@@ -78,6 +82,7 @@ impl Effects {
         self.rows.extend(other.rows);
         self.answers.extend(other.answers);
         self.fences.extend(other.fences);
+        self.recalls.extend(other.recalls);
     }
 
     fn answer(&mut self, connection: Option<Connection>, kind: ErrorKind, message: impl Into<String>) {
@@ -168,6 +173,21 @@ impl State {
         self.step(now, |writers, _, step| writers.fenced(step, ino, token)).1
     }
 
+    /// What others want of the session's locks, but for what it knows.
+    pub(in crate::lock) fn wanted(&mut self, now: u64, request: &Recalls) -> Result<Vec<(InodeId, Token)>> {
+        if request.wait_ms > Acquire::MAX_WAIT_MS || request.known.len() > Recalls::MAX_KNOWN || request.session.0 == 0 {
+            return Err(invalid(format!("a wait has at most {} ms, and names at most {} locks", Acquire::MAX_WAIT_MS, Recalls::MAX_KNOWN)));
+        }
+        self.sessions.touch(now, request.session);
+        Ok(self.writers.wanted(&self.sessions, request))
+    }
+
+    /// A holder uses a lock that others want.
+    pub(in crate::lock) fn in_use(&mut self, now: u64, request: &InUse) -> (Result<()>, Effects) {
+        self.sessions.touch(now, request.session);
+        self.step(now, |writers, _, step| writers.in_use(step, request))
+    }
+
     /// Gives a session what another one held, which ends.
     pub(in crate::lock) fn take_over(&mut self, now: u64, request: &TakeOver) -> (Result<TakenOver>, Effects) {
         self.sessions.touch(now, request.session);
@@ -186,6 +206,7 @@ impl State {
 
     /// Releases everything that a session holds or waits for.
     pub(in crate::lock) fn end(&mut self, now: u64, session: SessionId) -> Effects {
+        self.sessions.ended(session);
         self.step(now, |writers, ranges, step| drop_session(writers, ranges, step, session, Ending::Said)).1
     }
 
@@ -313,6 +334,7 @@ impl State {
 
     /// All rows are restored: what was under way goes on.
     pub(in crate::lock) fn resume(&mut self, now: u64) -> Effects {
+        self.sessions.begin(now);
         self.step(now, |writers, ranges, step| {
             step.effects.fences = writers.fences();
             ranges.resume(step);
@@ -348,5 +370,7 @@ fn invalid(what: impl Into<String>) -> Error {
 mod fencing_tests;
 #[cfg(test)]
 mod range_tests;
+#[cfg(test)]
+mod recall_tests;
 #[cfg(test)]
 mod tests;

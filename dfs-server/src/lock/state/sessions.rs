@@ -14,6 +14,9 @@ pub(super) enum Kind {
     Range,
 }
 
+/// So many sessions are remembered without a look at whether they live.
+const TIDY: usize = 1024;
+
 #[derive(Clone, Debug)]
 struct Session {
     seen: u64,
@@ -28,11 +31,33 @@ pub(super) struct Sessions {
     lease_ms: u64,
     sessions: HashMap<SessionId, Session>,
     timers: BTreeSet<(u64, SessionId)>,
+    /// When each session was heard of last, also those that have nothing; `None` of one that has ended.
+    heard: HashMap<SessionId, Option<u64>>,
+    /// [`Sessions::heard`] is tidied when it is as large as this.
+    tidy_at: usize,
+    /// Before this nobody knows who lives.
+    since: u64,
 }
 
 impl Sessions {
     pub(super) fn new(lease_ms: u64) -> Self {
-        Self { lease_ms, sessions: HashMap::new(), timers: BTreeSet::new() }
+        Self { lease_ms, sessions: HashMap::new(), timers: BTreeSet::new(), heard: HashMap::new(), tidy_at: TIDY, since: 0 }
+    }
+
+    /// The service has just started: sessions that live will be heard of within a lease.
+    pub(super) fn begin(&mut self, now: u64) {
+        self.since = now;
+    }
+
+    /// Whether the session may live: it was heard of within a lease, or nobody can know.
+    pub(super) fn may_live(&self, now: u64, session: SessionId) -> bool {
+        let heard = self.heard.get(&session).copied().unwrap_or(Some(0));
+        heard.is_some_and(|heard| now < heard.max(self.since) + self.lease_ms)
+    }
+
+    /// The session has ended by its own word.
+    pub(super) fn ended(&mut self, session: SessionId) {
+        self.heard.insert(session, None);
     }
 
     /// How long a session lives without a request.
@@ -42,6 +67,13 @@ impl Sessions {
 
     /// A session was heard of.
     pub(super) fn touch(&mut self, now: u64, session: SessionId) {
+        self.heard.insert(session, Some(now));
+        if self.heard.len() >= self.tidy_at {
+            let lease = self.lease_ms;
+            // One that has ended is told from one that was not heard of yet as long as that matters.
+            self.heard.retain(|_, heard| now < heard.unwrap_or(self.since) + lease);
+            self.tidy_at = (self.heard.len() * 2).max(TIDY);
+        }
         if let Some(state) = self.sessions.get_mut(&session) {
             state.seen = now;
         }
@@ -92,6 +124,7 @@ impl Sessions {
     pub(super) fn forgive(&mut self, gap: u64) {
         // Timers that are due look at this, and are set anew.
         self.sessions.values_mut().for_each(|session| session.seen += gap);
+        self.heard.values_mut().flatten().for_each(|heard| *heard += gap);
     }
 
     /// When [`Sessions::expired`] looks again.

@@ -12,7 +12,7 @@ pub(super) const LEASE: u64 = 30_000;
 pub(super) const FILE: InodeId = InodeId(7);
 
 pub(super) fn acquire(session: u64, request: u64, wait_ms: u64) -> Acquire {
-    Acquire { session: SessionId(session), ino: FILE, request, owner: Owner::default(), wait_ms, unaware: false }
+    Acquire { session: SessionId(session), ino: FILE, request, owner: Owner::default(), wait_ms, unaware: false, fresh: None }
 }
 
 fn stored<T: serde::Serialize + serde::de::DeserializeOwned>(row: &T) -> T {

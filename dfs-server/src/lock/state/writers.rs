@@ -5,7 +5,7 @@
 //! than all before it, and no token at or above the reserved mark is handed out before a
 //! higher mark is among the effects.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use dfs_common::api::lock::{Acquire, Cancel, Holder, LockRow, Owner, Release, Waiter};
 use dfs_common::ids::{InodeId, SessionId, Token};
@@ -20,6 +20,8 @@ use super::{Acquired, Connection, Effects, Ending, MAX_ROWS, NEWER, OFFER_MS, Ro
 pub(super) const MAX_QUEUE: usize = 10_000;
 /// Files that are locked at once.
 const MAX_LOCKS: usize = 1_000_000;
+/// Makers' locks that are remembered as given back; of others the maker is asked.
+const MAX_GIVEN_BACK: usize = 65_536;
 /// Requests that one grant remembers.
 const MAX_REQUESTS: usize = 16;
 /// Tokens that one stored high-water mark covers.
@@ -39,9 +41,28 @@ pub(in crate::lock) struct Holding {
     pub(super) offered_until: Option<u64>,
     /// Later requests of the session that share the grant. Last in the row: earlier programs did not write it.
     also: Vec<u64>,
+    /// The holder was asked to give it back and has said that it uses it.
+    #[serde(skip)]
+    in_use: bool,
 }
 
 impl Holding {
+    /// The lock that `maker` was given with the file, whose programs are not known here.
+    pub(super) fn fresh(maker: SessionId, now: u64) -> Self {
+        let owner = Owner::default();
+        Self { session: maker, request: ANY_REQUEST, owner, token: Token::FRESH, since: now, offered_until: None, also: Vec::new(), in_use: false }
+    }
+
+    /// The holder says that it uses the lock. True where its row changes: nobody knew by whom.
+    pub(super) fn use_by(&mut self, owner: &Owner) -> bool {
+        self.in_use = true;
+        let unknown = self.owner == Owner::default();
+        if unknown {
+            self.owner = owner.clone();
+        }
+        unknown
+    }
+
     fn is_for(&self, request: u64) -> bool {
         self.request == request || self.also.contains(&request)
     }
@@ -86,6 +107,9 @@ pub(in crate::lock) struct Place {
     deadline: u64,
     #[serde(skip)]
     pub(super) connection: Option<Connection>,
+    /// It waits only to hear whether the holder uses the lock.
+    #[serde(skip)]
+    pub(super) impatient: bool,
 }
 
 impl PartialEq<(SessionId, u64)> for Place {
@@ -128,6 +152,8 @@ enum Timer {
 pub(in crate::lock) struct Writers {
     pub(super) locks: BTreeMap<InodeId, Lock>,
     timers: BTreeSet<(u64, Timer)>,
+    /// Files whose maker has given the lock back that came with them, as far as it is remembered.
+    pub(super) given_back: HashSet<InodeId>,
     waiters: u64,
     pub(super) fencing: u64,
     last_place: u64,
@@ -137,7 +163,10 @@ pub(in crate::lock) struct Writers {
 
 impl Writers {
     pub(super) fn new(reserved: Token) -> Self {
-        Self { locks: BTreeMap::new(), timers: BTreeSet::new(), waiters: 0, fencing: 0, last_place: 0, last_token: reserved, reserved }
+        // The makers of files have that one.
+        let reserved = reserved.max(Token::FRESH);
+        let (locks, timers, given_back) = (BTreeMap::new(), BTreeSet::new(), HashSet::new());
+        Self { locks, timers, given_back, waiters: 0, fencing: 0, last_place: 0, last_token: reserved, reserved }
     }
 
     pub(super) fn acquire(&mut self, step: &mut Step<'_>, request: &Acquire, connection: Connection) -> Result<Acquired> {
@@ -146,11 +175,11 @@ impl Writers {
             return Err(invalid(format!("a request's number is below {ANY_REQUEST}")));
         }
         let (ino, who) = (request.ino, (request.session, request.request));
-        let full = self.locks.len() >= MAX_LOCKS;
+        if !self.locks.contains_key(&ino) && self.locks.len() >= MAX_LOCKS {
+            return Err(Error::new(ErrorKind::TooMany, format!("{MAX_LOCKS} files are locked")));
+        }
+        self.hear_of_maker(step, ino, request.fresh);
         let Some(lock) = self.locks.get_mut(&ino) else {
-            if full {
-                return Err(Error::new(ErrorKind::TooMany, format!("{MAX_LOCKS} files are locked")));
-            }
             return Ok(Acquired::Granted(self.grant(step, ino, who, request.owner.clone(), None)));
         };
         let place = lock.place_of(request.session, request.request);
@@ -167,7 +196,10 @@ impl Writers {
             }
         }
         let queued = lock.queue.len();
-        if request.wait_ms == 0 {
+        let impatient = request.wait_ms == 0;
+        // Whoever holds it may not use it: that it is asked for, unless others were first.
+        let asks = queued == 0 && lock.holder.as_ref().is_none_or(|h| h.session != request.session && !h.in_use);
+        if impatient && !asks {
             let kind = if place.is_some() { ErrorKind::Busy } else { ErrorKind::WouldBlock };
             let problem = Error::new(kind, self.held_by(step.now, ino));
             if let Some(place) = place {
@@ -176,7 +208,8 @@ impl Writers {
             }
             return Err(problem);
         }
-        let deadline = step.now + request.wait_ms;
+        // A session that does not renew meanwhile is not to be lost by it.
+        let deadline = step.now + if impatient { Acquire::IDLE_MS.min(step.sessions.lease_ms() / 2) } else { request.wait_ms };
         match place {
             Some(number) => self.take_up(step, ino, number, deadline, connection),
             None if queued >= MAX_QUEUE => {
@@ -184,7 +217,7 @@ impl Writers {
             }
             None => {
                 let (session, owner) = (request.session, request.owner.clone());
-                let place = Place { session, request: request.request, owner, since: step.now, deadline, connection: Some(connection) };
+                let place = Place { session, request: request.request, owner, since: step.now, deadline, connection: Some(connection), impatient };
                 self.last_place += 1;
                 self.enqueue(step, ino, self.last_place, place);
                 step.effects.rows.insert(Row::Place(ino, self.last_place));
@@ -237,8 +270,9 @@ impl Writers {
             match timer {
                 Timer::Place(ino, number) => {
                     let message = self.held_by(step.now, ino);
+                    let kind = if self.place(ino, number).is_some_and(|p| p.impatient) { ErrorKind::WouldBlock } else { ErrorKind::Busy };
                     let connection = self.leave(step, ino, number);
-                    step.effects.answer(connection, ErrorKind::Busy, message);
+                    step.effects.answer(connection, kind, message);
                 }
                 Timer::Offer(ino, token) => {
                     // Nobody ever heard of this token: no commit can carry it, and nothing needs fencing.
@@ -334,7 +368,10 @@ impl Writers {
         let lock = self.locks.entry(ino).or_default();
         assert!(lock.holder.is_none() && lock.fencing.is_none(), "a lock that is granted is free");
         let (session, request) = who;
-        lock.holder = Some(Holding { session, request, owner, token, since: step.now, offered_until, also: Vec::new() });
+        lock.holder = Some(Holding { session, request, owner, token, since: step.now, offered_until, also: Vec::new(), in_use: false });
+        if !lock.queue.is_empty() {
+            step.effects.recalls.insert(session);
+        }
         step.sessions.add(step.now, session, Kind::Write, ino);
         step.effects.rows.insert(Row::Holder(ino));
         token
@@ -374,6 +411,12 @@ impl Writers {
         if let Some(until) = old.offered_until {
             self.timers.remove(&(until, Timer::Offer(ino, old.token)));
         }
+        if old.token == Token::FRESH {
+            if self.given_back.len() >= MAX_GIVEN_BACK {
+                self.given_back.clear();
+            }
+            self.given_back.insert(ino);
+        }
         self.forget_file(step, old.session, ino);
         Some(old)
     }
@@ -412,7 +455,9 @@ impl Writers {
         self.waiters += 1;
         self.timers.insert((place.deadline, Timer::Place(ino, number)));
         step.sessions.add(step.now, place.session, Kind::Write, ino);
-        self.locks.entry(ino).or_default().queue.insert(number, place);
+        let lock = self.locks.entry(ino).or_default();
+        step.effects.recalls.extend(lock.holder.as_ref().map(|h| h.session).filter(|holder| *holder != place.session));
+        lock.queue.insert(number, place);
     }
 
     /// Gives a place another connection and another deadline.
@@ -443,7 +488,7 @@ impl Writers {
     }
 
     /// The same, which may end the wait of others, too; returns the connection.
-    fn leave(&mut self, step: &mut Step<'_>, ino: InodeId, number: u64) -> Option<Connection> {
+    pub(super) fn leave(&mut self, step: &mut Step<'_>, ino: InodeId, number: u64) -> Option<Connection> {
         let place = self.remove_place(step, ino, number)?;
         self.share_with_own(step, ino);
         place.connection
