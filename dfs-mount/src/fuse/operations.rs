@@ -217,14 +217,16 @@ impl Filesystem for Adapter {
         offset: u64,
         data: &[u8],
         write_flags: WriteFlags,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         let len = data.len() as u32;
+        // As it is now: fcntl(2) may have changed it since the open. Pages of a mapping belong where they are mapped.
+        let append = flags.0 & libc::O_APPEND != 0 && !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) && self.vfs.has_privileges(handle.0);
         if !kill {
-            match self.vfs.write_now(handle.0, offset, data) {
+            match self.vfs.write_now(handle.0, offset, data, append) {
                 Ok(true) => return reply.written(len),
                 Ok(false) => {}
                 Err(e) => return reply.error(errno(&e)),
@@ -235,7 +237,7 @@ impl Filesystem for Adapter {
             if kill {
                 vfs.written_by_user(handle.0).await?;
             }
-            vfs.write(handle.0, offset, &data).await
+            vfs.write(handle.0, offset, &data, append).await
         };
         let given_up_on = if kill { Signals::None } else { Signals::Fatal };
         self.run(About { given_up_on, ..mutation("write", request, ino) }, operation, move |result| match result {

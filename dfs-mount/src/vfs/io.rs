@@ -49,23 +49,23 @@ impl Vfs {
         }
     }
 
-    /// Writes, if nothing stands in the way: true when done.
-    pub fn write_now(&self, handle: u64, offset: u64, data: &[u8]) -> Result<bool> {
+    /// Writes at `offset`, or at the end with `append`, if nothing stands in the way: true when done.
+    pub fn write_now(&self, handle: u64, offset: u64, data: &[u8], append: bool) -> Result<bool> {
         let handle = self.handles.file(handle)?;
         check_writer(&handle)?;
-        match handle.content.write(offset, data, handle.append, now()) {
+        match handle.content.write(offset, data, append, now()) {
             Ok(()) => Ok(true),
             Err(NotYet::Missing(_) | NotYet::Committing) => Ok(false),
             Err(NotYet::Failed(e)) => Err(e),
         }
     }
 
-    /// Writes, fetching blocks that it changes in part.
-    pub async fn write(&self, handle: u64, offset: u64, data: &[u8]) -> Result<()> {
+    /// The same, fetching blocks that it changes in part.
+    pub async fn write(&self, handle: u64, offset: u64, data: &[u8], append: bool) -> Result<()> {
         let handle = self.handles.file(handle)?;
         check_writer(&handle)?;
         let content = &handle.content;
-        self.change(&handle.node, content, || content.write(offset, data, handle.append, now())).await
+        self.change(&handle.node, content, || content.write(offset, data, append, now())).await
     }
 
     /// A write by somebody who is not root ends suid and sgid.
