@@ -453,8 +453,8 @@ impl Filesystem for Adapter {
     }
 
     fn fallocate(&self, request: &Request, ino: INodeNo, handle: FileHandle, offset: u64, length: u64, mode: i32, reply: ReplyEmpty) {
-        let vfs = self.vfs.clone();
-        self.empty(reply, mutation("fallocate", request, ino), (), async move { vfs.allocate(handle.0, offset, length, mode).await });
+        let (vfs, caller) = (self.vfs.clone(), caller(request));
+        self.empty(reply, mutation("fallocate", request, ino), (), async move { vfs.allocate(handle.0, offset, length, mode, caller).await });
     }
 
     fn lseek(&self, _request: &Request, ino: INodeNo, handle: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {

@@ -134,18 +134,25 @@ impl Vfs {
         Ok(())
     }
 
-    /// fallocate(2): makes the file longer, or turns a range into zeros. Space is never reserved.
-    pub async fn allocate(&self, handle: u64, offset: u64, len: u64, mode: i32) -> Result<()> {
+    /// fallocate(2): makes the file longer, or turns a range into zeros. Space is never reserved. As a write it ends
+    /// suid and sgid where the caller is not root.
+    pub async fn allocate(&self, handle: u64, offset: u64, len: u64, mode: i32, caller: Caller) -> Result<()> {
         let handle = self.handles.file(handle)?;
         check_writer(&handle)?;
         let (node, content) = (&handle.node, &handle.content);
         let keep_size = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
         let end = offset.checked_add(len).filter(|_| len > 0).ok_or_else(|| Error::from(ErrorKind::Invalid))?;
-        match mode & !libc::FALLOC_FL_KEEP_SIZE {
-            0 => {}
-            libc::FALLOC_FL_PUNCH_HOLE if keep_size => self.change(node, content, || content.zero(offset, len, now())).await?,
-            libc::FALLOC_FL_ZERO_RANGE => self.change(node, content, || content.zero(offset, len, now())).await?,
+        let zero = match mode & !libc::FALLOC_FL_KEEP_SIZE {
+            0 => false,
+            libc::FALLOC_FL_PUNCH_HOLE if keep_size => true,
+            libc::FALLOC_FL_ZERO_RANGE => true,
             _ => return Err(ErrorKind::NotSupported.into()),
+        };
+        if caller.uid != 0 {
+            self.kill_privileges(node).await?;
+        }
+        if zero {
+            self.change(node, content, || content.zero(offset, len, now())).await?;
         }
         if !keep_size && end > content.size() {
             self.change(node, content, || content.truncate(end.max(content.size()), now())).await?;
