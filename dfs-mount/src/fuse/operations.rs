@@ -421,9 +421,9 @@ impl Filesystem for Adapter {
 
     fn setxattr(&self, request: &Request, ino: INodeNo, name: &OsStr, value: &[u8], flags: i32, _position: u32, reply: ReplyEmpty) {
         let mode = match flags {
-            libc::XATTR_CREATE => XattrMode::Create,
+            0 => XattrMode::Set,
             libc::XATTR_REPLACE => XattrMode::Replace,
-            _ => XattrMode::Set,
+            _ => XattrMode::Create,
         };
         let (vfs, name, value, caller) = (self.vfs.clone(), name.to_owned(), value.to_vec(), caller(request));
         self.empty(reply, mutation("setxattr", request, ino), (), async move { vfs.set_xattr(ino.0, name.as_bytes(), &value, mode, caller).await });
@@ -443,8 +443,10 @@ impl Filesystem for Adapter {
         if is_past(ino.0) {
             return xattr_reply(reply, size, Ok(Vec::new()));
         }
-        let vfs = self.vfs.clone();
-        self.run(question("listxattr", request, ino), async move { vfs.list_xattrs(ino.0).await }, move |result| xattr_reply(reply, size, result));
+        let (vfs, caller) = (self.vfs.clone(), caller(request));
+        self.run(question("listxattr", request, ino), async move { vfs.list_xattrs(ino.0, caller).await }, move |result| {
+            xattr_reply(reply, size, result)
+        });
     }
 
     fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
