@@ -3,7 +3,7 @@
 sources=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../.." && pwd)
 # HOME is a directory of its own here; cargo and the crates are the user's.
 home=$(getent passwd "$(id -u)" | cut -d : -f 6)
-export CARGO_HOME=${CARGO_HOME:-$home/.cargo} RUSTUP_HOME=${RUSTUP_HOME:-$home/.rustup} CARGO_INCREMENTAL=1
+export CARGO_HOME=${CARGO_HOME:-$home/.cargo} RUSTUP_HOME=${RUSTUP_HOME:-$home/.rustup} CARGO_INCREMENTAL=1 CARGO_PROFILE_DEV_DEBUG=0
 export PATH=$PATH:$CARGO_HOME/bin
 unset CARGO_TARGET_DIR
 mkdir project
