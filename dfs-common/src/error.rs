@@ -85,6 +85,8 @@ kinds! {
     Deadlock => "deadlock", 409, EDEADLK, false;
     /// The waiting caller was interrupted.
     Interrupted => "interrupted", 499, EINTR, false;
+    /// The process that would have to open something has as many descriptors as it may.
+    TooManyOpen => "too_many_open", 503, ENFILE, true;
     /// No server has room.
     NoSpace => "no_space", 507, ENOSPC, false;
     /// The target is read-only.
@@ -131,12 +133,13 @@ impl Error {
         Self { kind: self.kind, message: format!("{context}: {}", self.message) }
     }
 
-    /// An operating system's error of a local disk: full disks are `NoSpace`, most of the rest `Internal`.
+    /// An operating system's error of a local disk: full disks are `NoSpace`, no more descriptors `TooManyOpen`, most of the rest `Internal`.
     pub fn from_io(error: &std::io::Error, context: impl std::fmt::Display) -> Self {
         let kind = match error.raw_os_error() {
             Some(libc::ENOSPC | libc::EDQUOT) => ErrorKind::NoSpace,
             Some(libc::EROFS) => ErrorKind::ReadOnly,
             Some(libc::EFBIG) => ErrorKind::FileTooLarge,
+            Some(libc::EMFILE | libc::ENFILE) => ErrorKind::TooManyOpen,
             _ => ErrorKind::Internal,
         };
         Self::new(kind, format!("{context}: {error}"))

@@ -17,5 +17,6 @@ pub mod ids;
 pub mod name;
 pub mod transport;
 pub mod wire;
+pub mod xattr;
 
 pub use error::{Error, ErrorKind, Result};

@@ -49,6 +49,7 @@ pub struct Builder {
     file_data: Vec<Option<PathBuf>>,
     proxied: bool,
     environment: Vec<(String, String)>,
+    descriptors: Option<u32>,
 }
 
 impl Builder {
@@ -116,6 +117,13 @@ impl Builder {
         self
     }
 
+    /// Every daemon has so many descriptors at the most.
+    #[must_use]
+    pub fn descriptors(mut self, n: u32) -> Self {
+        self.descriptors = Some(n);
+        self
+    }
+
     /// Starts it and waits until it is ready; panics with the logs where it does not become so.
     pub fn start(self) -> Cluster {
         let dir = tempfile::Builder::new().prefix("dfs-test-").tempdir().expect("temporary directory");
@@ -130,6 +138,7 @@ impl Builder {
             cluster.add_roles(&self);
         }
         for member in &mut cluster.daemons {
+            member.daemon.set_descriptors(self.descriptors);
             member.daemon.start();
         }
         cluster.wait_ready();
@@ -174,6 +183,7 @@ impl Cluster {
             file_data: Vec::new(),
             proxied: false,
             environment: Vec::new(),
+            descriptors: None,
         }
     }
 
@@ -424,6 +434,13 @@ impl Cluster {
     /// The same, with these variables.
     pub fn mount_in(&self, options: &str, environment: &[(String, String)]) -> Mount {
         self.mount_of(self.source(), options, environment)
+    }
+
+    /// A mount whose process has these limits of descriptors: (soft, hard).
+    pub fn mount_with_descriptors(&self, limits: (u32, u32)) -> Mount {
+        let number = self.mounts.fetch_add(1, Ordering::Relaxed);
+        let mount = Mount::limited(self, &format!("mnt-{number}"), limits);
+        mount.unwrap_or_else(|e| panic!("mount: {e}\n{}", self.logs()))
     }
 
     /// A mount that reaches the directory service through `proxy`.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::Cluster;
-use crate::process::{binary, find, peak_rss, rss};
+use crate::process::{binary, find, peak_rss, rss, with_descriptors};
 use crate::shell;
 use crate::sys;
 use crate::wait::within;
@@ -23,6 +23,7 @@ pub struct Mount {
     options: String,
     source: String,
     environment: Vec<(String, String)>,
+    descriptors: Option<(u32, u32)>,
 }
 
 impl Mount {
@@ -31,8 +32,22 @@ impl Mount {
         Self::of(cluster, name, cluster.source(), options, &[])
     }
 
+    /// The same with these limits of descriptors: (soft, hard).
+    pub fn limited(cluster: &Cluster, name: &str, descriptors: (u32, u32)) -> Result<Self> {
+        let mut mount = Self::prepared(cluster, name, cluster.source(), "", &[])?;
+        mount.descriptors = Some(descriptors);
+        mount.start()?;
+        Ok(mount)
+    }
+
     /// The same from `source`, with these variables.
     pub fn of(cluster: &Cluster, name: &str, source: &str, options: &str, environment: &[(String, String)]) -> Result<Self> {
+        let mut mount = Self::prepared(cluster, name, source, options, environment)?;
+        mount.start()?;
+        Ok(mount)
+    }
+
+    fn prepared(cluster: &Cluster, name: &str, source: &str, options: &str, environment: &[(String, String)]) -> Result<Self> {
         let dir = cluster.dir();
         let (path, cache, log) = (dir.join(name), dir.join(format!("{name}.cache")), dir.join(format!("{name}.log")));
         std::fs::create_dir_all(&path)?;
@@ -41,14 +56,13 @@ impl Mount {
         if !options.is_empty() {
             all = format!("{all},{options}");
         }
-        let mut mount = Self { path, cache, log, pid: 0, options: all, source: source.to_owned(), environment: environment.to_vec() };
-        mount.start()?;
-        Ok(mount)
+        let (source, environment) = (source.to_owned(), environment.to_vec());
+        Ok(Self { path, cache, log, pid: 0, options: all, source, environment, descriptors: None })
     }
 
     /// Mounts again after [`Mount::kill`] or [`Mount::unmount`], with the same cache.
     pub fn start(&mut self) -> Result<()> {
-        let mut command = Command::new(binary("dfs-mount"));
+        let mut command = with_descriptors(&binary("dfs-mount"), self.descriptors);
         command.arg(&self.source).arg(&self.path).arg("-o").arg(&self.options).envs(self.environment.iter().cloned());
         let out = shell::output(command.stdin(Stdio::null()));
         if out.code != 0 {

@@ -50,6 +50,23 @@ pub fn free_port() -> u16 {
     panic!("no free port");
 }
 
+/// `program` with these limits of descriptors, (soft, hard), if any.
+pub fn with_descriptors(program: &Path, limits: Option<(u32, u32)>) -> Command {
+    match limits {
+        Some((soft, hard)) => {
+            let mut command = Command::new("prlimit");
+            command.arg(format!("--nofile={soft}:{hard}")).arg(program);
+            command
+        }
+        None => Command::new(program),
+    }
+}
+
+/// How many descriptors the process `pid` has.
+pub fn descriptors(pid: i32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
+}
+
 /// One daemon, running or not.
 #[derive(Debug)]
 pub struct Daemon {
@@ -58,13 +75,14 @@ pub struct Daemon {
     args: Vec<OsString>,
     log: PathBuf,
     environment: Vec<(String, String)>,
+    descriptors: Option<u32>,
     child: Option<Child>,
 }
 
 impl Daemon {
     /// Not started yet. Its output is appended to `DIR/NAME.log`.
     pub fn new(name: &str, program: PathBuf, args: Vec<OsString>, dir: &Path) -> Self {
-        Self { name: name.to_owned(), program, args, log: dir.join(format!("{name}.log")), environment: Vec::new(), child: None }
+        Self { name: name.to_owned(), program, args, log: dir.join(format!("{name}.log")), environment: Vec::new(), descriptors: None, child: None }
     }
 
     /// With these variables, from the next start on.
@@ -72,11 +90,16 @@ impl Daemon {
         self.environment = environment.to_vec();
     }
 
+    /// With so many descriptors at the most, from the next start on.
+    pub fn set_descriptors(&mut self, descriptors: Option<u32>) {
+        self.descriptors = descriptors;
+    }
+
     /// Starts it.
     pub fn start(&mut self) {
         assert!(self.child.is_none(), "{} runs already", self.name);
         let log = File::options().create(true).append(true).open(&self.log).expect("log file");
-        let child = Command::new(&self.program)
+        let child = with_descriptors(&self.program, self.descriptors.map(|n| (n, n)))
             .args(&self.args)
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("log file"))

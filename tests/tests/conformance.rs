@@ -75,12 +75,39 @@ fn a_failure_is_counted_named_and_told_by_the_exit_code() {
 }
 
 #[test]
+fn points_of_the_c_version_of_pjdfstest_are_counted() {
+    let (source, point) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let script = |name: &str, text: &str| {
+        let at = source.path().join(name);
+        std::fs::create_dir_all(at.parent().unwrap()).unwrap();
+        std::fs::write(&at, format!("#!/bin/sh\n{text}\n")).unwrap();
+        std::fs::set_permissions(&at, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    };
+    let run = |only: &str| conformance(&["pjdfstest-c", "--source", source.path().to_str().unwrap(), "--only", only], point.path());
+    script("pjdfstest", "");
+    script("tests/mkdir/00.t", "mkdir made && echo 1..3; echo ok 1; echo ok 2; echo not ok 3 '# TODO known'");
+    script("tests/open/00.t", "echo 1..4; echo ok 1; echo not ok 2; echo ok 3; echo not ok 4");
+    script("tests/open/01.t", "echo 1..2; echo ok 1; exit 3");
+    let out = run("mkdir");
+    assert_eq!((out.code, number(&out, "passed"), number(&out, "failed")), (0, 3, 0), "{}", out.text);
+    let out = run("open/00");
+    assert_eq!((out.code, number(&out, "passed"), number(&out, "failed")), (1, 2, 2), "{}", out.text);
+    let out = run("open/01");
+    assert!(out.code == 1 && number(&out, "failed") > 0, "an end before the last point is a failure: {}", out.text);
+    let out = run("no-such-case");
+    assert!(out.code == 1 && out.text.contains("no case is called"), "{}", out.text);
+    assert_eq!(std::fs::read_dir(point.path()).unwrap().count(), 0, "nothing is left behind");
+}
+
+#[test]
 fn what_cannot_be_run_is_no_success() {
     let dir = tempfile::tempdir().unwrap();
     for (args, says) in [
         (&["programs", "--only", "no-such-program"][..], "no program is called"),
         (&["no-such-suite"], "there is no suite"),
         (&["two-mounts"], "--second"),
+        (&["pjdfstest-c"], "--source"),
+        (&["pjdfstest-c", "--source", "/"], "--source"),
         (&["fsx", "--seeds", "many"], "wants a number"),
         (&["fsx", "--seed", "1"], "unknown option"),
     ] {

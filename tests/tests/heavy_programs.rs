@@ -68,6 +68,11 @@ fn autotools_build_check_and_distcheck() {
 }
 
 #[test]
+fn cargo_builds_a_crate_of_this_project() {
+    run("cargo_build");
+}
+
+#[test]
 fn postgres_survives_the_death_of_its_processes() {
     run("postgres");
 }

@@ -231,3 +231,70 @@ fn shared_mappings_are_one_memory() {
     assert_eq!((&there[..5], &there[50_000..50_006], &there[60_000..60_007]), (&b"child"[..], &b"mapped"[..], &b"written"[..]));
     sys::close(file).unwrap();
 }
+
+#[test]
+fn paths_of_4095_bytes_work_and_longer_ones_do_not() {
+    let (cluster, m) = one();
+    // Directories of 255 bytes until the rest fits into one name of at least two.
+    let mut path = m.path().to_owned();
+    let length = |path: &std::path::Path| path.as_os_str().len();
+    while 4095 - length(&path) > 2 * 256 {
+        path.push("d".repeat(255));
+        fs::create_dir(&path).unwrap();
+    }
+    path.push("e".repeat((4095 - length(&path)) / 2));
+    fs::create_dir(&path).unwrap();
+    let rest = 4095 - length(&path) - 1;
+    let (longest, longer) = (path.join("f".repeat(rest)), path.join("f".repeat(rest + 1)));
+    assert_eq!(length(&longest), 4095);
+    fs::write(&longest, "at the end").unwrap();
+    assert_eq!(errno(fs::write(&longer, "")), libc::ENAMETOOLONG);
+    assert_eq!(fs::read_to_string(&longest).unwrap(), "at the end");
+    fs::rename(&longest, path.join("g".repeat(rest))).unwrap();
+    assert_eq!(errno(fs::rename(path.join("g".repeat(rest)), &longer)), libc::ENAMETOOLONG);
+    // Relative paths lead deeper than any path can say.
+    let deeper = "import os
+for n in range(40): os.mkdir('x' * 255); os.chdir('x' * 255)
+open('bottom', 'w').write('deep')
+assert open('bottom').read() == 'deep'
+";
+    m.run(&format!("mkdir deep; cd deep; python3 -c \"{deeper}\""));
+    let other = cluster.mount();
+    other.run("cd deep; for n in $(seq 40); do cd x*; done; test $(cat bottom) = deep");
+    other.run("rm -r d*");
+    assert_eq!(fs::read_dir(m.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn names_of_255_arbitrary_bytes() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    let (cluster, m) = one();
+    let other = cluster.mount();
+    let allowed: Vec<u8> = (1..=255).filter(|&b| b != b'/').collect();
+    let mut rng = Rng::announced("names");
+    let mut names: Vec<Vec<u8>> = (0..30).map(|_| (0..255).map(|_| allowed[rng.below(allowed.len() as u64) as usize]).collect()).collect();
+    // Every byte that a name may hold, in one name, and alone but for the dot, which is a directory's own name.
+    names.push(allowed.iter().copied().chain([b'x']).collect());
+    names.extend(allowed.iter().filter(|&&b| b != b'.').map(|&b| vec![b]));
+    names.sort();
+    names.dedup();
+    for (n, name) in names.iter().enumerate() {
+        let name = OsStr::from_bytes(name);
+        fs::write(m.at(name), n.to_string()).unwrap_or_else(|e| panic!("{name:?}: {e}"));
+        fs::rename(m.at(name), m.at("moved")).unwrap();
+        fs::rename(m.at("moved"), m.at(name)).unwrap();
+    }
+    for mount in [&m, &other] {
+        let mut listed: Vec<Vec<u8>> = fs::read_dir(mount.path()).unwrap().map(|e| e.unwrap().file_name().as_bytes().to_vec()).collect();
+        listed.sort();
+        assert!(listed == names);
+        for (n, name) in names.iter().enumerate() {
+            assert_eq!(fs::read_to_string(mount.at(OsStr::from_bytes(name))).unwrap(), n.to_string(), "{name:?}");
+        }
+    }
+    for name in &names {
+        fs::remove_file(other.at(OsStr::from_bytes(name))).unwrap();
+    }
+    assert_eq!(fs::read_dir(m.path()).unwrap().count(), 0);
+}

@@ -8,6 +8,7 @@
 mod copying;
 
 use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,6 +29,9 @@ use super::record::{Begun, Owned, Record, runs};
 use crate::failpoint;
 use crate::system;
 use crate::turn::Turn;
+
+/// Descriptors that are kept for what is not a file of a program: connections, the journal, /proc.
+const SPARE_DESCRIPTORS: u64 = 128;
 
 /// Why something could not be done at once.
 #[derive(Debug)]
@@ -524,12 +528,25 @@ fn check_size(offset: u64, len: u64) -> Result<(), NotYet> {
     }
 }
 
-/// Opens or creates a cache file for reading and writing.
+/// Opens or creates a cache file for reading and writing; `TooManyOpen` where the process has hardly a descriptor left.
 pub fn open_file(path: &Path, create: bool) -> Result<File> {
-    std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create_new(create)
-        .open(path)
-        .map_err(|e| Error::from_io(&e, format!("cache file {}", path.display())))
+    let file = std::fs::OpenOptions::new().read(true).write(true).create_new(create).open(path);
+    let file = file.map_err(|e| Error::from_io(&e, format!("cache file {}", path.display())))?;
+    spare_descriptors(&file).inspect_err(|_| {
+        if create {
+            // Nothing leads to it yet.
+            let _ = std::fs::remove_file(path);
+        }
+    })?;
+    Ok(file)
+}
+
+/// Files never take the last descriptors: with none for connections and pipes no open file could be published either.
+fn spare_descriptors(file: &File) -> Result<()> {
+    let limit = system::descriptor_limit().map_err(|e| Error::from_io(&e, "limit of open files"))?;
+    // Each has the lowest number that was free.
+    if file.as_raw_fd() as u64 + SPARE_DESCRIPTORS.min(limit / 4) >= limit {
+        return Err(Error::new(ErrorKind::TooManyOpen, format!("this mount may have {limit} descriptors and has hardly one left")));
+    }
+    Ok(())
 }

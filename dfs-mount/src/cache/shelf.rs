@@ -265,6 +265,13 @@ impl Shelf {
         };
         match open_file(&closed.path, false) {
             Ok(file) => Some(Content::new(file, closed.path, closed.version, closed.map)),
+            // It is as good as before, and the next open may find a descriptor.
+            Err(e) if e.kind() == ErrorKind::TooManyOpen => {
+                let mut inner = self.inner.lock();
+                inner.used += closed.map.stored();
+                inner.closed.put(ino, closed);
+                None
+            }
             Err(e) => {
                 log::warn!("{e}; fetching it again");
                 None

@@ -143,6 +143,7 @@ fn wait_for_child(mut reader: PipeReader) -> Result<()> {
 /// Mounts and serves; `parent` is told when it works, and taken then.
 fn run(options: &Options, parent: &mut Option<PipeWriter>) -> Result<()> {
     start_log(options, parent.is_none())?;
+    raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().thread_name("dfs-mount").build().context("runtime")?;
     let vfs = Arc::new(runtime.block_on(connect(options))?);
     runtime.spawn(vfs.clone().keep_session());
@@ -223,6 +224,14 @@ fn announce(parent: &mut Option<PipeWriter>) -> Result<()> {
             parent.write_all(READY.as_bytes()).context("telling the parent")
         }
         None => sd_notify::notify(&[sd_notify::NotifyState::Ready]).context("telling systemd"),
+    }
+}
+
+/// Each file that is open on the mount is a descriptor here; the usual soft limit of 1,024 is for programs that use select(2).
+fn raise_descriptor_limit() {
+    match system::raise_descriptor_limit() {
+        Ok(limit) => log::info!("{limit} descriptors: about as many files can be open at once"),
+        Err(e) => log::warn!("limit of open files: {e}"),
     }
 }
 

@@ -217,14 +217,16 @@ impl Filesystem for Adapter {
         offset: u64,
         data: &[u8],
         write_flags: WriteFlags,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         let len = data.len() as u32;
+        // As it is now: fcntl(2) may have changed it since the open. Pages of a mapping belong where they are mapped.
+        let append = flags.0 & libc::O_APPEND != 0 && !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) && self.vfs.has_privileges(handle.0);
         if !kill {
-            match self.vfs.write_now(handle.0, offset, data) {
+            match self.vfs.write_now(handle.0, offset, data, append) {
                 Ok(true) => return reply.written(len),
                 Ok(false) => {}
                 Err(e) => return reply.error(errno(&e)),
@@ -235,7 +237,7 @@ impl Filesystem for Adapter {
             if kill {
                 vfs.written_by_user(handle.0).await?;
             }
-            vfs.write(handle.0, offset, &data).await
+            vfs.write(handle.0, offset, &data, append).await
         };
         let given_up_on = if kill { Signals::None } else { Signals::Fatal };
         self.run(About { given_up_on, ..mutation("write", request, ino) }, operation, move |result| match result {
@@ -419,9 +421,9 @@ impl Filesystem for Adapter {
 
     fn setxattr(&self, request: &Request, ino: INodeNo, name: &OsStr, value: &[u8], flags: i32, _position: u32, reply: ReplyEmpty) {
         let mode = match flags {
-            libc::XATTR_CREATE => XattrMode::Create,
+            0 => XattrMode::Set,
             libc::XATTR_REPLACE => XattrMode::Replace,
-            _ => XattrMode::Set,
+            _ => XattrMode::Create,
         };
         let (vfs, name, value, caller) = (self.vfs.clone(), name.to_owned(), value.to_vec(), caller(request));
         self.empty(reply, mutation("setxattr", request, ino), (), async move { vfs.set_xattr(ino.0, name.as_bytes(), &value, mode, caller).await });
@@ -441,8 +443,10 @@ impl Filesystem for Adapter {
         if is_past(ino.0) {
             return xattr_reply(reply, size, Ok(Vec::new()));
         }
-        let vfs = self.vfs.clone();
-        self.run(question("listxattr", request, ino), async move { vfs.list_xattrs(ino.0).await }, move |result| xattr_reply(reply, size, result));
+        let (vfs, caller) = (self.vfs.clone(), caller(request));
+        self.run(question("listxattr", request, ino), async move { vfs.list_xattrs(ino.0, caller).await }, move |result| {
+            xattr_reply(reply, size, result)
+        });
     }
 
     fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -451,8 +455,8 @@ impl Filesystem for Adapter {
     }
 
     fn fallocate(&self, request: &Request, ino: INodeNo, handle: FileHandle, offset: u64, length: u64, mode: i32, reply: ReplyEmpty) {
-        let vfs = self.vfs.clone();
-        self.empty(reply, mutation("fallocate", request, ino), (), async move { vfs.allocate(handle.0, offset, length, mode).await });
+        let (vfs, caller) = (self.vfs.clone(), caller(request));
+        self.empty(reply, mutation("fallocate", request, ino), (), async move { vfs.allocate(handle.0, offset, length, mode, caller).await });
     }
 
     fn lseek(&self, _request: &Request, ino: INodeNo, handle: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {

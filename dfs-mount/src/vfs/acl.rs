@@ -8,8 +8,7 @@ use dfs_common::api::directory::SetAttributes;
 use super::node::Node;
 use super::{Caller, Vfs};
 
-/// The extended attribute of the list that guards an inode.
-pub(super) const ACCESS: &[u8] = b"system.posix_acl_access";
+pub(super) use dfs_common::xattr::ACCESS;
 
 const SGID: u32 = 0o2000;
 

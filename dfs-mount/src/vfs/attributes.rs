@@ -143,10 +143,11 @@ impl Vfs {
         value.ok_or_else(none)
     }
 
-    /// The names of all extended attributes, each ended by a NUL.
-    pub async fn list_xattrs(&self, id: u64) -> Result<Vec<u8>> {
+    /// The names of all extended attributes, each ended by a NUL. As local disks do, only root is shown `trusted.`.
+    pub async fn list_xattrs(&self, id: u64, caller: Caller) -> Result<Vec<u8>> {
         let names = self.cluster.directory.call(&ListXattrs { ino: self.ino(id)? }).await?;
-        Ok(names.iter().flat_map(|n| n.as_bytes().iter().copied().chain([0])).collect())
+        let shown = names.iter().filter(|n| caller.uid == 0 || !n.as_bytes().starts_with(b"trusted."));
+        Ok(shown.flat_map(|n| n.as_bytes().iter().copied().chain([0])).collect())
     }
 
     /// Sets an extended attribute.
@@ -174,7 +175,10 @@ impl Vfs {
 }
 
 fn xattr_name(name: &[u8]) -> Result<Name> {
-    Name::new(name).map_err(|e| if e.kind() == ErrorKind::NameTooLong { Error::new(ErrorKind::Range, e.message().to_owned()) } else { e })
+    let too_long = |e: Error| if e.kind() == ErrorKind::NameTooLong { Error::new(ErrorKind::Range, e.message().to_owned()) } else { e };
+    let name = Name::new(name).map_err(too_long)?;
+    dfs_common::xattr::check(&name)?;
+    Ok(name)
 }
 
 /// A change of owner, or of content by somebody who is not root, ends suid, and sgid where the group may execute.

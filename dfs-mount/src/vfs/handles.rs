@@ -19,7 +19,6 @@ pub(crate) struct FileHandle {
     pub(crate) content: Arc<Content>,
     /// Its use of the write lock; `None`: open for reading.
     pub(crate) held: Option<Held>,
-    pub(crate) append: bool,
 }
 
 #[derive(Debug, Default)]

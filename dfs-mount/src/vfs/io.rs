@@ -49,23 +49,23 @@ impl Vfs {
         }
     }
 
-    /// Writes, if nothing stands in the way: true when done.
-    pub fn write_now(&self, handle: u64, offset: u64, data: &[u8]) -> Result<bool> {
+    /// Writes at `offset`, or at the end with `append`, if nothing stands in the way: true when done.
+    pub fn write_now(&self, handle: u64, offset: u64, data: &[u8], append: bool) -> Result<bool> {
         let handle = self.handles.file(handle)?;
         check_writer(&handle)?;
-        match handle.content.write(offset, data, handle.append, now()) {
+        match handle.content.write(offset, data, append, now()) {
             Ok(()) => Ok(true),
             Err(NotYet::Missing(_) | NotYet::Committing) => Ok(false),
             Err(NotYet::Failed(e)) => Err(e),
         }
     }
 
-    /// Writes, fetching blocks that it changes in part.
-    pub async fn write(&self, handle: u64, offset: u64, data: &[u8]) -> Result<()> {
+    /// The same, fetching blocks that it changes in part.
+    pub async fn write(&self, handle: u64, offset: u64, data: &[u8], append: bool) -> Result<()> {
         let handle = self.handles.file(handle)?;
         check_writer(&handle)?;
         let content = &handle.content;
-        self.change(&handle.node, content, || content.write(offset, data, handle.append, now())).await
+        self.change(&handle.node, content, || content.write(offset, data, append, now())).await
     }
 
     /// A write by somebody who is not root ends suid and sgid.
@@ -140,18 +140,25 @@ impl Vfs {
         Ok(())
     }
 
-    /// fallocate(2): makes the file longer, or turns a range into zeros. Space is never reserved.
-    pub async fn allocate(&self, handle: u64, offset: u64, len: u64, mode: i32) -> Result<()> {
+    /// fallocate(2): makes the file longer, or turns a range into zeros. Space is never reserved. As a write it ends
+    /// suid and sgid where the caller is not root.
+    pub async fn allocate(&self, handle: u64, offset: u64, len: u64, mode: i32, caller: Caller) -> Result<()> {
         let handle = self.handles.file(handle)?;
         check_writer(&handle)?;
         let (node, content) = (&handle.node, &handle.content);
         let keep_size = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
         let end = offset.checked_add(len).filter(|_| len > 0).ok_or_else(|| Error::from(ErrorKind::Invalid))?;
-        match mode & !libc::FALLOC_FL_KEEP_SIZE {
-            0 => {}
-            libc::FALLOC_FL_PUNCH_HOLE if keep_size => self.change(node, content, || content.zero(offset, len, now())).await?,
-            libc::FALLOC_FL_ZERO_RANGE => self.change(node, content, || content.zero(offset, len, now())).await?,
+        let zero = match mode & !libc::FALLOC_FL_KEEP_SIZE {
+            0 => false,
+            libc::FALLOC_FL_PUNCH_HOLE if keep_size => true,
+            libc::FALLOC_FL_ZERO_RANGE => true,
             _ => return Err(ErrorKind::NotSupported.into()),
+        };
+        if caller.uid != 0 {
+            self.kill_privileges(node).await?;
+        }
+        if zero {
+            self.change(node, content, || content.zero(offset, len, now())).await?;
         }
         if !keep_size && end > content.size() {
             self.change(node, content, || content.truncate(end.max(content.size()), now())).await?;

@@ -36,8 +36,6 @@ pub(super) const OPENING: &str = "another open or close of the file";
 pub struct Intent {
     /// O_WRONLY or O_RDWR.
     pub write: bool,
-    /// O_APPEND.
-    pub append: bool,
     /// O_NONBLOCK.
     pub nonblock: bool,
     /// O_EXCL, together with O_CREAT.
@@ -55,7 +53,6 @@ impl Intent {
     pub fn from_flags(flags: i32) -> Self {
         Self {
             write: flags & libc::O_ACCMODE != libc::O_RDONLY,
-            append: flags & libc::O_APPEND != 0,
             nonblock: flags & libc::O_NONBLOCK != 0,
             exclusive: flags & libc::O_EXCL != 0,
             truncate: false,
@@ -65,7 +62,7 @@ impl Intent {
     }
 
     pub(crate) fn truncate() -> Self {
-        Self { write: true, append: false, nonblock: false, exclusive: false, truncate: true, empty: false, created: false }
+        Self { write: true, nonblock: false, exclusive: false, truncate: true, empty: false, created: false }
     }
 }
 
@@ -158,14 +155,14 @@ impl Vfs {
         let _arriving = Arriving::new(node);
         if !intent.write {
             let content = given_up_on(Signals::Ending, caller.pid, self.prepare(node, intent, caller)).await??;
-            return Ok(FileHandle { node: node.clone(), content, held: None, append: false });
+            return Ok(FileHandle { node: node.clone(), content, held: None });
         }
         let wait = if intent.nonblock { Wait::Never } else { Wait::Until(self.lock_wait(node)) };
         let held = self.lock(node.lockable(), caller, wait).await?;
         match given_up_on(Signals::Ending, caller.pid, self.prepare(node, intent, caller)).await.and_then(|prepared| prepared) {
             Ok(content) => {
                 self.arrived(node.ino);
-                Ok(FileHandle { node: node.clone(), content, held: Some(held), append: intent.append })
+                Ok(FileHandle { node: node.clone(), content, held: Some(held) })
             }
             Err(e) if e.kind() == ErrorKind::Stale => {
                 self.unlock_later(node.ino, held).await;

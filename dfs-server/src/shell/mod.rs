@@ -56,7 +56,7 @@ impl Shared {
 pub async fn run(listener: TcpListener, token: ClusterToken, service: Arc<dyn Service>, mut shutdown: watch::Receiver<bool>) {
     let memory = || Semaphore::new((MAX_BODY >> 10) + 1);
     let shared = Arc::new(Shared { token, service, client_memory: memory(), server_memory: memory(), requests: AtomicU64::new(1) });
-    let limit = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let limit = Arc::new(Semaphore::new(connections_at_once()));
     let mut connections = JoinSet::new();
     loop {
         let permit = tokio::select! {
@@ -79,6 +79,12 @@ pub async fn run(listener: TcpListener, token: ClusterToken, service: Arc<dyn Se
     if tokio::time::timeout(DRAIN_TIMEOUT, all).await.is_err() {
         log::warn!("requests were still under way {} s after the stop; dropping them", DRAIN_TIMEOUT.as_secs());
     }
+}
+
+/// Half of the descriptors at the most: with all of them taken by clients nothing could be read or stored for any.
+fn connections_at_once() -> usize {
+    let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    descriptors.map_or(MAX_CONNECTIONS, |all| MAX_CONNECTIONS.min(usize::try_from(all / 2).unwrap_or(usize::MAX)))
 }
 
 /// Waits until `shutdown` is true or its sender is gone.

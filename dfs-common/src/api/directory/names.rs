@@ -272,7 +272,7 @@ pub enum XattrMode {
     Replace,
 }
 
-/// Sets an extended attribute; values up to 65,536 bytes, 1,000 attributes and 1 MiB in all.
+/// Sets an extended attribute; values up to 65,536 bytes, names up to 65,536 bytes together, 1,000 attributes and 1 MiB in all.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SetXattr {

@@ -7,10 +7,7 @@
 
 use dfs_common::{Error, ErrorKind, Result};
 
-/// The list that guards an inode.
-pub(super) const ACCESS: &[u8] = b"system.posix_acl_access";
-/// The list that a directory hands down to what is made in it.
-pub(super) const DEFAULT: &[u8] = b"system.posix_acl_default";
+pub(super) use dfs_common::xattr::{ACCESS, DEFAULT};
 
 const VERSION: u32 = 2;
 const NO_ID: u32 = u32::MAX;

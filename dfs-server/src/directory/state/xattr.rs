@@ -3,8 +3,8 @@
 use dfs_common::api::directory::{GetXattr, ListXattrs, RemoveXattr, SetXattr, XattrMode};
 use dfs_common::attributes::{Entry, FileKind};
 use dfs_common::ids::InodeId;
-use dfs_common::name::{Name, Text};
-use dfs_common::{Error, ErrorKind, Result};
+use dfs_common::name::{NAME_MAX, Name, Text};
+use dfs_common::{Error, ErrorKind, Result, xattr};
 
 use super::acl::{self, Acl};
 use super::change::{Change, load};
@@ -16,9 +16,11 @@ const VALUE_MAX: usize = 65_536;
 const COUNT_MAX: u32 = 1_000;
 /// Of names and values of one inode together.
 const BYTES_MAX: u32 = 1 << 20;
-const NAMESPACES: [&[u8]; 4] = [b"user.", b"trusted.", b"security.", b"system."];
+/// Of the names of one inode, each with its NUL: what listxattr(2) can return.
+const LIST_MAX: usize = 65_536;
 
 pub(crate) fn get_xattr(view: &dyn View, request: &GetXattr) -> Result<Text> {
+    xattr::check(&request.name)?;
     load(view, request.ino)?;
     view.get(&keys::xattr(request.ino, request.name.as_bytes()))?.map(Text).ok_or_else(|| absent(request.ino, &request.name))
 }
@@ -33,7 +35,7 @@ pub(crate) fn list_xattrs(view: &dyn View, request: &ListXattrs) -> Result<Vec<N
 
 pub(crate) fn set_xattr(change: &mut Change<'_>, request: &SetXattr) -> Result<Entry> {
     let SetXattr { ino, name, value, mode } = request;
-    check_name(name)?;
+    xattr::check(name)?;
     if value.0.len() > VALUE_MAX {
         return Err(Error::new(ErrorKind::TooBig, format!("a value has at most {VALUE_MAX} bytes, this one {}", value.0.len())));
     }
@@ -44,7 +46,7 @@ pub(crate) fn set_xattr(change: &mut Change<'_>, request: &SetXattr) -> Result<E
         XattrMode::Replace if !exists => return Err(absent(*ino, name)),
         _ => {}
     }
-    if !is_acl(name) {
+    if !xattr::is_list(name) {
         return store(change, *ino, name, Some(value.0.clone()));
     }
     let acl = checked_acl(&inode, name, &value.0)?;
@@ -60,9 +62,10 @@ pub(crate) fn set_xattr(change: &mut Change<'_>, request: &SetXattr) -> Result<E
 
 pub(crate) fn remove_xattr(change: &mut Change<'_>, request: &RemoveXattr) -> Result<Entry> {
     let RemoveXattr { ino, name } = request;
-    check_name(name)?;
+    xattr::check(name)?;
     change.load(*ino)?;
-    if change.view.get(&keys::xattr(*ino, name.as_bytes()))?.is_none() {
+    // Without a list the mode says it all; to take that away is no mistake, as on local disks.
+    if !xattr::is_list(name) && change.view.get(&keys::xattr(*ino, name.as_bytes()))?.is_none() {
         return Err(absent(*ino, name));
     }
     store(change, *ino, name, None)
@@ -82,6 +85,16 @@ fn store(change: &mut Change<'_>, ino: InodeId, name: &Name, value: Option<Vec<u
     if bytes > BYTES_MAX {
         return Err(Error::new(ErrorKind::NoSpace, format!("the extended attributes of inode {ino} would be over {BYTES_MAX} bytes")));
     }
+    if count > inode.xattrs && count as usize * (NAME_MAX + 1) > LIST_MAX {
+        let (from, to) = keys::xattrs(ino);
+        let names = change.view.scan(&from, &to, usize::MAX)?.iter().map(|(key, _)| keys::name_of(key).len() + 1).sum::<usize>();
+        if names + name.as_bytes().len() + 1 > LIST_MAX {
+            return Err(Error::new(
+                ErrorKind::NoSpace,
+                format!("the names of the extended attributes of inode {ino} would be over {LIST_MAX} bytes"),
+            ));
+        }
+    }
     match value {
         Some(value) => change.view.put(key, value),
         None if old.is_some() => change.view.delete(key),
@@ -93,10 +106,6 @@ fn store(change: &mut Change<'_>, ino: InodeId, name: &Name, value: Option<Vec<u
         inode.ctime = now;
     })?;
     Ok(inode.entry(ino))
-}
-
-fn is_acl(name: &Name) -> bool {
-    [acl::ACCESS, acl::DEFAULT].contains(&name.as_bytes())
 }
 
 fn checked_acl(inode: &Inode, name: &Name, value: &[u8]) -> Result<Option<Acl>> {
@@ -140,15 +149,6 @@ pub(super) fn put_acl(change: &mut Change<'_>, ino: InodeId, inode: &mut Inode, 
 
 fn size(name: &Name, value: &[u8]) -> u32 {
     (name.as_bytes().len() + value.len()) as u32
-}
-
-fn check_name(name: &Name) -> Result<()> {
-    let bytes = name.as_bytes();
-    match NAMESPACES.iter().find_map(|namespace| bytes.strip_prefix(*namespace)) {
-        Some([]) => Err(Error::new(ErrorKind::Invalid, format!("'{name}' is only a namespace"))),
-        Some(_) => Ok(()),
-        None => Err(Error::new(ErrorKind::NotSupported, format!("'{name}' is in no namespace: user., trusted., security. and system. are known"))),
-    }
 }
 
 fn absent(ino: InodeId, name: &Name) -> Error {

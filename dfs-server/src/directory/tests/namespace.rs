@@ -238,6 +238,28 @@ async fn extended_attributes() {
 }
 
 #[tokio::test]
+async fn names_of_extended_attributes_fit_into_one_list() {
+    let client = Client::new();
+    let ino = client.file(ROOT, "f").await;
+    let set = |n: usize, value: &[u8]| SetXattr { ino, name: name(&format!("user.{n:0250}")), value: Text(value.to_vec()), mode: XattrMode::Set };
+    for n in 0..256 {
+        client.call(&set(n, b"")).await.unwrap();
+    }
+    assert_eq!(kind(client.call(&set(256, b"")).await), ErrorKind::NoSpace);
+    client.call(&set(7, b"another value needs no other name")).await.unwrap();
+    assert_eq!(client.call(&ListXattrs { ino }).await.unwrap().iter().map(|n| n.as_bytes().len() + 1).sum::<usize>(), 65_536);
+}
+
+#[tokio::test]
+async fn a_list_that_is_not_there_may_be_taken_away() {
+    let client = Client::new();
+    let ino = client.file(ROOT, "f").await;
+    client.call(&RemoveXattr { ino, name: name("system.posix_acl_access") }).await.unwrap();
+    assert_eq!(kind(client.call(&RemoveXattr { ino, name: name("system.other") }).await), ErrorKind::NotSupported);
+    assert_eq!(kind(client.call(&GetXattr { ino, name: name("other.a") }).await), ErrorKind::NotSupported);
+}
+
+#[tokio::test]
 async fn a_chmod_changes_what_it_names_and_the_ctime() {
     let client = Client::new();
     let before = client.make(ROOT, "f", FileKind::File).await.unwrap().attributes;
