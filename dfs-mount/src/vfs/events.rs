@@ -174,6 +174,13 @@ impl Vfs {
         }
     }
 
+    /// The kernel shall read the listing of a directory anew.
+    pub(super) fn forget_listing(&self, id: u64) {
+        if let Some(kernel) = self.kernel.get() {
+            report(kernel.forget_listing(id));
+        }
+    }
+
     /// The attributes that the kernel keeps of a node changed by what this mount did.
     pub(crate) fn forget_attributes(&self, id: u64) {
         if let Some(kernel) = self.kernel.get() {

@@ -24,6 +24,7 @@ pub mod locks;
 pub mod names;
 pub mod node;
 pub mod open;
+mod paging;
 pub mod past;
 pub mod ranges;
 pub mod recovery;

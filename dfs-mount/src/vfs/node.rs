@@ -14,6 +14,7 @@ use dfs_common::name::Name;
 use parking_lot::Mutex;
 
 use super::entries::Entries;
+use super::paging::Paging;
 use crate::cache::Content;
 use crate::turn::Turn;
 
@@ -46,6 +47,8 @@ pub(crate) struct State {
     pub(crate) xattrs: HashMap<Name, Option<Vec<u8>>>,
     /// For a directory.
     pub(crate) entries: Entries,
+    /// Of a directory that was opened.
+    paging: Option<Box<Paging>>,
     /// Directories and names by which the kernel may have come here.
     pub(crate) places: Vec<(InodeId, Name)>,
     /// The version whose size the kernel believes.
@@ -107,6 +110,11 @@ impl State {
         self.as_of = 0;
     }
 
+    /// How a directory's listings are cut into pages.
+    pub(crate) fn paging(&mut self) -> &mut Paging {
+        self.paging.get_or_insert_default()
+    }
+
     /// The kernel may come here by `name` in `directory`.
     pub(crate) fn add_place(&mut self, directory: InodeId, name: &Name) {
         if !self.places.iter().any(|(d, n)| *d == directory && n == name) {
@@ -161,6 +169,7 @@ impl Node {
             leased: false,
             xattrs: HashMap::new(),
             entries: Entries::default(),
+            paging: None,
             places: Vec::new(),
             pages: None,
             lookups: 0,
