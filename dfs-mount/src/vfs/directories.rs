@@ -229,10 +229,10 @@ impl Vfs {
             let within = fetched.entries.as_slice().partition_point(|e| end.as_ref().is_none_or(|end| e.name <= *end));
             count += within;
             let is_whole = fetched.end || within < fetched_len || (end.is_some() && last == end);
-            let new = fetched.entries.by_ref().take(within).map(|entry| Item { hash: generation.hash(&entry.name), entry, stamp: fetched.stamp.clone() });
-            let is_next = |item: &Item| {
-                from.is_before(item.hash, &item.entry.name) && until.as_ref().is_none_or(|(hash, name)| item.place() < (*hash, name))
-            };
+            let new =
+                fetched.entries.by_ref().take(within).map(|entry| Item { hash: generation.hash(&entry.name), entry, stamp: fetched.stamp.clone() });
+            let is_next =
+                |item: &Item| from.is_before(item.hash, &item.entry.name) && until.as_ref().is_none_or(|(hash, name)| item.place() < (*hash, name));
             items.extend(new.filter(is_next));
             items.sort_by(|a, b| a.place().cmp(&b.place()));
             if is_whole {
