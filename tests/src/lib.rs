@@ -12,6 +12,7 @@ pub mod bulk;
 pub mod cluster;
 pub mod contention;
 pub mod crash;
+pub mod disk;
 pub mod history;
 pub mod http;
 pub mod model;

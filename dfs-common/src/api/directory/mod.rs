@@ -69,9 +69,9 @@ pub struct StatFs {}
 /// What `df` shows. Bytes are divided by the number of copies: what a user can still store.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FsStatus {
-    /// Usable bytes of all live file servers.
+    /// Bytes that fit onto the disks of all servers that are not dead.
     pub capacity: u64,
-    /// Of these, free.
+    /// Bytes that still fit onto those that are alive.
     pub available: u64,
     /// Inodes in use.
     pub inodes: u64,
