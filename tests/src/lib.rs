@@ -9,6 +9,7 @@
 
 pub mod alternate;
 pub mod bulk;
+pub mod clock;
 pub mod cluster;
 pub mod contention;
 pub mod crash;

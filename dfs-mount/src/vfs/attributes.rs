@@ -12,7 +12,7 @@ use super::acl;
 use super::coherence::Told;
 use super::leases::Stamp;
 use super::node::Node;
-use super::{Caller, Vfs, now};
+use super::{Caller, Vfs};
 
 const SUID: u32 = 0o4000;
 const SGID: u32 = 0o2000;
@@ -202,14 +202,14 @@ impl Vfs {
                 state.content.clone().filter(|_| state.writers > 0)
             };
             if let Some(content) = open {
-                self.change(node, &content, || content.truncate(size, now())).await?;
+                self.change(node, &content, || content.truncate(size, self.now())).await?;
                 // The writer may be a close that is not over yet: nobody else would publish before this call returns.
                 return if by_handle { Ok(()) } else { self.commit(node, &content, false).await };
             }
         }
         let handle = self.open_for(node, super::open::Intent::truncate(), caller).await?;
         let content = handle.content.clone();
-        let done = match self.change(node, &content, || content.truncate(size, now())).await {
+        let done = match self.change(node, &content, || content.truncate(size, self.now())).await {
             Ok(()) => self.commit(node, &content, false).await,
             Err(e) => Err(e),
         };

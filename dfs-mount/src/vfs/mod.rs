@@ -33,7 +33,7 @@ pub mod waits;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use dfs_common::attributes::{Entry, Timestamp};
 use dfs_common::clients::Cluster;
@@ -147,6 +147,11 @@ impl Vfs {
         self.mount_id.store(id, Ordering::Relaxed);
     }
 
+    /// The time by which files are written: the directory service's, so that times of all clients compare.
+    pub fn now(&self) -> Timestamp {
+        self.cluster.now()
+    }
+
     /// What the mount shows of the past.
     pub fn past(&self) -> &Past {
         &self.past
@@ -169,9 +174,4 @@ impl Vfs {
     fn place(&self, directory: u64, name: &[u8]) -> Result<Place> {
         Ok(Place { directory: self.node(directory)?, name: Name::new(name)? })
     }
-}
-
-/// The client's clock.
-pub(crate) fn now() -> Timestamp {
-    Timestamp::from_system_time(SystemTime::now())
 }

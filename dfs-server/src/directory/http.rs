@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use dfs_common::api::directory::*;
 use dfs_common::api::{Done, Operation};
+use dfs_common::attributes::Timestamp;
 use dfs_common::ids::SessionId;
 use dfs_common::wire::{Method, Request, Response, Service};
 use dfs_common::{Error, ErrorKind, Result};
@@ -207,10 +208,11 @@ impl Directory {
             block_bits: self.config.block_bits,
             copies: self.config.copies,
             lock_waits: self.config.lock_waits.clone(),
+            now: Timestamp::default(),
         };
         let open = move |change: &mut Change<'_>| {
             let session = state::open_session(change, &client)?;
-            Ok(Session { session, ..reply.clone() })
+            Ok(Session { session, now: change.now.wall, ..reply.clone() })
         };
         self.submit_json(Terms::default(), open).await
     }
@@ -222,7 +224,7 @@ impl Directory {
             self.submit(Terms::default(), move |change| state::release(change, session, &released).map(|()| Reply::default())).await?;
         }
         let (orphans, more) = self.tables.lock().next_orphans(session, Renewed::MAX_ORPHANS);
-        Ok(Response::json(&Renewed { orphans, more }))
+        Ok(Response::json(&Renewed { orphans, more, now: self.now().wall }))
     }
 
     async fn close_session(&self, CloseSession { session }: CloseSession) -> Result<Response> {
