@@ -201,7 +201,12 @@ async fn connect(options: &Options) -> Result<Vfs> {
     let run = Run { cluster: cluster.session().cluster, boot: boot_id()?, session: cluster.id() };
     let shelf = Shelf::open(&options.cache_dir, run, options.cache_size)?;
     let root = cluster.entry(dfs_common::ids::ROOT).await?;
-    let settings = Settings { lock_wait: options.lock_wait, entry_ttl: options.entry_timeout, attr_ttl: options.attr_timeout };
+    let settings = Settings {
+        lock_wait: options.lock_wait,
+        entry_ttl: options.entry_timeout,
+        attr_ttl: options.attr_timeout,
+        access_times: options.access_times(),
+    };
     Ok(Vfs::new(Arc::new(cluster), root, shelf, settings))
 }
 

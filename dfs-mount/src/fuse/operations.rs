@@ -94,7 +94,8 @@ impl Filesystem for Adapter {
         reply: ReplyAttr,
     ) {
         // The kernel names no handle for O_TRUNC, which always sets 0.
-        let (atime, mtime, by_handle) = (atime.map(timestamp), mtime.map(timestamp), handle.is_some() || size == Some(0));
+        let (now, by_handle) = (self.vfs.now(), handle.is_some() || size == Some(0));
+        let (atime, mtime) = (atime.map(|time| timestamp(time, now)), mtime.map(|time| timestamp(time, now)));
         let change = Change { mode: mode.map(|m| m & 0o7777), uid, gid, size, by_handle, atime, mtime };
         let (vfs, caller) = (self.vfs.clone(), caller(request));
         self.attributes(reply, mutation("setattr", request, ino), async move { vfs.set_attributes(ino.0, change, caller).await });
@@ -162,7 +163,15 @@ impl Filesystem for Adapter {
             return self.past_open(ino, flags, reply);
         }
         let (vfs, caller, intent) = (self.vfs.clone(), caller(request), Intent::from_flags(flags.0));
-        self.run(mutation("open", request, ino), async move { vfs.open(ino.0, intent, caller).await }, move |result| match result {
+        let is_access = flags.0 & (libc::O_ACCMODE | libc::O_NOATIME) == libc::O_RDONLY;
+        let operation = async move {
+            let opened = vfs.open(ino.0, intent, caller).await?;
+            if is_access {
+                vfs.accessed(ino.0);
+            }
+            Ok(opened)
+        };
+        self.run(mutation("open", request, ino), operation, move |result| match result {
             Ok(opened) => reply.opened(FileHandle(opened.handle), open_flags(opened)),
             Err(e) => reply.error(e),
         });
@@ -335,9 +344,12 @@ impl Filesystem for Adapter {
         self.empty(reply, mutation("fsync", request, ino), (), async move { vfs.fsync(handle.0).await });
     }
 
-    fn opendir(&self, request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+    fn opendir(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         if is_past(ino.0) {
             return self.past_opendir(request, ino, reply);
+        }
+        if flags.0 & libc::O_NOATIME == 0 {
+            self.vfs.accessed(ino.0);
         }
         match self.vfs.open_directory(ino.0) {
             Ok(opened) => reply.opened(FileHandle(opened.handle), directory_flags(opened)),

@@ -84,6 +84,9 @@ impl Vfs {
         if let (Some(mtime), Some(content)) = (change.mtime, node.state.lock().content.clone()) {
             content.set_mtime(mtime)?;
         }
+        if change.atime.is_some() {
+            self.access_is_set(&node).await;
+        }
         if set != SetAttributes::none(node.ino) {
             self.change_inode(&node, &set).await?;
         }

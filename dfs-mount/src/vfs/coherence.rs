@@ -234,7 +234,9 @@ impl Telling<'_> {
         let (attributes, leased) = match &node {
             Some(node) => {
                 let state = node.state.lock();
-                (Some(state.attributes(node.id)), state.leased)
+                let mut attributes = state.attributes(node.id);
+                self.vfs.accesses.show(node.ino, &mut attributes);
+                (Some(attributes), state.leased)
             }
             None => (None, false),
         };

@@ -8,6 +8,7 @@
 //! with this mount's own unpublished changes over it; how long it may keep that is decided
 //! by [`leases`] and [`coherence`], and taken back by [`events`].
 
+pub mod accessed;
 pub mod acl;
 pub mod aside;
 pub mod attributes;
@@ -44,6 +45,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::cache::Shelf;
+use accessed::{AccessTimes, Accesses};
 use aside::Stats;
 use coherence::Place;
 use events::KernelCache;
@@ -65,6 +67,8 @@ pub struct Settings {
     pub entry_ttl: Duration,
     /// The same for attributes.
     pub attr_ttl: Duration,
+    /// Whose accesses are noted.
+    pub access_times: AccessTimes,
 }
 
 /// Who makes a request.
@@ -103,6 +107,7 @@ pub struct Vfs {
     /// Removed inodes that this mount has let go and the directory has not been told of.
     released: Mutex<Vec<InodeId>>,
     release_soon: Notify,
+    accesses: Accesses,
     /// The kernel's number of this mount; 0 where it is not known.
     mount_id: AtomicU64,
     waits: Arc<Waits>,
@@ -134,6 +139,7 @@ impl Vfs {
             ending: AtomicBool::new(false),
             released: Mutex::default(),
             release_soon: Notify::new(),
+            accesses: Accesses::default(),
             mount_id: AtomicU64::new(0),
             waits: Arc::default(),
             stats: Stats::default(),

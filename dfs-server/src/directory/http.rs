@@ -60,6 +60,7 @@ impl Directory {
             RemoveXattr::PATH => self.mutate(&request, state::remove_xattr).await,
             Place::PATH => self.place(&request).await,
             Publish::PATH => self.publish(&request).await,
+            Accessed::PATH => self.accessed(request.parse_json()?).await,
             Fence::PATH => self.fence(request.parse_json()?).await,
             Sync::PATH => self.sync(request.parse_json()?).await,
             _ => self.answer_of_cluster(&request).await,
@@ -155,6 +156,11 @@ impl Directory {
     /// For the lock service. Repeating it changes nothing.
     async fn fence(&self, fence: Fence) -> Result<Response> {
         self.submit_json(Terms::default(), move |change| state::fence(change, &fence).map(|()| Done {})).await
+    }
+
+    /// Repeating it changes nothing, and nobody's lease depends on it.
+    async fn accessed(&self, accessed: Accessed) -> Result<Response> {
+        self.submit_json(Terms::default(), move |change| state::accessed(change, &accessed).map(|()| Done {})).await
     }
 
     /// A commit for the disk takes all earlier ones along.

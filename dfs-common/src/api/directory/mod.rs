@@ -40,6 +40,7 @@ operations! {
     Remove => "/v1/directory/remove", true, Removed;
     Rename => "/v1/directory/rename", true, Renamed;
     SetAttributes => "/v1/directory/set-attributes", true, Entry;
+    Accessed => "/v1/directory/accessed", false, Done;
     GetXattr => "/v1/directory/get-xattr", false, Text;
     ListXattrs => "/v1/directory/list-xattrs", false, Vec<Name>;
     SetXattr => "/v1/directory/set-xattr", true, Entry;
