@@ -5,7 +5,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, IntoRawFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -269,5 +269,38 @@ impl Drop for DirectoryStream {
     fn drop(&mut self) {
         // SAFETY: the stream is open, and nobody uses it any more.
         unsafe { libc::closedir(self.0.as_ptr()) };
+    }
+}
+
+/// A handle of a file, without its name: name_to_handle_at(2), open_by_handle_at(2).
+#[derive(Clone, Debug)]
+pub struct Handle {
+    /// Length, type, and as many bytes as the length says: as the kernel lays it out, in words.
+    words: Vec<u32>,
+}
+
+/// The longest handle (MAX_HANDLE_SZ).
+const HANDLE_MAX: usize = 128;
+
+impl Handle {
+    /// Of what is at `at`.
+    pub fn of(at: &Path) -> io::Result<Self> {
+        let at = path(at);
+        let mut words = vec![0_u32; 2 + HANDLE_MAX / 4];
+        words[0] = HANDLE_MAX as u32;
+        let mut mount = 0_i32;
+        // SAFETY: the string ends with NUL; the handle's first word says how many bytes follow its header, and they do.
+        let result = unsafe { libc::name_to_handle_at(libc::AT_FDCWD, at.as_ptr(), words.as_mut_ptr().cast(), &raw mut mount, 0) };
+        check(i64::from(result))?;
+        Ok(Self { words })
+    }
+
+    /// Opens it on the file system that `mount` is on.
+    pub fn open(&self, mount: &File, flags: i32) -> io::Result<File> {
+        let mut words = self.words.clone();
+        // SAFETY: an open descriptor, and a handle as the kernel made it.
+        let result = unsafe { libc::open_by_handle_at(mount.as_raw_fd(), words.as_mut_ptr().cast(), flags | libc::O_CLOEXEC) };
+        // SAFETY: the descriptor is new, and nobody else's.
+        check(i64::from(result)).map(|fd| unsafe { File::from_raw_fd(fd as i32) })
     }
 }

@@ -40,6 +40,8 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_CACHE_SYMLINKS,
+            // Handles of files (open_by_handle_at, an NFS server) are looked up again as `.` and `..`.
+            InitFlags::FUSE_EXPORT_SUPPORT,
             InitFlags::FUSE_MAX_PAGES,
             // The umask is ours to apply, as a default ACL overrides it.
             InitFlags::FUSE_DONT_MASK,
@@ -55,6 +57,9 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        if name == "." || name == ".." {
+            return self.lookup_handle(request, parent, name == "..", reply);
+        }
         if self.vfs.past().answers(parent.0, name.as_bytes()) {
             return self.past_lookup(request, parent, name, reply);
         }
@@ -188,7 +193,13 @@ impl Filesystem for Adapter {
                 let Some(attributes) = told.attributes() else { return reply.error(Errno::ESTALE) };
                 // One time for both: the shorter one, which is that of attributes that may change while the file is written.
                 let ttl = keep.attributes.min(keep.entry);
-                reply.created(&ttl, &file_attr(attributes), Generation(0), FileHandle(opened.handle), open_flags(opened));
+                reply.created(
+                    &ttl,
+                    &file_attr(attributes),
+                    Generation(teller.generation(attributes.ino.0)),
+                    FileHandle(opened.handle),
+                    open_flags(opened),
+                );
             }
             Err(e) => reply.error(e),
         });
@@ -526,7 +537,8 @@ fn add_plus(telling: &Telling<'_>, listing: &Listing, reply: &mut ReplyDirectory
     if let Some((told, attributes)) = told.as_ref().and_then(|told| told.attributes().map(|attributes| (told, attributes))) {
         let keep = telling.keep(told);
         let ttl = keep.attributes.min(keep.entry);
-        let full = reply.add(INodeNo(ino.0), next, name, &ttl, &file_attr(attributes), Generation(0));
+        let generation = Generation(telling.generation(attributes.ino.0));
+        let full = reply.add(INodeNo(ino.0), next, name, &ttl, &file_attr(attributes), generation);
         return if full { Added::Full(Some(attributes.ino.0)) } else { Added::Yes };
     }
     // Of `.` and `..` the kernel takes number and type, and refers to nothing.

@@ -98,7 +98,7 @@ impl Drop for Changing {
 /// The right to tell the kernel what it may keep: while this lives no event is taken in.
 #[derive(Debug)]
 pub struct Telling<'a> {
-    vfs: &'a Vfs,
+    pub(super) vfs: &'a Vfs,
     leases: MutexGuard<'a, Leases>,
     now: Instant,
     believed: Duration,

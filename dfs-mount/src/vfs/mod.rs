@@ -17,6 +17,7 @@ pub mod commit;
 pub mod directories;
 mod entries;
 pub mod events;
+mod handed;
 pub mod handles;
 pub mod interrupt;
 pub mod io;

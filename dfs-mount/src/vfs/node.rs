@@ -25,6 +25,11 @@ const DEPTH_MAX: usize = 100;
 /// Ids of nodes that had to differ from their inode's number have this bit.
 const ALIAS_BIT: u64 = 1 << 62;
 
+/// True for an id that means something on this mount alone.
+pub(crate) fn is_alias(id: u64) -> bool {
+    id & ALIAS_BIT != 0
+}
+
 /// One inode, or one old version of it, as the kernel knows it.
 #[derive(Debug)]
 pub(crate) struct Node {
