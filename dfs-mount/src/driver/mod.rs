@@ -151,6 +151,7 @@ fn run(options: &Options, parent: &mut Option<PipeWriter>) -> Result<()> {
     runtime.spawn(vfs.clone().keep_recovered());
     let mut mounted =
         fuse::mount(vfs.clone(), runtime.handle().clone(), &options.mountpoint, &options.source, options.access, &options.kernel).context("mount")?;
+    runtime.spawn(vfs.clone().keep_nodes_few());
     if let Some(row) = topmost_mount(&options.mountpoint)? {
         vfs.set_mount_id(row.id);
         match control::listen(&row.device) {

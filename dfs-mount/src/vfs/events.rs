@@ -42,6 +42,8 @@ pub trait KernelCache: Send + Sync + std::fmt::Debug {
     fn forget_entry(&self, directory: u64, name: &[u8]) -> io::Result<()>;
     /// Every name. Waits for nobody.
     fn forget_all(&self) -> io::Result<()>;
+    /// Nodes that nobody uses, with their names. Waits for nobody.
+    fn prune(&self, ids: &[u64]) -> io::Result<()>;
 }
 
 impl Vfs {

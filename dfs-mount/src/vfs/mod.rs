@@ -29,6 +29,7 @@ pub mod open;
 mod paging;
 pub mod past;
 pub mod ranges;
+mod reclaim;
 pub mod recovery;
 pub mod session;
 pub mod waits;

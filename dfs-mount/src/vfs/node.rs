@@ -5,16 +5,18 @@
 //! the name leads to a new node with an id of its own. To the holder of the old one it
 //! looks as if the file had been replaced by a rename.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use dfs_common::attributes::{Attributes, Entry, FileKind};
 use dfs_common::ids::{InodeId, ROOT, Version};
 use dfs_common::name::Name;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use super::entries::Entries;
 use super::paging::Paging;
+use super::reclaim::NODES_MAX;
 use crate::cache::Content;
 use crate::turn::Turn;
 
@@ -215,6 +217,8 @@ impl Node {
 #[derive(Debug, Default)]
 pub(crate) struct Nodes {
     tables: Mutex<Tables>,
+    /// There are more than [`NODES_MAX`].
+    pub(crate) many: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -225,6 +229,8 @@ struct Tables {
     /// Nodes of old versions.
     superseded: HashMap<InodeId, Vec<u64>>,
     next_alias: u64,
+    /// In the order in which they were made; some are gone since.
+    order: VecDeque<u64>,
 }
 
 impl Nodes {
@@ -326,7 +332,30 @@ impl Nodes {
         }
         tables.by_id.insert(id, node.clone());
         tables.current.insert(ino, id);
+        tables.order.push_back(id);
+        if tables.by_id.len() > NODES_MAX {
+            self.many.notify_one();
+        }
         node
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.tables.lock().by_id.len()
+    }
+
+    /// The ids of `count` nodes, those that were made longest ago; they count as the newest from here on.
+    pub(crate) fn oldest(&self, count: usize) -> Vec<u64> {
+        let mut tables = self.tables.lock();
+        let mut ids = Vec::with_capacity(count);
+        while ids.len() < count
+            && let Some(id) = tables.order.pop_front()
+        {
+            if tables.by_id.contains_key(&id) {
+                ids.push(id);
+            }
+        }
+        tables.order.extend(&ids);
+        ids
     }
 
     /// The kernel dropped `count` references.
@@ -367,6 +396,10 @@ impl Tables {
         }
         let places = std::mem::take(&mut state.places).into_iter().map(|place| (node.ino, place)).collect();
         self.by_id.remove(&node.id);
+        if self.order.len() > 2 * self.by_id.len() + NODES_MAX {
+            let by_id = &self.by_id;
+            self.order.retain(|id| by_id.contains_key(id));
+        }
         if self.current.get(&node.ino) == Some(&node.id) {
             self.current.remove(&node.ino);
         }

@@ -67,7 +67,7 @@ operations! {
 #[serde(deny_unknown_fields)]
 pub struct StatFs {}
 
-/// What `df` shows. Bytes are divided by the number of copies: what a user can still store.
+/// What `df` shows: what a user can store in so many copies as are configured, each on another server.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FsStatus {
     /// Bytes that fit onto the disks of all servers that are not dead.
