@@ -19,7 +19,7 @@ use super::Vfs;
 use super::node::Node;
 
 /// An access moves the time where the last one was longer ago than this, whatever has changed since.
-const OLD: Duration = Duration::from_hours(24);
+const OLD: Duration = Duration::from_secs(24 * 60 * 60);
 /// Times that wait to be sent; beyond, further ones are passed over until some have been.
 const PENDING_MAX: usize = 2 * Accessed::MAX;
 /// A batch may take this long.
