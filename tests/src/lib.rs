@@ -9,9 +9,11 @@
 
 pub mod alternate;
 pub mod bulk;
+pub mod clock;
 pub mod cluster;
 pub mod contention;
 pub mod crash;
+pub mod disk;
 pub mod history;
 pub mod http;
 pub mod model;

@@ -192,6 +192,15 @@ pub fn peak_rss(pid: i32) -> u64 {
     status_kib(pid, "VmHWM:")
 }
 
+/// Processor time that a process has taken, in user and kernel mode.
+pub fn cpu_time(pid: i32) -> std::time::Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_else(|e| panic!("process {pid}: {e}"));
+    // Behind the name, which may hold anything; Linux counts in hundredths of a second for everybody.
+    let fields: Vec<&str> = stat.rsplit_once(") ").expect("a name in brackets").1.split(' ').collect();
+    let ticks: u64 = [fields[11], fields[12]].iter().map(|f| f.parse::<u64>().expect("a number of ticks")).sum();
+    std::time::Duration::from_millis(ticks * 10)
+}
+
 fn status_kib(pid: i32, key: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_else(|e| panic!("process {pid}: {e}"));
     let line = status.lines().find(|l| l.starts_with(key)).unwrap_or_else(|| panic!("process {pid} has no {key}"));

@@ -5,7 +5,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, IntoRawFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -206,4 +206,101 @@ pub fn read_mapped(file: &File, length: usize) -> io::Result<Vec<u8>> {
 /// The error number of a call that must fail.
 pub fn errno<T: std::fmt::Debug>(result: std::io::Result<T>) -> i32 {
     result.expect_err("it must fail").raw_os_error().expect("an errno")
+}
+
+/// A directory stream: opendir(3), readdir(3), telldir(3), seekdir(3), rewinddir(3).
+#[derive(Debug)]
+pub struct DirectoryStream(std::ptr::NonNull<libc::DIR>);
+
+// SAFETY: POSIX forbids only that several threads use a stream at once, which `&mut self` excludes.
+unsafe impl Send for DirectoryStream {}
+
+impl DirectoryStream {
+    /// opendir(3).
+    pub fn open(at: &Path) -> io::Result<Self> {
+        let at = path(at);
+        // SAFETY: the string ends with NUL and lives until the call returns.
+        let stream = unsafe { libc::opendir(at.as_ptr()) };
+        std::ptr::NonNull::new(stream).map(Self).ok_or_else(io::Error::last_os_error)
+    }
+
+    /// The next name, `.` and `..` left out, and where telldir(3) says that the stream is behind it.
+    pub fn read(&mut self) -> io::Result<Option<(Vec<u8>, i64)>> {
+        loop {
+            // SAFETY: the stream is open; the entry is copied before the next call on it. errno tells the end from an error.
+            let (name, at) = unsafe {
+                *libc::__errno_location() = 0;
+                let entry = libc::readdir(self.0.as_ptr());
+                if entry.is_null() {
+                    let error = io::Error::last_os_error();
+                    return if error.raw_os_error() == Some(0) { Ok(None) } else { Err(error) };
+                }
+                (std::ffi::CStr::from_ptr((*entry).d_name.as_ptr()).to_bytes().to_vec(), libc::telldir(self.0.as_ptr()))
+            };
+            if name != b"." && name != b".." {
+                return Ok(Some((name, at)));
+            }
+        }
+    }
+
+    /// All names from here on.
+    pub fn read_all(&mut self) -> io::Result<Vec<Vec<u8>>> {
+        let mut names = Vec::new();
+        while let Some((name, _)) = self.read()? {
+            names.push(name);
+        }
+        Ok(names)
+    }
+
+    /// seekdir(3) to what [`DirectoryStream::read`] gave.
+    pub fn seek(&mut self, at: i64) {
+        // SAFETY: the stream is open.
+        unsafe { libc::seekdir(self.0.as_ptr(), at) };
+    }
+
+    /// rewinddir(3).
+    pub fn rewind(&mut self) {
+        // SAFETY: the stream is open.
+        unsafe { libc::rewinddir(self.0.as_ptr()) };
+    }
+}
+
+impl Drop for DirectoryStream {
+    fn drop(&mut self) {
+        // SAFETY: the stream is open, and nobody uses it any more.
+        unsafe { libc::closedir(self.0.as_ptr()) };
+    }
+}
+
+/// A handle of a file, without its name: name_to_handle_at(2), open_by_handle_at(2).
+#[derive(Clone, Debug)]
+pub struct Handle {
+    /// Length, type, and as many bytes as the length says: as the kernel lays it out, in words.
+    words: Vec<u32>,
+}
+
+/// The longest handle (MAX_HANDLE_SZ).
+const HANDLE_MAX: usize = 128;
+
+impl Handle {
+    /// Of what is at `at`.
+    pub fn of(at: &Path) -> io::Result<Self> {
+        let at = path(at);
+        let mut words = vec![0_u32; 2 + HANDLE_MAX / 4];
+        words[0] = HANDLE_MAX as u32;
+        let mut mount = 0_i32;
+        // SAFETY: the string ends with NUL; the handle's first word says how many bytes follow its header, and they do.
+        let result = unsafe { libc::name_to_handle_at(libc::AT_FDCWD, at.as_ptr(), words.as_mut_ptr().cast(), &raw mut mount, 0) };
+        check(i64::from(result))?;
+        Ok(Self { words })
+    }
+
+    /// Opens it on the file system that `mount` is on.
+    pub fn open(&self, mount: &File, flags: i32) -> io::Result<File> {
+        let mut words = self.words.clone();
+        // SAFETY: an open descriptor, and a handle as the kernel made it.
+        let result = unsafe { libc::open_by_handle_at(mount.as_raw_fd(), words.as_mut_ptr().cast(), flags | libc::O_CLOEXEC) };
+        // SAFETY: the descriptor is new, and nobody else's.
+        check(i64::from(result)).map(|fd| unsafe { File::from_raw_fd(fd as i32) })
+    }
 }

@@ -2,9 +2,10 @@
 //! still and clocks are wrong: the checker of histories finds nothing, and afterwards all
 //! goes on without a remount.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
+use dfs_tests::clock::wrong_clock;
 use dfs_tests::history::{Names, Run};
 use dfs_tests::proxy::{Direction, Mode};
 use dfs_tests::{Cluster, Mount, Proxy, Rng, Role};
@@ -230,21 +231,6 @@ fn services_stand_still() {
         cluster.daemon(role).signal(libc::SIGCONT);
     });
     cluster.assert_no_panics();
-}
-
-/// The variables that give a process a wall clock of its own, which reads `file` each time: an offset as `+3600`.
-fn wrong_clock(file: &Path) -> Vec<(String, String)> {
-    let libraries = std::fs::read_dir("/usr/lib").unwrap().flatten().map(|e| e.path().join("faketime/libfaketimeMT.so.1"));
-    let library: PathBuf = libraries.into_iter().find(|l| l.is_file()).expect("libfaketime is missing: install the package faketime");
-    let variables = [
-        ("LD_PRELOAD", library.to_str().unwrap()),
-        ("FAKETIME_TIMESTAMP_FILE", file.to_str().unwrap()),
-        ("FAKETIME_NO_CACHE", "1"),
-        // Only what people set: the clock that counts from the start goes on.
-        ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
-        ("DONT_FAKE_MONOTONIC", "1"),
-    ];
-    variables.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec()
 }
 
 /// How wrong a clock is, in seconds: by a little, a day, a year.

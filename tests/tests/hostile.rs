@@ -99,6 +99,7 @@ fn templates(ino: u64) -> Vec<(&'static str, Value)> {
         d("/v1/directory/remove", json!({"parent": NOBODY, "name": "f", "directory": false})),
         d("/v1/directory/rename", json!({"parent": 1, "name": "f", "new_parent": NOBODY, "new_name": "n"})),
         d("/v1/directory/set-attributes", json!({"ino": NOBODY})),
+        d("/v1/directory/accessed", json!({"times": [[NOBODY, 1]]})),
         d("/v1/directory/get-xattr", json!({"ino": ino, "name": "user.x"})),
         d("/v1/directory/list-xattrs", json!({"ino": ino})),
         d("/v1/directory/set-xattr", json!({"ino": NOBODY, "name": "user.x", "value": "v"})),

@@ -6,31 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use dfs_common::api::directory::{Status, Versions};
+use dfs_tests::disk::SmallDisk;
 use dfs_tests::process::binary;
 use dfs_tests::shell::{Output, output};
 use dfs_tests::{Cluster, Rng, eventually, sys};
-
-/// A small file system in memory, gone with the test.
-struct SmallDisk(tempfile::TempDir);
-
-impl SmallDisk {
-    fn new(mib: u32) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let out = output(Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={mib}m"), "tmpfs"]).arg(dir.path()));
-        assert_eq!(out.code, 0, "{}", out.text);
-        Self(dir)
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        output(Command::new("umount").arg("-l").arg(self.path()));
-    }
-}
 
 fn write(path: &Path, content: &[u8]) -> std::io::Result<()> {
     let mut file = fs::File::create(path)?;

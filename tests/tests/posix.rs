@@ -252,21 +252,26 @@ fn modes_owners_and_times() {
 }
 
 #[test]
-fn a_write_moves_mtime_and_ctime_and_a_read_does_not() {
+fn a_write_moves_mtime_and_ctime_and_a_read_moves_atime_as_relatime_does() {
     let (_cluster, m) = one();
     fs::write(m.at("f"), "x").unwrap();
     let times = || {
         let meta = fs::metadata(m.at("f")).unwrap();
-        ((meta.mtime(), meta.mtime_nsec()), (meta.ctime(), meta.ctime_nsec()))
+        ((meta.mtime(), meta.mtime_nsec()), (meta.ctime(), meta.ctime_nsec()), (meta.atime(), meta.atime_nsec()))
     };
     let before = times();
     fs::read(m.at("f")).unwrap();
-    assert_eq!(times(), before);
+    let read = times();
+    assert!((read.0, read.1) == (before.0, before.1) && read.2 > before.2, "{before:?} {read:?}");
+    fs::read(m.at("f")).unwrap();
+    assert_eq!(times(), read, "it was read since it was changed");
     let mut file = OpenOptions::new().append(true).open(m.at("f")).unwrap();
     file.write_all(b"y").unwrap();
     sys::close(file).unwrap();
     let after = times();
-    assert!(after.0 > before.0 && after.1 > before.1, "{before:?} {after:?}");
+    assert!(after.0 > before.0 && after.1 > before.1 && after.2 == read.2, "{before:?} {after:?}");
+    fs::read(m.at("f")).unwrap();
+    assert!(times().2 > read.2);
     fs::set_permissions(m.at("f"), PermissionsExt::from_mode(0o600)).unwrap();
     assert_eq!(times().0, after.0);
     assert!(times().1 > after.1);

@@ -9,14 +9,14 @@ use parking_lot::RwLock;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::steps::{self, Target};
-use super::{Caller, Connect, Peers};
+use super::{Caller, Clock, Connect, Peers};
 use crate::api::directory::{CloseSession, GetAttributes, OpenSession, RenewSession, Renewed, Session};
 use crate::api::lock::{
     Acquire, Cancel, CancelRange, End, Family, Grant, InUse, LockRange, Mode, Owner, RangeOwner, RangeRow, Recalls, Release, Renew, Span, TestRange,
     UnlockRange,
 };
 use crate::api::{Done, Operation};
-use crate::attributes::Entry;
+use crate::attributes::{Entry, Timestamp};
 use crate::credentials::ClusterToken;
 use crate::ids::{InodeId, SessionId, Token};
 use crate::transport::{Http1, Plain, Transport};
@@ -72,6 +72,7 @@ pub struct Cluster {
     pub lock: Caller,
     /// The file servers.
     pub peers: Peers,
+    clock: Clock,
     session: RwLock<Session>,
     client: OpenSession,
     next_request: AtomicU64,
@@ -94,7 +95,9 @@ impl Cluster {
     /// Opens a session at the directory at `url`. `timeout` bounds this and every later call.
     pub async fn open(url: &str, connect: Connect, client: OpenSession, timeout: Duration) -> Result<Self> {
         let directory = Caller::new(connect(url)?, timeout);
+        let sent = std::time::Instant::now();
         let session = directory.call(&client).await?;
+        let clock = Clock::new(session.now, sent);
         directory.set_session(session.session);
         let lock = Caller::new(connect(&session.lock_url)?, timeout);
         let peers = Peers::new(connect).within(timeout);
@@ -104,6 +107,7 @@ impl Cluster {
             directory,
             lock,
             peers,
+            clock,
             session: RwLock::new(session),
             client,
             next_request: AtomicU64::new(1),
@@ -114,6 +118,11 @@ impl Cluster {
     /// What the directory said when the session was opened.
     pub fn session(&self) -> Session {
         self.session.read().clone()
+    }
+
+    /// The time, by the directory service's clock, and never less than before.
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
     }
 
     /// The session's id.
@@ -145,7 +154,9 @@ impl Cluster {
         if self.id() != expired {
             return Ok(());
         }
+        let sent = std::time::Instant::now();
         let session = self.directory.call(&self.client).await?;
+        self.clock.hear(session.now, sent);
         if session.cluster != self.session.read().cluster {
             return Err(Error::new(ErrorKind::Stale, format!("{} is another cluster now", self.directory.peer())));
         }
@@ -160,7 +171,13 @@ impl Cluster {
         let session = self.id();
         let limit = Duration::from_millis(self.session.read().lease_ms / 4).clamp(MIN_RENEWAL, self.directory.timeout().max(MIN_RENEWAL));
         let (directory, lock) = (RenewSession { session, released }, Renew { session });
-        let (renewed, kept) = tokio::join!(self.directory.call_within(&directory, limit), self.lock.call_within(&lock, limit));
+        let at_directory = async {
+            let sent = std::time::Instant::now();
+            let renewed = self.directory.call_within(&directory, limit).await?;
+            self.clock.hear(renewed.now, sent);
+            Ok::<_, Error>(renewed)
+        };
+        let (renewed, kept) = tokio::join!(at_directory, self.lock.call_within(&lock, limit));
         let renewed = renewed?;
         kept?;
         Ok(renewed)

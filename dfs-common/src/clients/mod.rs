@@ -4,6 +4,7 @@
 //! They own retries, deadlines and the choice of a server; they know nothing of caches.
 
 mod caller;
+mod clock;
 pub mod cluster;
 pub mod commit;
 pub mod past;
@@ -12,5 +13,6 @@ pub mod read;
 pub mod steps;
 
 pub use caller::Caller;
+pub use clock::Clock;
 pub use cluster::{Cluster, WriteLock};
 pub use peers::{Connect, Peers};

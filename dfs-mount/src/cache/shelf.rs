@@ -28,6 +28,8 @@ use crate::{failpoint, system};
 
 /// A mount that was killed may take so long to be gone.
 const ENDING: Duration = Duration::from_secs(2);
+/// Closed files that are kept, however small: each costs memory, too.
+const FILES_MAX: usize = 100_000;
 /// The cache leaves this share of its disk free, in percent.
 const KEEP_FREE_PERCENT: u64 = 5;
 /// The disk's free space is looked at once in so many closed files.
@@ -343,7 +345,7 @@ impl Shelf {
             limit = limit.min(used.saturating_sub(wanted.saturating_sub(free)));
         }
         let mut inner = self.inner.lock();
-        while inner.used > limit {
+        while inner.used > limit || inner.closed.len() > FILES_MAX {
             let Some((_, closed)) = inner.closed.pop_lru() else { break };
             inner.used -= closed.map.stored();
             remove(&closed.path);

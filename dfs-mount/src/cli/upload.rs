@@ -6,7 +6,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 
 use bytes::Bytes;
-use dfs_common::attributes::{Entry, Timestamp};
+use dfs_common::attributes::Entry;
 use dfs_common::block::{BlockHash, Manifest};
 use dfs_common::clients::commit::{BlockSource, NewVersion};
 use dfs_common::{Error, ErrorKind, Result};
@@ -76,7 +76,7 @@ pub(crate) async fn publish(session: &Session, locked: &Locked, source: &FileSou
         base: locked.entry.attributes.version,
         base_manifest: base,
         manifest: source.manifest(),
-        mtime: Timestamp::from_system_time(std::time::SystemTime::now()),
+        mtime: session.cluster.now(),
         durable,
         interim: false,
         goes_on: false,

@@ -154,6 +154,7 @@ fn run(options: &Options, parent: &mut Option<PipeWriter>) -> Result<()> {
     runtime.spawn(vfs.clone().keep_recovered());
     let mut mounted =
         fuse::mount(vfs.clone(), runtime.handle().clone(), &options.mountpoint, &options.source, options.access, &options.kernel).context("mount")?;
+    runtime.spawn(vfs.clone().keep_nodes_few());
     if let Some(row) = topmost_mount(&options.mountpoint)? {
         vfs.set_mount_id(row.id);
         match control::listen(&row.device) {
@@ -204,7 +205,12 @@ async fn connect(options: &Options) -> Result<Vfs> {
     let run = Run { cluster: cluster.session().cluster, boot: boot_id()?, session: cluster.id() };
     let shelf = Shelf::open(&options.cache_dir, run, options.cache_size)?;
     let root = cluster.entry(dfs_common::ids::ROOT).await?;
-    let settings = Settings { lock_wait: options.lock_wait, entry_ttl: options.entry_timeout, attr_ttl: options.attr_timeout };
+    let settings = Settings {
+        lock_wait: options.lock_wait,
+        entry_ttl: options.entry_timeout,
+        attr_ttl: options.attr_timeout,
+        access_times: options.access_times(),
+    };
     Ok(Vfs::new(Arc::new(cluster), root, shelf, settings))
 }
 

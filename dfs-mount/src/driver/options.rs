@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::fuse::Access;
 use crate::system;
+use crate::vfs::accessed::AccessTimes;
 
 /// Shown below `--help`, and in the man page.
 pub(super) const HELP: &str = "\
@@ -27,6 +28,8 @@ Mount options (-o):
   allow_root            who made it and root may
   ro, rw, dev, nodev, suid, nosuid, exec, noexec, sync, async, dirsync, noatime
                         as for every file system
+  nodiratime            do not note when directories were read; files, and without
+                        this directories, as with relatime
   remount               change ro, rw, dev, suid, exec of an existing mount
 
 Sizes take K, M, G or T; times take fractions (0.5).
@@ -61,7 +64,6 @@ const IGNORED: &[&str] = &[
     "lazytime",
     "nolazytime",
     "diratime",
-    "nodiratime",
     "iversion",
     "noiversion",
     "mand",
@@ -70,7 +72,7 @@ const IGNORED: &[&str] = &[
     "loud",
 ];
 /// Options without values that are handled here.
-const WORDS: &[&str] = &["allow_other", "allow_root", "remount"];
+const WORDS: &[&str] = &["allow_other", "allow_root", "remount", "nodiratime"];
 /// Pairs of flags that exclude one another: the last one said holds.
 const OPPOSITES: &[(&str, &str)] = &[("ro", "rw"), ("dev", "nodev"), ("suid", "nosuid"), ("exec", "noexec"), ("sync", "async"), ("noatime", "atime")];
 
@@ -93,6 +95,7 @@ pub(super) struct Options {
     pub(super) access: Access,
     pub(super) kernel: Vec<String>,
     pub(super) remount: bool,
+    pub(super) nodiratime: bool,
 }
 
 impl Default for Options {
@@ -112,6 +115,7 @@ impl Default for Options {
             access: Access::Owner,
             kernel: Vec::new(),
             remount: false,
+            nodiratime: false,
         }
     }
 }
@@ -130,6 +134,7 @@ impl Options {
                 None if IGNORED.contains(&option) || option.starts_with("x-") || option.starts_with("X-") => {}
                 None if option == "allow_other" => options.access = Access::All,
                 None if option == "allow_root" => options.access = Access::Root,
+                None if option == "nodiratime" => options.nodiratime = true,
                 None if option == "remount" => options.remount = true,
                 _ if sloppy => log::warn!("option {option} is unknown and ignored"),
                 _ => bail!("{}", unknown(option)),
@@ -176,6 +181,12 @@ impl Options {
             bail!("the cache directory {} must not be inside the mount", self.cache_dir.display());
         }
         Ok(())
+    }
+
+    /// Of what the times of access are kept.
+    pub(super) fn access_times(&self) -> AccessTimes {
+        let files = !self.kernel.iter().any(|flag| flag == "noatime" || flag == "ro");
+        AccessTimes { files, directories: files && !self.nodiratime }
     }
 
     /// The flags of mount(2) for a remount.

@@ -7,9 +7,9 @@ use dfs_common::attributes::{Attributes, FileKind, Timestamp};
 use dfs_common::{Error, ErrorKind};
 use fuser::{Errno, FileAttr, FileType, FopenFlags, INodeNo, ReplyXattr, Request, TimeOrNow};
 
+use crate::vfs::Caller;
 use crate::vfs::directories::OpenedDirectory;
 use crate::vfs::open::Opened;
-use crate::vfs::{Caller, now};
 
 /// What statfs calls a block, and stat an I/O size.
 pub(super) const BLOCK: u32 = 4096;
@@ -96,14 +96,15 @@ pub(super) fn kind_of_lock(mode: Mode) -> i32 {
     }
 }
 
-pub(super) fn timestamp(time: TimeOrNow) -> Timestamp {
+/// `now` is the time that counts as now.
+pub(super) fn timestamp(time: TimeOrNow, now: Timestamp) -> Timestamp {
     match time {
         TimeOrNow::SpecificTime(time) => match time.duration_since(SystemTime::UNIX_EPOCH) {
             Ok(_) => Timestamp::from_system_time(time),
             // The library subtracts the nanoseconds of a time before 1970 instead of adding them.
             Err(before) => Timestamp::from_parts(-(before.duration().as_secs() as i64), before.duration().subsec_nanos()),
         },
-        TimeOrNow::Now => now(),
+        TimeOrNow::Now => now,
     }
 }
 

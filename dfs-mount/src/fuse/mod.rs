@@ -169,7 +169,10 @@ impl Adapter {
                 let telling = vfs.telling();
                 let keep = telling.keep(&told);
                 match told.attributes() {
-                    Some(attributes) => reply.entry_with_ttls(&keep.attributes, &keep.entry, &file_attr(attributes), Generation(0)),
+                    Some(attributes) => {
+                        let generation = Generation(telling.generation(attributes.ino.0));
+                        reply.entry_with_ttls(&keep.attributes, &keep.entry, &file_attr(attributes), generation);
+                    }
                     None if keep.entry.is_zero() => reply.error(Errno::ENOENT),
                     // An absent name is kept as one that leads to node 0.
                     None => {
@@ -179,6 +182,14 @@ impl Adapter {
                 }
             }
             Err(e) => reply.error(e),
+        });
+    }
+
+    /// A handle's node, or the directory above it.
+    fn lookup_handle(&self, request: &Request, node: INodeNo, up: bool, reply: ReplyEntry) {
+        let vfs = self.vfs.clone();
+        self.entry(reply, question("lookup by handle", request, node), async move {
+            if up { vfs.lookup_parent(node.0).await } else { vfs.lookup_node(node.0).await }
         });
     }
 

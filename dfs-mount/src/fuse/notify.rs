@@ -12,6 +12,7 @@ use crate::vfs::events::KernelCache;
 const INVAL_INODE: i32 = 2;
 const INVAL_ENTRY: i32 = 3;
 const INC_EPOCH: i32 = 8;
+const PRUNE: i32 = 9;
 /// Length, code, and 0 where a reply names its request.
 const HEADER: usize = 16;
 
@@ -61,6 +62,14 @@ impl KernelCache for Notifications {
         fixed[..8].copy_from_slice(&directory.to_ne_bytes());
         fixed[8..12].copy_from_slice(&(name.len() as u32).to_ne_bytes());
         self.send(INVAL_ENTRY, &fixed, name)
+    }
+
+    fn prune(&self, ids: &[u64]) -> io::Result<()> {
+        // A count, and room for what is to come; then the ids.
+        let mut fixed = vec![0; 16];
+        fixed[..4].copy_from_slice(&(ids.len() as u32).to_ne_bytes());
+        fixed.extend(ids.iter().flat_map(|id| id.to_ne_bytes()));
+        self.send(PRUNE, &fixed, &[])
     }
 
     fn forget_all(&self) -> io::Result<()> {

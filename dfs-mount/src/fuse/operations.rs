@@ -40,6 +40,8 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_CACHE_SYMLINKS,
+            // Handles of files (open_by_handle_at, an NFS server) are looked up again as `.` and `..`.
+            InitFlags::FUSE_EXPORT_SUPPORT,
             InitFlags::FUSE_MAX_PAGES,
             // The umask is ours to apply, as a default ACL overrides it.
             InitFlags::FUSE_DONT_MASK,
@@ -55,6 +57,9 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        if name == "." || name == ".." {
+            return self.lookup_handle(request, parent, name == "..", reply);
+        }
         if self.vfs.past().answers(parent.0, name.as_bytes()) {
             return self.past_lookup(request, parent, name, reply);
         }
@@ -94,7 +99,8 @@ impl Filesystem for Adapter {
         reply: ReplyAttr,
     ) {
         // The kernel names no handle for O_TRUNC, which always sets 0.
-        let (atime, mtime, by_handle) = (atime.map(timestamp), mtime.map(timestamp), handle.is_some() || size == Some(0));
+        let (now, by_handle) = (self.vfs.now(), handle.is_some() || size == Some(0));
+        let (atime, mtime) = (atime.map(|time| timestamp(time, now)), mtime.map(|time| timestamp(time, now)));
         let change = Change { mode: mode.map(|m| m & 0o7777), uid, gid, size, by_handle, atime, mtime };
         let (vfs, caller) = (self.vfs.clone(), caller(request));
         self.attributes(reply, mutation("setattr", request, ino), async move { vfs.set_attributes(ino.0, change, caller).await });
@@ -162,7 +168,15 @@ impl Filesystem for Adapter {
             return self.past_open(ino, flags, reply);
         }
         let (vfs, caller, intent) = (self.vfs.clone(), caller(request), Intent::from_flags(flags.0));
-        self.run(mutation("open", request, ino), async move { vfs.open(ino.0, intent, caller).await }, move |result| match result {
+        let is_access = flags.0 & (libc::O_ACCMODE | libc::O_NOATIME) == libc::O_RDONLY;
+        let operation = async move {
+            let opened = vfs.open(ino.0, intent, caller).await?;
+            if is_access {
+                vfs.accessed(ino.0);
+            }
+            Ok(opened)
+        };
+        self.run(mutation("open", request, ino), operation, move |result| match result {
             Ok(opened) => reply.opened(FileHandle(opened.handle), open_flags(opened)),
             Err(e) => reply.error(e),
         });
@@ -179,7 +193,13 @@ impl Filesystem for Adapter {
                 let Some(attributes) = told.attributes() else { return reply.error(Errno::ESTALE) };
                 // One time for both: the shorter one, which is that of attributes that may change while the file is written.
                 let ttl = keep.attributes.min(keep.entry);
-                reply.created(&ttl, &file_attr(attributes), Generation(0), FileHandle(opened.handle), open_flags(opened));
+                reply.created(
+                    &ttl,
+                    &file_attr(attributes),
+                    Generation(teller.generation(attributes.ino.0)),
+                    FileHandle(opened.handle),
+                    open_flags(opened),
+                );
             }
             Err(e) => reply.error(e),
         });
@@ -337,9 +357,12 @@ impl Filesystem for Adapter {
         self.empty(reply, mutation("fsync", request, ino), (), async move { vfs.fsync(handle.0).await });
     }
 
-    fn opendir(&self, request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+    fn opendir(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         if is_past(ino.0) {
             return self.past_opendir(request, ino, reply);
+        }
+        if flags.0 & libc::O_NOATIME == 0 {
+            self.vfs.accessed(ino.0);
         }
         match self.vfs.open_directory(ino.0) {
             Ok(opened) => reply.opened(FileHandle(opened.handle), directory_flags(opened)),
@@ -518,7 +541,8 @@ fn add_plus(telling: &Telling<'_>, listing: &Listing, reply: &mut ReplyDirectory
     if let Some((told, attributes)) = told.as_ref().and_then(|told| told.attributes().map(|attributes| (told, attributes))) {
         let keep = telling.keep(told);
         let ttl = keep.attributes.min(keep.entry);
-        let full = reply.add(INodeNo(ino.0), next, name, &ttl, &file_attr(attributes), Generation(0));
+        let generation = Generation(telling.generation(attributes.ino.0));
+        let full = reply.add(INodeNo(ino.0), next, name, &ttl, &file_attr(attributes), generation);
         return if full { Added::Full(Some(attributes.ino.0)) } else { Added::Yes };
     }
     // Of `.` and `..` the kernel takes number and type, and refers to nothing.

@@ -20,8 +20,9 @@ impl Adapter {
     pub(super) fn past_lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (vfs, owned) = (self.vfs.clone(), name.to_owned());
         let about = named(question("lookup", request, parent), name);
-        self.run(about, async move { vfs.past().lookup(parent.0, owned.as_bytes()).await }, |result| match result {
-            Ok(found) => reply.entry_with_ttls(&AT_ONCE, &AT_ONCE, &file_attr(&found), Generation(0)),
+        let teller = vfs.clone();
+        self.run(about, async move { vfs.past().lookup(parent.0, owned.as_bytes()).await }, move |result| match result {
+            Ok(found) => reply.entry_with_ttls(&AT_ONCE, &AT_ONCE, &file_attr(&found), Generation(teller.generation(found.ino.0))),
             Err(e) => reply.error(e),
         });
     }
@@ -82,7 +83,15 @@ impl Adapter {
                 let mut full = false;
                 for Found { name, next, attributes } in found {
                     let id = attributes.ino.0;
-                    full = full || reply.add(INodeNo(id), next, OsStr::from_bytes(&name), &AT_ONCE, &file_attr(&attributes), Generation(0));
+                    full = full
+                        || reply.add(
+                            INodeNo(id),
+                            next,
+                            OsStr::from_bytes(&name),
+                            &AT_ONCE,
+                            &file_attr(&attributes),
+                            Generation(teller.generation(id)),
+                        );
                     // Of `.` and `..` the kernel takes number and type, and refers to nothing.
                     if full && !is_dots(&name) {
                         teller.past().forget(id, 1);

@@ -14,7 +14,7 @@ use dfs_common::{Error, ErrorKind, Result};
 
 use super::locks::{Lockable, Wait};
 use super::node::Node;
-use super::{Caller, Vfs, now};
+use super::{Caller, Vfs};
 use crate::cache::Content;
 use crate::cache::aside::{Aside, Note};
 use crate::cache::record::Owned;
@@ -83,7 +83,7 @@ impl Vfs {
 
     /// Keeps `content` here, and lets it be uploaded.
     pub(super) fn keep(&self, content: &Content, of: (InodeId, String, Owned), problem: &Error) -> Result<()> {
-        let aside = self.shelf.set_aside(content, of, problem.message(), now())?;
+        let aside = self.shelf.set_aside(content, of, problem.message(), self.now())?;
         self.stats.set_aside.fetch_add(1, Ordering::Relaxed);
         let Note { path, ino, .. } = &aside.note;
         log::error!(

@@ -12,7 +12,7 @@ use super::acl;
 use super::coherence::Told;
 use super::leases::Stamp;
 use super::node::Node;
-use super::{Caller, Vfs, now};
+use super::{Caller, Vfs};
 
 const SUID: u32 = 0o4000;
 const SGID: u32 = 0o2000;
@@ -83,6 +83,9 @@ impl Vfs {
         drop_privileges(&node, &mut set, change.size.is_some() && caller.uid != 0);
         if let (Some(mtime), Some(content)) = (change.mtime, node.state.lock().content.clone()) {
             content.set_mtime(mtime)?;
+        }
+        if change.atime.is_some() {
+            self.access_is_set(&node).await;
         }
         if set != SetAttributes::none(node.ino) {
             self.change_inode(&node, &set).await?;
@@ -206,14 +209,14 @@ impl Vfs {
                 state.content.clone().filter(|_| state.writers > 0)
             };
             if let Some(content) = open {
-                self.change(node, &content, || content.truncate(size, now())).await?;
+                self.change(node, &content, || content.truncate(size, self.now())).await?;
                 // The writer may be a close that is not over yet: nobody else would publish before this call returns.
                 return if by_handle { Ok(()) } else { self.commit(node, &content, false).await };
             }
         }
         let handle = self.open_for(node, super::open::Intent::truncate(), caller).await?;
         let content = handle.content.clone();
-        let done = match self.change(node, &content, || content.truncate(size, now())).await {
+        let done = match self.change(node, &content, || content.truncate(size, self.now())).await {
             Ok(()) => self.commit(node, &content, false).await,
             Err(e) => Err(e),
         };

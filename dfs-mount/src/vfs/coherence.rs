@@ -98,7 +98,7 @@ impl Drop for Changing {
 /// The right to tell the kernel what it may keep: while this lives no event is taken in.
 #[derive(Debug)]
 pub struct Telling<'a> {
-    vfs: &'a Vfs,
+    pub(super) vfs: &'a Vfs,
     leases: MutexGuard<'a, Leases>,
     now: Instant,
     believed: Duration,
@@ -234,7 +234,9 @@ impl Telling<'_> {
         let (attributes, leased) = match &node {
             Some(node) => {
                 let state = node.state.lock();
-                (Some(state.attributes(node.id)), state.leased)
+                let mut attributes = state.attributes(node.id);
+                self.vfs.accesses.show(node.ino, &mut attributes);
+                (Some(attributes), state.leased)
             }
             None => (None, false),
         };

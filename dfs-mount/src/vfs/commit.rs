@@ -9,7 +9,7 @@ use dfs_common::{Error, ErrorKind, Result};
 use super::leases::Stamp;
 use super::locks::Wait;
 use super::node::Node;
-use super::{Caller, Vfs, now};
+use super::{Caller, Vfs};
 use crate::cache::Content;
 use crate::cache::content::{Plan, set_aside};
 use crate::failpoint;
@@ -42,10 +42,10 @@ impl Vfs {
 
     async fn commit_alone(&self, node: &Arc<Node>, content: &Arc<Content>, durable: bool) -> Result<()> {
         let plan = if content.size() <= HASH_INLINE {
-            content.begin_commit(now(), durable)?
+            content.begin_commit(self.now(), durable)?
         } else {
-            let content = content.clone();
-            let begun = tokio::task::spawn_blocking(move || content.begin_commit(now(), durable)).await;
+            let (content, now) = (content.clone(), self.now());
+            let begun = tokio::task::spawn_blocking(move || content.begin_commit(now, durable)).await;
             begun.map_err(|e| Error::new(ErrorKind::Internal, format!("hashing: {e}")))??
         };
         let Some(plan) = plan else { return Ok(()) };

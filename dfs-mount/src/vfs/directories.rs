@@ -1,34 +1,61 @@
 //! Listing directories: a stream over pages from the directory service.
 //!
-//! Offsets count entries from the start, `.` and `..` included. One page is in memory;
-//! going back behind it reads from the start again.
+//! A page at a time is in memory, in the order and under the offsets of [`super::paging`].
 
 use std::sync::Arc;
 
 use dfs_common::api::directory::{List, Page, PageEntry};
 use dfs_common::attributes::FileKind;
 use dfs_common::ids::{InodeId, ROOT};
-use dfs_common::{ErrorKind, Result};
+use dfs_common::name::Name;
+use dfs_common::{Error, ErrorKind, Result};
 use tokio::sync::Mutex;
 
 use super::Vfs;
 use super::coherence::{Place, Telling, Told};
 use super::leases::Stamp;
 use super::node::Node;
+use super::paging::{Generation, Offset, PAGE, Position};
 
-/// Entries fetched at a time.
-const PAGE: u32 = 1024;
-/// `.` and `..`.
-const DOTS: u64 = 2;
+/// Entries given out at a time: more than the kernel usually takes.
+const AT_ONCE: usize = 256;
+
+/// One entry of a page.
+#[derive(Debug)]
+struct Item {
+    hash: u64,
+    entry: PageEntry,
+    /// How old it is.
+    stamp: Arc<Stamp>,
+}
+
+/// Entries as the service gave them, in order of names, `after` one of them.
+#[derive(Debug)]
+struct Fetched {
+    after: Option<Name>,
+    entries: std::vec::IntoIter<PageEntry>,
+    end: bool,
+    stamp: Arc<Stamp>,
+}
+
+/// A part of a page in order of hashes.
+#[derive(Debug)]
+struct Window {
+    generation: Arc<Generation>,
+    /// Where it begins.
+    from: Position,
+    items: Vec<Item>,
+    /// The page goes on behind it.
+    more: bool,
+    /// No page follows.
+    is_last: bool,
+}
 
 #[derive(Debug, Default)]
-struct Window {
-    /// How old the entries are.
-    stamp: Stamp,
-    /// Offset of the first entry in `entries`, dots not counted.
-    start: u64,
-    entries: Vec<PageEntry>,
-    end: bool,
+struct Reading {
+    window: Option<Window>,
+    /// What was fetched beyond the page in the window.
+    ahead: Option<Fetched>,
     parent: Option<InodeId>,
 }
 
@@ -36,7 +63,7 @@ struct Window {
 #[derive(Debug)]
 pub struct Stream {
     node: Arc<Node>,
-    window: Mutex<Window>,
+    reading: Mutex<Reading>,
 }
 
 /// One entry for the kernel.
@@ -51,7 +78,7 @@ pub struct Listed {
     /// What comes after it.
     pub next: u64,
     /// The whole entry, and how old it is; `None` for `.` and `..`.
-    entry: Option<(PageEntry, Stamp)>,
+    entry: Option<(PageEntry, Arc<Stamp>)>,
 }
 
 /// Whose entries are listed.
@@ -75,6 +102,36 @@ impl Stream {
     }
 }
 
+impl Item {
+    /// By this they are in order.
+    fn place(&self) -> (u64, &Name) {
+        (self.hash, &self.entry.name)
+    }
+}
+
+impl Window {
+    /// What comes behind `position`; `None` where that is to be read anew.
+    fn behind(&self, generation: &Arc<Generation>, position: &Position) -> Option<&[Item]> {
+        if !Arc::ptr_eq(&self.generation, generation) || self.from.page != position.page || position.is_below(&self.from) {
+            return None;
+        }
+        let items = &self.items[self.items.partition_point(|item| !position.is_before(item.hash, &item.entry.name))..];
+        (!items.is_empty() || !self.more).then_some(items)
+    }
+
+    /// As the kernel wants them; `items` are some of this window.
+    fn listed<'a>(&'a self, items: &'a [Item]) -> impl Iterator<Item = Listed> + 'a {
+        let next_hash = |at: usize| items.get(at + 1).map(|next| next.hash);
+        items.iter().enumerate().take(AT_ONCE).map(move |(at, item)| Listed {
+            name: item.entry.name.as_bytes().to_vec(),
+            ino: item.entry.entry.attributes.ino,
+            kind: item.entry.entry.attributes.kind,
+            next: self.generation.offset_behind(self.from.page, item.hash, &item.entry.name, next_hash(at)),
+            entry: Some((item.entry.clone(), item.stamp.clone())),
+        })
+    }
+}
+
 impl Vfs {
     /// Opens a directory.
     pub fn open_directory(&self, id: u64) -> Result<OpenedDirectory> {
@@ -82,18 +139,26 @@ impl Vfs {
         let may_keep = self.telling().believes();
         let keep_cache = {
             let mut state = node.state.lock();
+            let is_newest = state.paging().opened();
             // Until an event, or a listing without a lease, says otherwise.
             let kept = std::mem::replace(&mut state.entries.listing_kept, true);
-            kept && may_keep && state.entries.is_leased()
+            kept && is_newest && may_keep && state.entries.is_leased()
         };
-        Ok(OpenedDirectory { handle: self.handles.add_directory(Stream { node, window: Mutex::default() }), may_keep, keep_cache })
+        Ok(OpenedDirectory { handle: self.handles.add_directory(Stream { node, reading: Mutex::default() }), may_keep, keep_cache })
     }
 
     /// Closes it.
     pub fn close_directory(&self, handle: u64) {
         let Ok(stream) = self.handles.directory(handle) else { return };
         self.handles.remove_directory(handle);
-        if stream.node.state.lock().removed {
+        let removed = {
+            let mut state = stream.node.state.lock();
+            if state.paging().closed() {
+                state.entries.listing_kept = false;
+            }
+            state.removed
+        };
+        if removed {
             self.let_go_if_closed(stream.node.ino);
         }
     }
@@ -101,68 +166,111 @@ impl Vfs {
     /// The entries from `offset` on, of which directory: as many as are at hand, none at the end.
     pub async fn list(&self, handle: u64, offset: u64) -> Result<(Listing, Vec<Listed>)> {
         let stream = self.handles.directory(handle)?;
-        let mut window = stream.window.lock().await;
+        let mut reading = stream.reading.lock().await;
         if offset == 0 {
             // rewinddir: what has changed since shows.
-            *window = Window::default();
+            *reading = Reading::default();
         }
+        let (dots, generation, mut position) = {
+            let mut state = stream.node.state.lock();
+            match state.paging().find(offset) {
+                Some(Offset::Start(dots)) => (dots, state.paging().newest(), Position::start_of(0)),
+                Some(Offset::Within(generation, position)) => (2, generation, position),
+                None => return Err(Error::new(ErrorKind::Invalid, format!("offset {offset} was not given out by directory {}", stream.ino()))),
+            }
+        };
         let mut listed = Vec::new();
-        if offset < DOTS {
-            if window.parent.is_none() {
-                self.load_page(&stream, &mut window, 0, None).await?;
+        loop {
+            let window = match reading.window.take().filter(|w| w.behind(&generation, &position).is_some()) {
+                Some(window) => window,
+                None => self.load_window(&stream, &mut reading, &generation, position.clone()).await?,
+            };
+            if dots < 2 && listed.is_empty() {
+                let names = [(&b"."[..], stream.ino()), (&b".."[..], reading.parent.unwrap_or(ROOT))];
+                for (at, (name, ino)) in names.into_iter().enumerate().skip(dots) {
+                    listed.push(Listed { name: name.to_vec(), ino, kind: FileKind::Directory, next: at as u64 + 1, entry: None });
+                }
             }
-            let parent = window.parent.unwrap_or(ROOT);
-            let dots = [(&b"."[..], stream.node.ino), (&b".."[..], parent)];
-            for (at, (name, ino)) in dots.into_iter().enumerate().skip(offset as usize) {
-                listed.push(Listed { name: name.to_vec(), ino, kind: FileKind::Directory, next: at as u64 + 1, entry: None });
+            let items = window.behind(&generation, &position).unwrap_or_default();
+            let is_over = !items.is_empty() || window.is_last;
+            listed.extend(window.listed(items));
+            reading.window = Some(window);
+            if listed.is_empty() && is_over {
+                self.end_listing(&stream.node);
             }
+            if is_over {
+                return Ok((Listing(stream.node.clone()), listed));
+            }
+            position = Position::start_of(position.page + 1);
         }
-        let wanted = offset.max(DOTS) - DOTS;
-        self.move_to(&stream, &mut window, wanted).await?;
-        let skip = (wanted - window.start) as usize;
-        for (at, entry) in window.entries.iter().enumerate().skip(skip) {
-            listed.push(Listed {
-                name: entry.name.as_bytes().to_vec(),
-                ino: entry.entry.attributes.ino,
-                kind: entry.entry.attributes.kind,
-                next: window.start + at as u64 + 1 + DOTS,
-                entry: Some((entry.clone(), window.stamp.clone())),
-            });
-        }
-        Ok((Listing(stream.node.clone()), listed))
     }
 
-    /// Moves the window so that it holds `wanted`, or is empty behind the end.
-    async fn move_to(&self, stream: &Stream, window: &mut Window, wanted: u64) -> Result<()> {
-        if wanted < window.start || window.parent.is_none() {
-            self.load_page(stream, window, 0, None).await?;
+    /// The kernel has taken in the whole listing. It shall not keep what has changed on the way: nobody may tell of that again.
+    fn end_listing(&self, node: &Node) {
+        if !node.state.lock().entries.listing_kept {
+            self.forget_listing(node.id);
         }
-        while wanted >= window.start + window.entries.len() as u64 {
-            if window.end {
-                // Behind the end, also where the directory has shrunk meanwhile.
-                window.start = wanted;
-                window.entries.clear();
-                return Ok(());
-            }
-            let start = window.start + window.entries.len() as u64;
-            let after = window.entries.last().map(|e| e.name.clone());
-            self.load_page(stream, window, start, after).await?;
-        }
-        Ok(())
     }
 
-    async fn load_page(&self, stream: &Stream, window: &mut Window, start: u64, after: Option<dfs_common::name::Name>) -> Result<()> {
+    /// Reads the page of `from`: what comes behind `from`, in order of hashes, and of that the first part where it is much.
+    async fn load_window(&self, stream: &Stream, reading: &mut Reading, generation: &Arc<Generation>, from: Position) -> Result<Window> {
+        let (mut items, mut count): (Vec<Item>, usize) = (Vec::new(), 0);
+        // Of a page that has grown no more is kept than is given out next: what comes before this.
+        let mut until: Option<(u64, Name)> = None;
+        let mut after = generation.start(from.page);
+        let is_last = loop {
+            let mut fetched = match reading.ahead.take().filter(|ahead| ahead.after == after) {
+                Some(fetched) => fetched,
+                None => self.fetch(stream, reading, after).await?,
+            };
+            let fetched_len = fetched.entries.len();
+            let last = fetched.entries.as_slice().last().map(|e| e.name.clone());
+            let end = generation.end(from.page, last.as_ref().filter(|_| !fetched.end));
+            let within = fetched.entries.as_slice().partition_point(|e| end.as_ref().is_none_or(|end| e.name <= *end));
+            count += within;
+            let is_whole = fetched.end || within < fetched_len || (end.is_some() && last == end);
+            let new =
+                fetched.entries.by_ref().take(within).map(|entry| Item { hash: generation.hash(&entry.name), entry, stamp: fetched.stamp.clone() });
+            let is_next =
+                |item: &Item| from.is_before(item.hash, &item.entry.name) && until.as_ref().is_none_or(|(hash, name)| item.place() < (*hash, name));
+            items.extend(new.filter(is_next));
+            items.sort_by(|a, b| a.place().cmp(&b.place()));
+            if is_whole {
+                let is_last = end.is_none();
+                reading.ahead = end.filter(|_| fetched.end || within < fetched_len).map(|end| Fetched { after: Some(end), ..fetched });
+                break is_last;
+            }
+            after = last;
+            until = keep_first(&mut items).or(until);
+        };
+        generation.counted(count);
+        Ok(Window { generation: generation.clone(), from, items, more: until.is_some(), is_last })
+    }
+
+    async fn fetch(&self, stream: &Stream, reading: &mut Reading, after: Option<Name>) -> Result<Fetched> {
         let node = &stream.node;
-        let (result, stamp) = self.ask(&List { ino: node.ino, after, limit: PAGE }).await;
+        let (result, stamp) = self.ask(&List { ino: node.ino, after: after.clone(), limit: PAGE as u32 }).await;
         let page = match result {
             // A removed directory that somebody still has open is empty.
             Err(e) if e.kind() == ErrorKind::NotFound => Page { parent: node.ino, entries: Vec::new(), end: true },
             other => other?,
         };
         self.telling().listed(node, &stamp);
-        *window = Window { stamp, start, entries: page.entries, end: page.end, parent: Some(page.parent) };
-        Ok(())
+        reading.parent = Some(page.parent);
+        Ok(Fetched { after, entries: page.entries.into_iter(), end: page.end, stamp: Arc::new(stamp) })
     }
+}
+
+/// Keeps about the first [`PAGE`] of sorted items where there are twice as many. Returns the place of the first that went.
+fn keep_first(items: &mut Vec<Item>) -> Option<(u64, Name)> {
+    if items.len() <= 2 * PAGE {
+        return None;
+    }
+    // An offset can only be told behind all of one hash.
+    let cut = (1..=PAGE).rev().find(|&at| items[at - 1].hash != items[at].hash)?;
+    let until = (items[cut].hash, items[cut].entry.name.clone());
+    items.truncate(cut);
+    Some(until)
 }
 
 impl Telling<'_> {

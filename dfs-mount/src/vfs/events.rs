@@ -42,6 +42,8 @@ pub trait KernelCache: Send + Sync + std::fmt::Debug {
     fn forget_entry(&self, directory: u64, name: &[u8]) -> io::Result<()>;
     /// Every name. Waits for nobody.
     fn forget_all(&self) -> io::Result<()>;
+    /// Nodes that nobody uses, with their names. Waits for nobody.
+    fn prune(&self, ids: &[u64]) -> io::Result<()>;
 }
 
 impl Vfs {
@@ -171,6 +173,13 @@ impl Vfs {
             Some(kernel) if self.kernel_forgets.load(Ordering::Relaxed) => report(kernel.forget_all()),
             // It was told to keep no name for longer.
             _ => sleep(UNFORGETTING).await,
+        }
+    }
+
+    /// The kernel shall read the listing of a directory anew.
+    pub(super) fn forget_listing(&self, id: u64) {
+        if let Some(kernel) = self.kernel.get() {
+            report(kernel.forget_listing(id));
         }
     }
 

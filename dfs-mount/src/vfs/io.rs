@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use dfs_common::attributes::Entry;
+use dfs_common::attributes::{Entry, Timestamp};
 use dfs_common::clients::steps::{self, Target};
 use dfs_common::{Error, ErrorKind, Result};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
@@ -14,7 +14,7 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use super::handles::FileHandle;
 use super::node::Node;
 use super::process::process_of;
-use super::{Caller, Vfs, now};
+use super::{Caller, Vfs};
 use crate::cache::Content;
 use crate::cache::content::{CopyNotYet, NotYet};
 use crate::failpoint;
@@ -53,7 +53,7 @@ impl Vfs {
     pub fn write_now(&self, handle: u64, offset: u64, data: &[u8], append: bool) -> Result<bool> {
         let handle = self.handles.file(handle)?;
         check_writer(&handle)?;
-        match handle.content.write(offset, data, append, now()) {
+        match handle.content.write(offset, data, append, self.now()) {
             Ok(()) => Ok(true),
             Err(NotYet::Missing(_) | NotYet::Committing) => Ok(false),
             Err(NotYet::Failed(e)) => Err(e),
@@ -65,7 +65,7 @@ impl Vfs {
         let handle = self.handles.file(handle)?;
         check_writer(&handle)?;
         let content = &handle.content;
-        self.change(&handle.node, content, || content.write(offset, data, append, now())).await
+        self.change(&handle.node, content, || content.write(offset, data, append, self.now())).await
     }
 
     /// A write by somebody who is not root ends suid and sgid.
@@ -158,10 +158,10 @@ impl Vfs {
             self.kill_privileges(node).await?;
         }
         if zero {
-            self.change(node, content, || content.zero(offset, len, now())).await?;
+            self.change(node, content, || content.zero(offset, len, self.now())).await?;
         }
         if !keep_size && end > content.size() {
-            self.change(node, content, || content.truncate(end.max(content.size()), now())).await?;
+            self.change(node, content, || content.truncate(end.max(content.size()), self.now())).await?;
         }
         Ok(())
     }
@@ -180,7 +180,8 @@ impl Vfs {
         loop {
             let (a, b) = (source.content.clone(), target.content.clone());
             let (from, to, len) = (from.1 + done, to.1 + done, len - done);
-            let copied = tokio::task::spawn_blocking(move || copy_steps(&a, &b, from, to, len)).await;
+            let now = self.now();
+            let copied = tokio::task::spawn_blocking(move || copy_steps((&a, from), (&b, to), len, now)).await;
             let (copied, problem) = copied.map_err(|e| Error::new(ErrorKind::Internal, format!("copying: {e}")))?;
             done += copied;
             let overcome = match problem {
@@ -258,12 +259,12 @@ impl Vfs {
 }
 
 /// Copies step by step, so that nobody waits long for either content; what stopped it, if it was not the end.
-fn copy_steps(source: &Content, target: &Content, from: u64, to: u64, len: u64) -> (u64, Option<CopyNotYet>) {
+fn copy_steps((source, from): (&Content, u64), (target, to): (&Content, u64), len: u64, now: Timestamp) -> (u64, Option<CopyNotYet>) {
     let mut done = 0;
     while done < len {
         let at = to + done;
         let step = (COPY_STEP - at % COPY_STEP).min(len - done);
-        match target.copy_from(source, from + done, at, step, now()) {
+        match target.copy_from(source, from + done, at, step, now) {
             Ok(0) => break,
             Ok(copied) => done += copied,
             Err(problem) => return (done, Some(problem)),

@@ -10,7 +10,7 @@
 //! looking whether an event has made it old; and an event is noted here first, then
 //! cleared from the kernel's caches. So nothing that is old is kept.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use dfs_common::api::directory::Granted;
@@ -59,6 +59,9 @@ struct Changed {
 #[derive(Debug, Default)]
 pub(crate) struct Leases {
     changes: BTreeMap<u64, Vec<Changed>>,
+    /// Of each inode in `changes` the highest number, and the changes noted with the last of them: where a stamp is above, nobody
+    /// need look through all of them, which matters while leases are called back by the thousand.
+    last: HashMap<InodeId, (u64, u64)>,
     count: usize,
     /// Changes noted so far, forgotten ones included.
     noted: u64,
@@ -78,12 +81,20 @@ impl Leases {
     pub(crate) fn changed(&mut self, number: u64, ino: InodeId, name: Option<Name>) {
         self.latest = self.latest.max(number);
         self.noted += 1;
+        let last = self.last.entry(ino).or_default();
+        *last = (last.0.max(number), self.noted);
         self.changes.entry(number).or_default().push(Changed { ino, name, noted: self.noted });
         self.count += 1;
         while self.count > REMEMBERED
             && let Some((number, changes)) = self.changes.pop_first()
         {
             self.count -= changes.len();
+            for changed in changes {
+                // All others of this inode had lower numbers, so they are forgotten, too.
+                if self.last.get(&changed.ino).is_some_and(|last| last.0 == number) {
+                    self.last.remove(&changed.ino);
+                }
+            }
             self.floor = self.floor.max(number);
         }
     }
@@ -122,9 +133,12 @@ impl Leases {
         if self.paused || !stamp.grants(ino) || stamp.claim != self.claim || stamp.event < self.floor {
             return false;
         }
+        let Some(&(number, noted)) = self.last.get(&ino) else { return true };
+        if stamp.noted.map_or(number <= stamp.event, |seen| noted <= seen) {
+            return true;
+        }
         let makes_old = |changed: &Changed| changed.ino == ino && concerns(changed);
         match stamp.noted {
-            Some(noted) if noted == self.noted => true,
             Some(noted) => !self.changes.values().flatten().any(|changed| changed.noted > noted && makes_old(changed)),
             None => !self.changes.range(stamp.event + 1..).flat_map(|(_, changes)| changes).any(makes_old),
         }
@@ -153,6 +167,7 @@ impl Leases {
         self.floor = event;
         self.latest = event;
         self.changes.clear();
+        self.last.clear();
         self.count = 0;
     }
 }
@@ -212,6 +227,11 @@ mod tests {
             leases.changed(number, DIR, None);
         }
         assert!(!leases.covers(&stamp(5), FILE) && leases.covers(&stamp(20), FILE));
+        assert_eq!((leases.count, leases.last.len()), (REMEMBERED, 1));
+        for number in 1..=REMEMBERED as u64 {
+            leases.changed(1 << 20 | number, InodeId(100 + number), None);
+        }
+        assert_eq!(leases.last.len(), REMEMBERED, "of what is forgotten nothing is left");
         leases.claimed(1 << 40);
         assert!(!leases.covers(&stamp(1 << 41), FILE), "of an earlier claim");
         let new = Stamp { claim: 1, ..stamp(1 << 40) };

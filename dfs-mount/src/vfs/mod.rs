@@ -8,6 +8,7 @@
 //! with this mount's own unpublished changes over it; how long it may keep that is decided
 //! by [`leases`] and [`coherence`], and taken back by [`events`].
 
+pub mod accessed;
 pub mod acl;
 pub mod aside;
 pub mod attributes;
@@ -16,6 +17,7 @@ pub mod commit;
 pub mod directories;
 mod entries;
 pub mod events;
+mod handed;
 pub mod handles;
 pub mod interrupt;
 pub mod io;
@@ -24,17 +26,19 @@ pub mod locks;
 pub mod names;
 pub mod node;
 pub mod open;
+mod paging;
 pub mod past;
 mod process;
 pub mod ranges;
 pub mod recalls;
+mod reclaim;
 pub mod recovery;
 pub mod session;
 pub mod waits;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use dfs_common::attributes::{Entry, Timestamp};
 use dfs_common::clients::Cluster;
@@ -45,6 +49,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::cache::Shelf;
+use accessed::{AccessTimes, Accesses};
 use aside::Stats;
 use coherence::Place;
 use events::KernelCache;
@@ -66,6 +71,8 @@ pub struct Settings {
     pub entry_ttl: Duration,
     /// The same for attributes.
     pub attr_ttl: Duration,
+    /// Whose accesses are noted.
+    pub access_times: AccessTimes,
 }
 
 /// Who makes a request.
@@ -104,6 +111,7 @@ pub struct Vfs {
     /// Removed inodes that this mount has let go and the directory has not been told of.
     released: Mutex<Vec<InodeId>>,
     release_soon: Notify,
+    accesses: Accesses,
     /// The kernel's number of this mount; 0 where it is not known.
     mount_id: AtomicU64,
     waits: Arc<Waits>,
@@ -135,6 +143,7 @@ impl Vfs {
             ending: AtomicBool::new(false),
             released: Mutex::default(),
             release_soon: Notify::new(),
+            accesses: Accesses::default(),
             mount_id: AtomicU64::new(0),
             waits: Arc::default(),
             stats: Stats::default(),
@@ -146,6 +155,11 @@ impl Vfs {
     /// The kernel's number of this mount, by which descriptors of its files are told from those of others.
     pub fn set_mount_id(&self, id: u64) {
         self.mount_id.store(id, Ordering::Relaxed);
+    }
+
+    /// The time by which files are written: the directory service's, so that times of all clients compare.
+    pub fn now(&self) -> Timestamp {
+        self.cluster.now()
     }
 
     /// What the mount shows of the past.
@@ -170,9 +184,4 @@ impl Vfs {
     fn place(&self, directory: u64, name: &[u8]) -> Result<Place> {
         Ok(Place { directory: self.node(directory)?, name: Name::new(name)? })
     }
-}
-
-/// The client's clock.
-pub(crate) fn now() -> Timestamp {
-    Timestamp::from_system_time(SystemTime::now())
 }

@@ -5,16 +5,19 @@
 //! the name leads to a new node with an id of its own. To the holder of the old one it
 //! looks as if the file had been replaced by a rename.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use dfs_common::attributes::{Attributes, Entry, FileKind};
 use dfs_common::ids::{InodeId, ROOT, Version};
 use dfs_common::name::Name;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use super::entries::Entries;
 use super::locks::Lockable;
+use super::paging::Paging;
+use super::reclaim::NODES_MAX;
 use crate::cache::Content;
 use crate::turn::Turn;
 
@@ -24,6 +27,11 @@ pub(crate) const ROOT_ID: u64 = 1;
 const DEPTH_MAX: usize = 100;
 /// Ids of nodes that had to differ from their inode's number have this bit.
 const ALIAS_BIT: u64 = 1 << 62;
+
+/// True for an id that means something on this mount alone.
+pub(crate) fn is_alias(id: u64) -> bool {
+    id & ALIAS_BIT != 0
+}
 
 /// One inode, or one old version of it, as the kernel knows it.
 #[derive(Debug)]
@@ -47,6 +55,8 @@ pub(crate) struct State {
     pub(crate) xattrs: HashMap<Name, Option<Vec<u8>>>,
     /// For a directory.
     pub(crate) entries: Entries,
+    /// Of a directory that was opened.
+    paging: Option<Box<Paging>>,
     /// Directories and names by which the kernel may have come here.
     pub(crate) places: Vec<(InodeId, Name)>,
     /// The version whose size the kernel believes.
@@ -108,6 +118,11 @@ impl State {
         self.as_of = 0;
     }
 
+    /// How a directory's listings are cut into pages.
+    pub(crate) fn paging(&mut self) -> &mut Paging {
+        self.paging.get_or_insert_default()
+    }
+
     /// The kernel may come here by `name` in `directory`.
     pub(crate) fn add_place(&mut self, directory: InodeId, name: &Name) {
         if !self.places.iter().any(|(d, n)| *d == directory && n == name) {
@@ -162,6 +177,7 @@ impl Node {
             leased: false,
             xattrs: HashMap::new(),
             entries: Entries::default(),
+            paging: None,
             places: Vec::new(),
             pages: None,
             lookups: 0,
@@ -206,6 +222,8 @@ impl Node {
 #[derive(Debug, Default)]
 pub(crate) struct Nodes {
     tables: Mutex<Tables>,
+    /// There are more than [`NODES_MAX`].
+    pub(crate) many: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -216,6 +234,8 @@ struct Tables {
     /// Nodes of old versions.
     superseded: HashMap<InodeId, Vec<u64>>,
     next_alias: u64,
+    /// In the order in which they were made; some are gone since.
+    order: VecDeque<u64>,
 }
 
 impl Nodes {
@@ -317,7 +337,30 @@ impl Nodes {
         }
         tables.by_id.insert(id, node.clone());
         tables.current.insert(ino, id);
+        tables.order.push_back(id);
+        if tables.by_id.len() > NODES_MAX {
+            self.many.notify_one();
+        }
         node
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.tables.lock().by_id.len()
+    }
+
+    /// The ids of `count` nodes, those that were made longest ago; they count as the newest from here on.
+    pub(crate) fn oldest(&self, count: usize) -> Vec<u64> {
+        let mut tables = self.tables.lock();
+        let mut ids = Vec::with_capacity(count);
+        while ids.len() < count
+            && let Some(id) = tables.order.pop_front()
+        {
+            if tables.by_id.contains_key(&id) {
+                ids.push(id);
+            }
+        }
+        tables.order.extend(&ids);
+        ids
     }
 
     /// The kernel dropped `count` references.
@@ -358,6 +401,10 @@ impl Tables {
         }
         let places = std::mem::take(&mut state.places).into_iter().map(|place| (node.ino, place)).collect();
         self.by_id.remove(&node.id);
+        if self.order.len() > 2 * self.by_id.len() + NODES_MAX {
+            let by_id = &self.by_id;
+            self.order.retain(|id| by_id.contains_key(id));
+        }
         if self.current.get(&node.ino) == Some(&node.id) {
             self.current.remove(&node.ino);
         }

@@ -16,7 +16,7 @@ use super::interrupt::{Signals, given_up_on};
 use super::locks::Wait;
 use super::names::NewEntry;
 use super::node::{Arriving, Node};
-use super::{Caller, Vfs, now};
+use super::{Caller, Vfs};
 use crate::cache::record::Owned;
 use crate::cache::{BlockMap, Content};
 use crate::failpoint;
@@ -139,7 +139,7 @@ impl Vfs {
         let FileHandle { node, content, .. } = &*self.handles.file(opened.handle)?;
         if intent.empty && content.size() > 0 {
             // Somebody else wrote before this open had its turn. The kernel truncates no file that is new to it.
-            if let Err(e) = self.change(node, content, || content.truncate(0, now())).await {
+            if let Err(e) = self.change(node, content, || content.truncate(0, self.now())).await {
                 self.release(opened.handle).await?;
                 self.forget(id, 1);
                 return Err(e);

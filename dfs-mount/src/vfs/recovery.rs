@@ -21,7 +21,7 @@ use super::leases::Stamp;
 use super::locks::{Held, Wait};
 use super::node::Node;
 use super::open::OPENING;
-use super::{Caller, Vfs, now};
+use super::{Caller, Vfs};
 use crate::cache::Content;
 use crate::cache::content::Plan;
 use crate::cache::record::Left;
@@ -160,8 +160,8 @@ impl Vfs {
     }
 
     async fn publish_alone(&self, node: &Arc<Node>, content: &Arc<Content>) -> Result<Version> {
-        let begun = content.clone();
-        let plan = tokio::task::spawn_blocking(move || begun.begin_commit(now(), false)).await;
+        let (begun, now) = (content.clone(), self.now());
+        let plan = tokio::task::spawn_blocking(move || begun.begin_commit(now, false)).await;
         let plan = plan.map_err(|e| Error::new(ErrorKind::Internal, format!("hashing: {e}")))??.expect("changed content has something to commit");
         let mut guard = EndCommit { content, published: None };
         let (entry, is_written) = {

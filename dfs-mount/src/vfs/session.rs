@@ -28,6 +28,7 @@ impl Vfs {
                 next = Instant::now() + every;
             }
             self.renew().await;
+            self.send_accesses_or_later().await;
         }
     }
 
@@ -131,6 +132,7 @@ impl Vfs {
             if self.upload_asides().await > 0 {
                 log::warn!("recoverable versions stay in the cache directory");
             }
+            self.send_accesses_or_later().await;
             if !self.released.lock().is_empty() {
                 self.renew().await;
             }

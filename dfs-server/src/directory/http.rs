@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use dfs_common::api::directory::*;
 use dfs_common::api::{Done, Operation};
+use dfs_common::attributes::Timestamp;
 use dfs_common::ids::SessionId;
 use dfs_common::wire::{Method, Request, Response, Service};
 use dfs_common::{Error, ErrorKind, Result};
@@ -59,6 +60,7 @@ impl Directory {
             RemoveXattr::PATH => self.mutate(&request, state::remove_xattr).await,
             Place::PATH => self.place(&request).await,
             Publish::PATH => self.publish(&request).await,
+            Accessed::PATH => self.accessed(request.parse_json()?).await,
             Fence::PATH => self.fence(request.parse_json()?).await,
             Sync::PATH => self.sync(request.parse_json()?).await,
             _ => self.answer_of_cluster(&request).await,
@@ -156,6 +158,11 @@ impl Directory {
         self.submit_json(Terms::default(), move |change| state::fence(change, &fence).map(|()| Done {})).await
     }
 
+    /// Repeating it changes nothing, and nobody's lease depends on it.
+    async fn accessed(&self, accessed: Accessed) -> Result<Response> {
+        self.submit_json(Terms::default(), move |change| state::accessed(change, &accessed).map(|()| Done {})).await
+    }
+
     /// A commit for the disk takes all earlier ones along.
     async fn sync(&self, _: Sync) -> Result<Response> {
         self.submit_json(Terms { durable: true, ..Terms::default() }, |_| Ok(Done {})).await
@@ -207,10 +214,11 @@ impl Directory {
             block_bits: self.config.block_bits,
             copies: self.config.copies,
             lock_waits: self.config.lock_waits.clone(),
+            now: Timestamp::default(),
         };
         let open = move |change: &mut Change<'_>| {
             let session = state::open_session(change, &client)?;
-            Ok(Session { session, ..reply.clone() })
+            Ok(Session { session, now: change.now.wall, ..reply.clone() })
         };
         self.submit_json(Terms::default(), open).await
     }
@@ -222,7 +230,7 @@ impl Directory {
             self.submit(Terms::default(), move |change| state::release(change, session, &released).map(|()| Reply::default())).await?;
         }
         let (orphans, more) = self.tables.lock().next_orphans(session, Renewed::MAX_ORPHANS);
-        Ok(Response::json(&Renewed { orphans, more }))
+        Ok(Response::json(&Renewed { orphans, more, now: self.now().wall }))
     }
 
     async fn close_session(&self, CloseSession { session }: CloseSession) -> Result<Response> {

@@ -40,6 +40,7 @@ operations! {
     Remove => "/v1/directory/remove", true, Removed;
     Rename => "/v1/directory/rename", true, Renamed;
     SetAttributes => "/v1/directory/set-attributes", true, Entry;
+    Accessed => "/v1/directory/accessed", false, Done;
     GetXattr => "/v1/directory/get-xattr", false, Text;
     ListXattrs => "/v1/directory/list-xattrs", false, Vec<Name>;
     SetXattr => "/v1/directory/set-xattr", true, Entry;
@@ -66,12 +67,12 @@ operations! {
 #[serde(deny_unknown_fields)]
 pub struct StatFs {}
 
-/// What `df` shows. Bytes are divided by the number of copies: what a user can still store.
+/// What `df` shows: what a user can store in so many copies as are configured, each on another server.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FsStatus {
-    /// Usable bytes of all live file servers.
+    /// Bytes that fit onto the disks of all servers that are not dead.
     pub capacity: u64,
-    /// Of these, free.
+    /// Bytes that still fit onto those that are alive.
     pub available: u64,
     /// Inodes in use.
     pub inodes: u64,

@@ -241,6 +241,20 @@ impl SetAttributes {
     }
 }
 
+/// Inodes were accessed. Where a time is later than the one that is known, it becomes the last access; nothing else changes,
+/// and nobody who holds a lease is told. Inodes that are gone are passed over. Repeating it changes nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Accessed {
+    /// Each inode with the time of its last access; times to come count as now. At most [`Accessed::MAX`].
+    pub times: Vec<(InodeId, Timestamp)>,
+}
+
+impl Accessed {
+    /// The most inodes of one request.
+    pub const MAX: usize = 4096;
+}
+
 /// The value of an extended attribute.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::attributes::Timestamp;
 use crate::ids::{InodeId, SessionId};
 
 /// Opens a session. Not tied to a [`crate::wire::Replay`]: a session that was opened twice expires unused.
@@ -36,6 +37,9 @@ pub struct Session {
     /// How long opens for writing wait for their turn in certain subtrees, unless the client is told otherwise.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lock_waits: Vec<LockWait>,
+    /// The service's clock when it answered.
+    #[serde(default)]
+    pub now: Timestamp,
 }
 
 /// How long an open for writing waits for its turn below a directory.
@@ -87,6 +91,9 @@ pub struct Renewed {
     pub orphans: Vec<InodeId>,
     /// True where more orphans wait: renew again at once.
     pub more: bool,
+    /// The service's clock when it answered.
+    #[serde(default)]
+    pub now: Timestamp,
 }
 
 impl Renewed {

@@ -1,11 +1,14 @@
-//! chmod, chown, utimens.
+//! chmod, chown, utimens, and when something was accessed.
 
-use dfs_common::Result;
-use dfs_common::api::directory::SetAttributes;
+use dfs_common::api::directory::{Accessed, SetAttributes};
 use dfs_common::attributes::Entry;
+use dfs_common::{Error, ErrorKind, Result};
 
 use super::change::Change;
+use super::keys;
+use super::records::{Inode, Record};
 use super::xattr::follow_mode;
+use crate::store::View;
 
 pub(crate) fn set_attributes(change: &mut Change<'_>, request: &SetAttributes) -> Result<Entry> {
     let now = change.now.wall;
@@ -21,4 +24,21 @@ pub(crate) fn set_attributes(change: &mut Change<'_>, request: &SetAttributes) -
         inode.ctime = now;
     })?;
     Ok(inode.entry(request.ino))
+}
+
+/// Takes over later times of access. Those who hold leases hear of them when they ask next.
+pub(crate) fn accessed(change: &mut Change<'_>, request: &Accessed) -> Result<()> {
+    if request.times.len() > Accessed::MAX {
+        return Err(Error::new(ErrorKind::TooBig, format!("at most {} inodes at a time, not {}", Accessed::MAX, request.times.len())));
+    }
+    for &(ino, time) in &request.times {
+        let Some(value) = change.view.get(&keys::inode(ino))? else { continue };
+        let mut inode = Inode::decode(&value)?;
+        let time = time.min(change.now.wall);
+        if inode.atime < time {
+            inode.atime = time;
+            change.put_inode(ino, &inode);
+        }
+    }
+    Ok(())
 }

@@ -33,7 +33,7 @@ mod xattr;
 use dfs_common::ids::{InodeId, RECOVERED, ROOT};
 
 pub(super) use affected::{Affected, Changes, Told, affected, inodes, is_untold};
-pub(super) use attributes::set_attributes;
+pub(super) use attributes::{accessed, set_attributes};
 pub(super) use change::{Change, Effects};
 pub(super) use copies::{orders, report_copy, settle, sweep};
 pub(super) use expiry::{Limits, Relief, Short, expire, expire_recovered, is_due, old_recovered, relieve, short_of_space};

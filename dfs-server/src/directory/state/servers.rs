@@ -180,18 +180,47 @@ pub(crate) fn rows(tables: &Tables, now: Duration) -> Vec<ServerRow> {
     tables.servers.iter().map(row).collect()
 }
 
-/// Space for users, so divided by the number of copies.
+/// Space for users: what can be stored with `copies` of everything, each on another server.
 pub(crate) fn statfs(tables: &Tables, copies: u32, now: Duration) -> FsStatus {
-    let mut status = FsStatus { inodes: tables.inodes, ..FsStatus::default() };
+    let (mut capacity, mut free) = (Vec::new(), Vec::new());
     for (id, server) in tables.servers.iter() {
-        if tables.servers.state(id, now) != Liveness::Dead {
-            let ServerRecord { capacity, used, .. } = server.record;
-            status.capacity = status.capacity.saturating_add(capacity);
-            status.available = status.available.saturating_add(capacity.saturating_sub(used));
+        let ServerRecord { capacity: all, used, .. } = server.record;
+        match tables.servers.state(id, now) {
+            Liveness::Alive => free.push(all.saturating_sub(used)),
+            // It has room, but nothing goes there before it is heard of again.
+            Liveness::Suspect => free.push(0),
+            Liveness::Dead => continue,
         }
+        capacity.push(all);
     }
-    let copies = u64::from(copies.max(1));
-    status.capacity /= copies;
-    status.available /= copies;
-    status
+    let capacity = usable(capacity, copies);
+    FsStatus { capacity, available: usable(free, copies).min(capacity), inodes: tables.inodes }
+}
+
+/// How much fits onto disks of these sizes in so many copies, no two of them on one disk; where there are fewer disks, in as many
+/// copies as there are disks. That is the least of what fits where the largest 0, 1, 2… disks hold a copy of everything.
+fn usable(mut disks: Vec<u64>, copies: u32) -> u64 {
+    disks.sort_unstable();
+    let copies = (copies.max(1) as usize).min(disks.len());
+    let fits = |largest: usize| {
+        let rest: u128 = disks[..disks.len() - largest].iter().map(|&disk| u128::from(disk)).sum();
+        u64::try_from(rest / (copies - largest) as u128).unwrap_or(u64::MAX)
+    };
+    (0..copies).map(fits).min().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::usable;
+
+    #[test]
+    fn what_fits_is_bounded_by_the_copies_that_need_other_disks() {
+        assert_eq!(usable(vec![100, 100, 100], 2), 150);
+        assert_eq!(usable(vec![1000, 10, 20], 2), 30, "the large disk has a copy of all, the others share the second");
+        assert_eq!(usable(vec![1000, 0], 2), 0);
+        assert_eq!(usable(vec![500], 2), 500, "one copy is all there can be");
+        assert_eq!(usable(vec![7, 9, 11], 1), 27);
+        assert_eq!(usable(Vec::new(), 2), 0);
+        assert_eq!(usable(vec![u64::MAX; 3], 1), u64::MAX);
+    }
 }
