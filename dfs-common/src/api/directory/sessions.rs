@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{InodeId, SessionId};
+use crate::user::Squash;
 
 /// Opens a session. Not tied to a [`crate::wire::Replay`]: a session that was opened twice expires unused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +37,9 @@ pub struct Session {
     /// How long opens for writing wait for their turn in certain subtrees, unless the client is told otherwise.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lock_waits: Vec<LockWait>,
+    /// Who root is, where the client's token squashes root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub squash: Option<Squash>,
 }
 
 /// How long an open for writing waits for its turn below a directory.
