@@ -94,8 +94,10 @@ impl Filesystem for Adapter {
         reply: ReplyAttr,
     ) {
         // The kernel names no handle for O_TRUNC, which always sets 0.
+        let explicit = |time| matches!(time, Some(TimeOrNow::SpecificTime(_)));
+        let now = (atime.is_some() || mtime.is_some()) && !explicit(atime) && !explicit(mtime);
         let (atime, mtime, by_handle) = (atime.map(timestamp), mtime.map(timestamp), handle.is_some() || size == Some(0));
-        let change = Change { mode: mode.map(|m| m & 0o7777), uid, gid, size, by_handle, atime, mtime };
+        let change = Change { mode: mode.map(|m| m & 0o7777), uid, gid, size, by_handle, atime, mtime, now };
         let (vfs, caller) = (self.vfs.clone(), caller(request));
         self.attributes(reply, mutation("setattr", request, ino), async move { vfs.set_attributes(ino.0, change, caller).await });
     }
@@ -162,7 +164,11 @@ impl Filesystem for Adapter {
             return self.past_open(ino, flags, reply);
         }
         let (vfs, caller, intent) = (self.vfs.clone(), caller(request), Intent::from_flags(flags.0));
-        self.run(mutation("open", request, ino), async move { vfs.open(ino.0, intent, caller).await }, move |result| match result {
+        let open = async move {
+            vfs.admit(ino.0, flags.0, caller).await?;
+            vfs.open(ino.0, intent, caller).await
+        };
+        self.run(mutation("open", request, ino), open, move |result| match result {
             Ok(opened) => reply.opened(FileHandle(opened.handle), open_flags(opened)),
             Err(e) => reply.error(e),
         });
@@ -335,14 +341,19 @@ impl Filesystem for Adapter {
         self.empty(reply, mutation("fsync", request, ino), (), async move { vfs.fsync(handle.0).await });
     }
 
-    fn opendir(&self, request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+    fn opendir(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         if is_past(ino.0) {
             return self.past_opendir(request, ino, reply);
         }
-        match self.vfs.open_directory(ino.0) {
+        let (vfs, caller) = (self.vfs.clone(), caller(request));
+        let open = async move {
+            vfs.admit(ino.0, flags.0, caller).await?;
+            vfs.open_directory(ino.0)
+        };
+        self.run(question("opendir", request, ino), open, move |result| match result {
             Ok(opened) => reply.opened(FileHandle(opened.handle), directory_flags(opened)),
-            Err(e) => reply.error(errno(&e)),
-        }
+            Err(e) => reply.error(e),
+        });
     }
 
     fn readdir(&self, request: &Request, ino: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {

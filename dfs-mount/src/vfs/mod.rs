@@ -27,6 +27,7 @@ pub mod open;
 pub mod past;
 pub mod ranges;
 pub mod recovery;
+mod rights;
 pub mod session;
 pub mod waits;
 
