@@ -96,8 +96,7 @@ impl Directory {
     fn read<O: Guarded>(&self, request: &Request, read: fn(&dyn View, &O) -> Result<O::Reply>) -> Result<Response> {
         let operation = request.parse_json()?;
         let view = self.store.snapshot();
-        state::check(&*view, request.user.as_ref(), &operation)?;
-        Ok(Response::json(&read(&*view, &operation)?))
+        Ok(Response::json(&state::read_as(&*view, request.user.as_ref(), &operation, read)?))
     }
 
     /// Read in slices, between which others have their turn.
@@ -119,7 +118,7 @@ impl Directory {
         let (answer, granted) = {
             let mut leasing = self.leasing.lock();
             let view = self.store.snapshot();
-            let answer = state::check(&*view, request.user.as_ref(), &operation).and_then(|()| read(&*view, &operation));
+            let answer = state::read_as(&*view, request.user.as_ref(), &operation, read);
             let session = request.session.filter(|session| leasing.leases.is_holder(*session));
             let now = self.now().clock;
             let granted = session.and_then(|session| leasing.leases.grant(session, &operation.inodes(&answer), false, |_| false, now));

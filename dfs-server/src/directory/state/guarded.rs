@@ -8,6 +8,7 @@ use dfs_common::api::Operation;
 use dfs_common::api::directory::*;
 use dfs_common::attributes::FileKind;
 use dfs_common::ids::{InodeId, RECOVERED};
+use dfs_common::name::Name;
 use dfs_common::user::User;
 use dfs_common::{ErrorKind, Result};
 
@@ -19,6 +20,8 @@ use super::rights::{Asker, EXECUTE, READ, WRITE, not_permitted};
 use super::xattr::takes_user_xattrs;
 use crate::store::View;
 
+/// The namespace of attributes that only root sees.
+const TRUSTED: &[u8] = b"trusted.";
 const SUID: u32 = 0o4000;
 const SGID: u32 = 0o2000;
 const STICKY: u32 = 0o1000;
@@ -28,11 +31,23 @@ const GROUP_EXECUTE: u32 = 0o010;
 pub(crate) trait Guarded: Operation {
     /// `Forbidden` or `NotPermitted` where the user may not; what else is wrong is left to the operation.
     fn check(&self, asker: &Asker<'_>) -> Result<()>;
+
+    /// Takes out of a reply what is only root's to see.
+    fn hide(_: &mut Self::Reply) {}
 }
 
 /// Checks `operation` on behalf of `user`.
 pub(crate) fn check<O: Guarded>(view: &dyn View, user: Option<&User>, operation: &O) -> Result<()> {
     Asker::new(view, user).map_or(Ok(()), |asker| operation.check(&asker))
+}
+
+/// Reads on behalf of `user`.
+pub(crate) fn read<O: Guarded>(view: &dyn View, user: Option<&User>, operation: &O, read: fn(&dyn View, &O) -> Result<O::Reply>) -> Result<O::Reply> {
+    let Some(asker) = Asker::new(view, user) else { return read(view, operation) };
+    operation.check(&asker)?;
+    let mut reply = read(view, operation)?;
+    O::hide(&mut reply);
+    Ok(reply)
 }
 
 macro_rules! needs_nothing {
@@ -45,7 +60,17 @@ macro_rules! needs_nothing {
     };
 }
 // Who knows an inode's number had the right to search a directory that leads to it. Versions that are held are for servers.
-needs_nothing!(GetAttributes, ReadLink, ListXattrs, HeldVersions);
+needs_nothing!(GetAttributes, ReadLink, HeldVersions);
+
+impl Guarded for ListXattrs {
+    fn check(&self, _: &Asker<'_>) -> Result<()> {
+        Ok(())
+    }
+
+    fn hide(names: &mut Vec<Name>) {
+        names.retain(|name| !name.as_bytes().starts_with(TRUSTED));
+    }
+}
 
 /// A directory that the user may search.
 fn searched(asker: &Asker<'_>, ino: InodeId) -> Result<Inode> {
@@ -191,7 +216,7 @@ fn check_xattr(asker: &Asker<'_>, ino: InodeId, name: &[u8], write: bool) -> Res
         true => Err(not_permitted(why.to_owned())),
         false => Err(ErrorKind::NoAttribute.into()),
     };
-    if name.starts_with(b"trusted.") {
+    if name.starts_with(TRUSTED) {
         // A mount whose root is not trusted describes what it could not publish.
         let describes = write && name == RECOVERED_XATTR.as_bytes() && asker.owns(&inode);
         return if describes { Ok(()) } else { refused("trusted attributes are root's") };

@@ -39,7 +39,7 @@ pub(super) use attributes::set_attributes;
 pub(super) use change::{Change, Effects};
 pub(super) use copies::{orders, report_copy, settle, sweep};
 pub(super) use expiry::{Limits, Relief, Short, expire, expire_recovered, is_due, old_recovered, relieve, short_of_space};
-pub(super) use guarded::{Guarded, check};
+pub(super) use guarded::{Guarded, check, read as read_as};
 pub(super) use leased::Leased;
 pub(super) use leases::Leases;
 pub(super) use make::{make, make_top};

@@ -178,6 +178,18 @@ async fn a_mount_without_root_can_keep_what_it_could_not_publish() {
 }
 
 #[tokio::test]
+async fn names_of_trusted_attributes_are_roots_to_see() {
+    let client = Client::new();
+    let ino = put(&client, ROOT, "f", FileKind::File, 0o666, (1000, 100)).await;
+    for text in ["trusted.a", "user.b"] {
+        client.call(&SetXattr { ino, name: name(text), value: Text(b"v".to_vec()), mode: XattrMode::Set }).await.unwrap();
+    }
+    assert_eq!(call(&client, &anna(), &ListXattrs { ino }).await.unwrap(), [name("user.b")]);
+    assert_eq!(call(&client, &user(0, 0, None), &ListXattrs { ino }).await.unwrap(), [name("trusted.a"), name("user.b")]);
+    assert_eq!(refused(&client, &anna(), &GetXattr { ino, name: name("trusted.a") }).await, ErrorKind::NoAttribute);
+}
+
+#[tokio::test]
 async fn a_client_is_told_who_its_root_is() {
     let client = Client::new();
     let open = OpenSession { host: "h".into(), pid: 1, program: "p".into(), mountpoint: String::new() };
