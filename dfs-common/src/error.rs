@@ -63,9 +63,9 @@ kinds! {
     NoAttribute => "no_attribute", 404, ENODATA, false;
     /// Credentials are missing or wrong.
     Unauthenticated => "unauthenticated", 401, EACCES, false;
-    /// These credentials do not allow that.
+    /// These credentials, or this user's permissions, do not allow that.
     Forbidden => "forbidden", 403, EACCES, false;
-    /// Nobody may do that to this object.
+    /// Only its owner, root, or nobody may do that to this object.
     NotPermitted => "not_permitted", 403, EPERM, false;
     /// The version or inode that was named is no longer current or known; look it up again.
     Stale => "stale", 410, ESTALE, false;

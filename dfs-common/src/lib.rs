@@ -16,6 +16,7 @@ pub mod error;
 pub mod ids;
 pub mod name;
 pub mod transport;
+pub mod user;
 pub mod wire;
 pub mod xattr;
 

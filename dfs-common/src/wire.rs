@@ -11,6 +11,7 @@ use futures_util::future::BoxFuture;
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::ids::SessionId;
+use crate::user::{Origin, User};
 use crate::{Error, ErrorKind, Result};
 
 /// The most bytes in the body of one request or reply: a batch of blocks, or the largest manifest.
@@ -19,6 +20,8 @@ pub const MAX_BODY: usize = 66 << 20;
 pub const SESSION_HEADER: &str = "dfs-session";
 /// `SLOT.SEQUENCE` of a mutation, see [`Replay`].
 pub const REPLAY_HEADER: &str = "dfs-replay";
+/// On whose behalf the request is made, see [`User`].
+pub const USER_HEADER: &str = "dfs-user";
 /// Small JSON beside a raw body.
 pub const META_HEADER: &str = "dfs-meta";
 /// Range of a read, as in RFC 9110.
@@ -87,6 +90,10 @@ pub struct Request {
     pub session: Option<SessionId>,
     /// Set on mutations that must happen once.
     pub replay: Option<Replay>,
+    /// On whose behalf; `None` for a server, and a client that does not say, which has the rights of root.
+    pub user: Option<User>,
+    /// Whose credentials it came with. No header says so.
+    pub origin: Origin,
     /// Content of [`META_HEADER`].
     pub meta: Option<String>,
     /// Content of [`RANGE_HEADER`].
@@ -103,7 +110,7 @@ impl Request {
             Some((path, query)) => (path.to_owned(), query.to_owned()),
             None => (path, String::new()),
         };
-        Self { method, path, query, session: None, replay: None, meta: None, range: None, body: Bytes::new() }
+        Self { method, path, query, session: None, replay: None, user: None, origin: Origin::default(), meta: None, range: None, body: Bytes::new() }
     }
 
     /// With `body` as it is.
@@ -135,6 +142,13 @@ impl Request {
         self
     }
 
+    /// On behalf of `user`.
+    #[must_use]
+    pub fn user(mut self, user: Option<User>) -> Self {
+        self.user = user;
+        self
+    }
+
     /// Reads `first..=last` in bytes.
     #[must_use]
     pub fn range(mut self, first: u64, last: u64) -> Self {
@@ -158,12 +172,13 @@ impl Request {
         self.query.split('&').filter_map(|pair| pair.split_once('=')).find(|pair| pair.0 == key).map(|pair| pair.1)
     }
 
-    /// Sets session, replay, meta or range from a header's lower-case name; others are ignored.
+    /// Sets session, replay, user, meta or range from a header's lower-case name; others are ignored.
     pub fn set_header(&mut self, name: &str, value: &str) -> Result<()> {
         let bad = |what: &str| Error::new(ErrorKind::Invalid, format!("header {name}: {what}"));
         match name {
             SESSION_HEADER => self.session = Some(value.parse().map_err(|_| bad("a session is a number"))?),
             REPLAY_HEADER => self.replay = Some(Replay::parse(value).ok_or_else(|| bad("expected SLOT.SEQUENCE"))?),
+            USER_HEADER => self.user = Some(value.parse().map_err(|e: Error| e.context(format!("header {name}")))?),
             META_HEADER => self.meta = Some(value.to_owned()),
             RANGE_HEADER => self.range = Some(value.to_owned()),
             _ => {}
@@ -176,6 +191,7 @@ impl Request {
         [
             self.session.map(|s| (SESSION_HEADER, s.to_string())),
             self.replay.map(|r| (REPLAY_HEADER, r.to_string())),
+            self.user.as_ref().map(|u| (USER_HEADER, u.to_string())),
             self.meta.clone().map(|m| (META_HEADER, m)),
             self.range.clone().map(|r| (RANGE_HEADER, r)),
         ]
@@ -239,6 +255,12 @@ impl Response {
         serde_json::from_slice(&body).map_err(|e| Error::new(ErrorKind::Corrupt, format!("reply: {e}")))
     }
 
+    /// Whether it says that the user has not the rights: others may be asked for, or groups be told.
+    pub fn is_refusal(&self) -> bool {
+        let kind = || self.clone().into_bytes().err().map(|e| e.kind());
+        self.status == ErrorKind::Forbidden.status() && matches!(kind(), Some(ErrorKind::Forbidden | ErrorKind::NotPermitted))
+    }
+
     /// What leases the reply gives, by its [`META_HEADER`].
     pub fn granted(&self) -> Option<crate::api::directory::Granted> {
         self.meta.as_deref().and_then(|meta| serde_json::from_str(meta).ok())
@@ -276,13 +298,14 @@ mod tests {
     fn headers_go_both_ways() {
         let mut request = Request::new(Method::Get, "/v1/x?a=1&b=2").session(Some(SessionId(7))).range(0, 9).meta(&[1, 2]);
         request.replay = Some(Replay { slot: 3, sequence: 9 });
+        request.user = Some(User { uid: 5, gid: 6, groups: Some(vec![7, 8]) });
         let mut other = Request::new(Method::Get, "/v1/x");
         for (name, value) in request.headers() {
             other.set_header(name, &value).unwrap();
         }
         assert_eq!(
-            (other.session, other.replay, other.meta, other.range),
-            (request.session, request.replay, request.meta.clone(), request.range.clone())
+            (other.session, other.replay, other.user, other.meta, other.range),
+            (request.session, request.replay, request.user.clone(), request.meta.clone(), request.range.clone())
         );
         assert_eq!((request.query_value("b"), request.query_value("c")), (Some("2"), None));
     }
@@ -290,7 +313,7 @@ mod tests {
     #[test]
     fn bad_headers_are_invalid() {
         let mut request = Request::new(Method::Get, "/");
-        for (name, value) in [(SESSION_HEADER, "x"), (REPLAY_HEADER, "1"), (REPLAY_HEADER, "128.1"), (REPLAY_HEADER, "1.x")] {
+        for (name, value) in [(SESSION_HEADER, "x"), (REPLAY_HEADER, "1"), (REPLAY_HEADER, "128.1"), (REPLAY_HEADER, "1.x"), (USER_HEADER, "root")] {
             assert_eq!(request.set_header(name, value).unwrap_err().kind(), ErrorKind::Invalid);
         }
     }

@@ -1,14 +1,13 @@
 //! What a recoverable version says of itself: written by the mount that set it aside, read
 //! by `dfs recover`.
 
+/// The extended attribute of a file among the recoverable versions that holds its [`Description`] as JSON.
+pub(crate) use dfs_common::api::directory::RECOVERED_XATTR as XATTR;
 use dfs_common::attributes::Timestamp;
 use dfs_common::ids::{InodeId, Version};
 use serde::{Deserialize, Serialize};
 
 use crate::cache::record::Owned;
-
-/// The extended attribute of a file among the recoverable versions that holds its [`Description`] as JSON.
-pub(crate) const XATTR: &str = "trusted.dfs.recovered";
 
 /// Where recoverable content belongs, and why it is not there.
 #[derive(Clone, Debug, Serialize, Deserialize)]

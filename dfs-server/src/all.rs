@@ -26,7 +26,7 @@ const FIRST_FILE_PORT: u16 = 10;
 pub async fn run_directory(place: Place, config: directory::Config) -> Result<()> {
     let (listener, _) = listen(&place.host, place.port).await?;
     let directory = Directory::open(config, open_store(&place.data, "directory.db")?)?;
-    let mut roles = Roles::new(place.token);
+    let mut roles = Roles::new(place.credentials);
     roles.work(|stop| directory.clone().run(stop));
     roles.serve(listener, directory);
     roles.until_stopped().await
@@ -34,10 +34,10 @@ pub async fn run_directory(place: Place, config: directory::Config) -> Result<()
 
 /// Runs the lock service of the cluster whose directory is at `directory`.
 pub async fn run_lock(place: Place, config: lock::Config, directory: &str) -> Result<()> {
-    let transport = Http1::new(directory, &place.token)?;
+    let transport = Http1::new(directory, place.credentials.cluster())?;
     let (listener, _) = listen(&place.host, place.port).await?;
     let lock = LockService::open(&config, open_store(&place.data, "lock.db")?, Arc::new(transport))?;
-    let mut roles = Roles::new(place.token);
+    let mut roles = Roles::new(place.credentials);
     roles.work(|stop| lock.clone().run(stop));
     roles.serve(listener, lock);
     roles.until_stopped().await
@@ -45,10 +45,10 @@ pub async fn run_lock(place: Place, config: lock::Config, directory: &str) -> Re
 
 /// Runs a file server of the cluster whose directory is at `directory`.
 pub async fn run_file(place: Place, settings: FileSettings, directory: &str) -> Result<()> {
-    let transport = Http1::new(directory, &place.token)?;
+    let transport = Http1::new(directory, place.credentials.cluster())?;
     let (listener, port) = listen(&place.host, place.port).await?;
     let server = open_file(&place, &settings, &place.data, port, Arc::new(transport))?;
-    let mut roles = Roles::new(place.token);
+    let mut roles = Roles::new(place.credentials);
     roles.work(|stop| server.clone().run(stop));
     roles.serve(listener, server);
     roles.until_stopped().await
@@ -65,7 +65,7 @@ pub async fn run_all(settings: AllSettings) -> Result<()> {
     let directory = Directory::open(directory, open_store(&place.data.join("directory"), "directory.db")?)?;
     let reach_directory = || Arc::new(InProcess::new(directory.clone(), "directory service"));
     let lock = LockService::open(&lock, open_store(&place.data.join("lock"), "lock.db")?, reach_directory())?;
-    let mut roles = Roles::new(place.token.clone());
+    let mut roles = Roles::new(place.credentials.clone());
     let mut router = Router::default().route("/v1/directory/", directory.clone()).route("/v1/lock/", lock.clone());
     roles.work(|stop| directory.clone().run(stop));
     roles.work(|stop| lock.run(stop));
@@ -113,12 +113,12 @@ fn open_file(place: &Place, settings: &FileSettings, data: &Path, port: u16, dir
         min_copies: settings.min_copies,
         always_sync: settings.always_sync,
     };
-    FileServer::open(config, open_store(data, "index.db")?, directory, connect_http1(&place.token))
+    FileServer::open(config, open_store(data, "index.db")?, directory, connect_http1(place.credentials.cluster()))
 }
 
 fn advertised(settings: &FileSettings, place: &Place, port: u16) -> Result<String> {
     let Some(given) = &settings.advertise else { return Ok(url(&place.host, port)) };
-    check_url(given, &place.token)?;
+    check_url(given, place.credentials.cluster())?;
     Ok(given.clone())
 }
 

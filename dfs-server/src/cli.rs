@@ -10,10 +10,12 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use dfs_common::api::directory::LockWait;
 use dfs_common::block::{DEFAULT_BLOCK_BITS, MAX_BLOCK_BITS, MIN_BLOCK_BITS};
 use dfs_common::credentials::ClusterToken;
+use dfs_common::user::{Limits, NOBODY, Squash};
 use dfs_common::{Error, ErrorKind, Result, config, name};
 use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::directory;
+use crate::shell::{ClientToken, Credentials};
 use crate::units::{ByteSize, Span};
 
 /// Directory service, lock service and file servers of the distributed file system.
@@ -58,6 +60,10 @@ pub struct Common {
     /// File with the cluster token, which only its owner may read
     #[arg(long, value_name = "FILE", env = "DFS_TOKEN_FILE")]
     pub token_file: Option<PathBuf>,
+    /// File with a token for clients, and what it does not let them do: root_squash (root is anonuid and anongid, 65534 unless said),
+    /// anonuid=N, anongid=N, ro; repeatable
+    #[arg(long, value_name = "FILE[,OPTION]")]
+    pub client_token: Option<Vec<String>>,
     /// Configuration file (TOML); its keys are these flags with _ for -
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
@@ -211,8 +217,8 @@ pub struct Place {
     pub port: u16,
     /// The data directory.
     pub data: PathBuf,
-    /// The cluster token.
-    pub token: ClusterToken,
+    /// The cluster token, and those for clients.
+    pub credentials: Credentials,
 }
 
 /// Settings of `dfs-server file`, and of each file server of `all`.
@@ -253,7 +259,7 @@ impl Common {
     }
 
     fn fill(&mut self, file: Common) {
-        fill!(self, file; host, port, data, token_file, log_level);
+        fill!(self, file; host, port, data, token_file, client_token, log_level);
     }
 
     /// The level of the log.
@@ -266,7 +272,7 @@ impl Common {
         Ok(Place {
             host: self.host.clone().unwrap_or_else(|| "127.0.0.1".to_owned()),
             port: self.port.unwrap_or(default_port),
-            token: self.token()?,
+            credentials: Credentials::new(self.token()?, self.client_tokens()?)?,
             data: self.data.clone().ok_or_else(|| invalid("no data directory: name one with --data DIR"))?,
         })
     }
@@ -280,6 +286,10 @@ impl Common {
             true => ClusterToken::read(path),
             false => Err(invalid(format!("token file {} does not exist; {}", path.display(), how(&path.display().to_string())))),
         }
+    }
+
+    fn client_tokens(&self) -> Result<Vec<ClientToken>> {
+        self.client_token.iter().flatten().map(|text| parse_client_token(text)).collect()
     }
 }
 
@@ -354,6 +364,31 @@ fn parse_pin(text: &str) -> Result<directory::Pin> {
         return Err(wrong());
     }
     Ok(directory::Pin { path: path.to_owned(), servers })
+}
+
+fn parse_client_token(text: &str) -> Result<ClientToken> {
+    let mut parts = text.split(',');
+    let file = parts.next().unwrap_or_default();
+    let wrong = |why: String| invalid(format!("client-token '{text}': {why}"));
+    let (mut limits, mut squash, mut is_squashed, mut is_named) = (Limits::default(), Squash { uid: NOBODY, gid: NOBODY }, false, false);
+    for option in parts {
+        let (name, value) = option.split_once('=').map_or((option, None), |(name, value)| (name, Some(value)));
+        // Somebody who is squashed must not be root again.
+        let id = || value.and_then(|value| value.parse().ok()).filter(|id| (1..u32::MAX).contains(id));
+        let number = || id().ok_or_else(|| wrong(format!("{name}=N, where N is the number of somebody who is not root")));
+        match (name, value) {
+            ("ro", None) => limits.read_only = true,
+            ("root_squash", None) => is_squashed = true,
+            ("anonuid", _) => (squash.uid, is_named) = (number()?, true),
+            ("anongid", _) => (squash.gid, is_named) = (number()?, true),
+            _ => return Err(wrong(config::unknown("option", option, &["root_squash", "anonuid=N", "anongid=N", "ro"]))),
+        }
+    }
+    if is_named && !is_squashed {
+        return Err(wrong("anonuid and anongid are for root_squash".to_owned()));
+    }
+    limits.squash = is_squashed.then_some(squash);
+    Ok(ClientToken { token: ClusterToken::read(file.as_ref())?, limits })
 }
 
 fn parse_lock_wait(text: &str) -> Result<LockWait> {

@@ -42,6 +42,41 @@ fn flags_win_over_the_file() {
 }
 
 #[test]
+fn tokens_for_clients_have_options() {
+    let files = Files::new("client_token = [\"/nowhere,ro\"]\n");
+    std::fs::write(files.path("client"), "client-0123456789abcdef").unwrap();
+    std::fs::set_permissions(files.path("client"), std::fs::Permissions::from_mode(0o600)).unwrap();
+    let (config, token, client) = (files.path("config"), files.path("token"), files.path("client"));
+    let settings = |more: &[&str]| {
+        let args = [&["lock", "--data", "/d", "--directory", "http://a:1", "--token-file", &token], more].concat();
+        let Command::Lock(args) = parse(&args) else { panic!() };
+        args.with_file().unwrap().settings().map(|_| ()).map_err(|e| e.to_string())
+    };
+    for fine in ["", ",ro", ",root_squash", ",root_squash,anonuid=7,anongid=8,ro"] {
+        assert_eq!(settings(&["--client-token", &format!("{client}{fine}")]), Ok(()));
+    }
+    let nobody = parse_client_token(&format!("{client},root_squash,anongid=8,ro")).unwrap().limits;
+    assert_eq!(nobody, Limits { read_only: true, squash: Some(Squash { uid: 65_534, gid: 8 }) });
+    assert_eq!(parse_client_token(&client).unwrap().limits, Limits::default());
+    for bad in [
+        ",",
+        ",rw",
+        ",root_squash=1",
+        ",root_squash,anonuid",
+        ",root_squash,anonuid=0",
+        ",root_squash,anonuid=-1",
+        ",anonuid=5",
+        ",ro=yes",
+        ",root_squash,anongid=4294967295",
+    ] {
+        assert!(settings(&["--client-token", &format!("{client}{bad}")]).is_err(), "{bad}");
+    }
+    assert!(settings(&["--client-token", &format!("{client},root_sqash")]).unwrap_err().contains("did you mean 'root_squash'?"));
+    assert!(settings(&["--client-token", &token]).unwrap_err().contains("the same token"));
+    assert!(settings(&["--config", &config]).unwrap_err().contains("/nowhere"));
+}
+
+#[test]
 fn history_has_defaults_and_can_be_set() {
     let files = Files::new("keep_removed = 0\nkeep_recovered = \"12h\"\nhistory_free = 3\n");
     let (config, token) = (files.path("config"), files.path("token"));

@@ -6,7 +6,6 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dfs_common::credentials::ClusterToken;
 use dfs_common::wire::Service;
 use dfs_common::{Error, ErrorKind, Result};
 use sd_notify::NotifyState;
@@ -16,7 +15,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::cli::url;
-use crate::shell;
+use crate::shell::{self, Credentials};
 
 /// Threads for large bodies and flushes.
 const BLOCKING_THREADS: usize = 8;
@@ -59,15 +58,15 @@ pub async fn listen(host: &str, port: u16) -> Result<(TcpListener, u16)> {
 /// The tasks of the roles.
 #[derive(Debug)]
 pub struct Roles {
-    token: ClusterToken,
+    credentials: Credentials,
     stop: watch::Sender<bool>,
     tasks: JoinSet<()>,
 }
 
 impl Roles {
-    /// None yet; their servers accept `token`.
-    pub fn new(token: ClusterToken) -> Self {
-        Self { token, stop: watch::Sender::new(false), tasks: JoinSet::new() }
+    /// None yet; their servers accept `credentials`.
+    pub fn new(credentials: Credentials) -> Self {
+        Self { credentials, stop: watch::Sender::new(false), tasks: JoinSet::new() }
     }
 
     /// Answers requests on `listener` with `service`.
@@ -75,7 +74,7 @@ impl Roles {
         if let Ok(address) = listener.local_addr() {
             log::info!("listening on http://{address}");
         }
-        self.tasks.spawn(shell::run(listener, self.token.clone(), service, self.stop.subscribe()));
+        self.tasks.spawn(shell::run(listener, self.credentials.clone(), service, self.stop.subscribe()));
     }
 
     /// Runs a role's own work, which ends when the receiver turns true.

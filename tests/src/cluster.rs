@@ -50,6 +50,7 @@ pub struct Builder {
     proxied: bool,
     environment: Vec<(String, String)>,
     descriptors: Option<u32>,
+    client_tokens: Vec<String>,
 }
 
 impl Builder {
@@ -124,13 +125,27 @@ impl Builder {
         self
     }
 
+    /// Every role accepts another token for clients, with these options (as in `root_squash,ro`); see [`Cluster::client_token`].
+    #[must_use]
+    pub fn client_token(mut self, options: &str) -> Self {
+        self.client_tokens.push(options.to_owned());
+        self
+    }
+
     /// Starts it and waits until it is ready; panics with the logs where it does not become so.
     pub fn start(self) -> Cluster {
         let dir = tempfile::Builder::new().prefix("dfs-test-").tempdir().expect("temporary directory");
         let token = format!("test-{:016x}{:016x}", std::process::id(), dir.path().as_os_str().len() + 7919);
-        let token_file = dir.path().join("token");
-        std::fs::write(&token_file, &token).expect("token file");
-        std::fs::set_permissions(&token_file, PermissionsExt::from_mode(0o600)).expect("token file");
+        let write_token = |name: &str, token: &str| {
+            let file = dir.path().join(name);
+            std::fs::write(&file, token).expect("token file");
+            std::fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).expect("token file");
+            file
+        };
+        let token_file = write_token("token", &token);
+        for number in 0..self.client_tokens.len() {
+            write_token(&format!("client-token-{number}"), &format!("client-{number}-{token}"));
+        }
         let mut cluster = Cluster { daemons: Vec::new(), token, token_file, mounts: AtomicU32::new(0), copies: self.copies, dir };
         if self.all_in_one {
             cluster.add_all(&self);
@@ -184,6 +199,7 @@ impl Cluster {
             proxied: false,
             environment: Vec::new(),
             descriptors: None,
+            client_tokens: Vec::new(),
         }
     }
 
@@ -212,10 +228,19 @@ impl Cluster {
     fn add_all(&mut self, builder: &Builder) {
         assert!(!builder.proxied, "a proxy stands before each service, and here they are one");
         let mut args = vec!["--file-servers".into(), builder.file_servers.to_string()];
+        args.extend(self.client_options(builder));
         args.extend(Self::directory_options(builder));
         args.extend(builder.file_args.clone());
         self.add(Role::All, "all", (free_port(), None), None, "all", args);
         self.daemon(Role::All).set_environment(&builder.environment);
+    }
+
+    fn client_options(&self, builder: &Builder) -> Vec<String> {
+        let option = |(number, options): (usize, &String)| {
+            let comma = if options.is_empty() { "" } else { "," };
+            ["--client-token".to_owned(), format!("{}{comma}{options}", self.client_token_file(number).display())]
+        };
+        builder.client_tokens.iter().enumerate().flat_map(option).collect()
     }
 
     fn directory_options(builder: &Builder) -> Vec<String> {
@@ -237,10 +262,12 @@ impl Cluster {
         let before_lock = proxy(lock);
         let lock_url = before_lock.as_ref().map_or_else(|| url(lock), |p| p.url().to_owned());
         let mut args = vec!["--lock-url".into(), lock_url];
+        args.extend(self.client_options(builder));
         args.extend(Self::directory_options(builder));
         self.add(Role::Directory, "directory", (directory, proxy(directory)), None, "directory", args);
         self.daemon(Role::Directory).set_environment(&builder.environment);
-        let args = vec!["--lease-seconds".into(), builder.lease_seconds.to_string(), "--directory".into(), url(directory)];
+        let mut args = vec!["--lease-seconds".into(), builder.lease_seconds.to_string(), "--directory".into(), url(directory)];
+        args.extend(self.client_options(builder));
         self.add(Role::Lock, "lock", (lock, before_lock), None, "lock", args);
         for index in 0..builder.file_servers {
             let (name, port) = (format!("file-{index}"), free_port());
@@ -248,6 +275,7 @@ impl Cluster {
             let before = proxy(port);
             args.extend(before.iter().flat_map(|p| ["--advertise".into(), p.url().to_owned()]));
             args.extend(builder.file_args.clone());
+            args.extend(self.client_options(builder));
             let data = builder.file_data.get(index).and_then(Option::as_deref);
             self.add(Role::File(index), &name, (port, before), data, "file", args);
         }
@@ -354,6 +382,16 @@ impl Cluster {
     /// The file that holds it.
     pub fn token_file(&self) -> &Path {
         &self.token_file
+    }
+
+    /// The secret of [`Builder::client_token`] number `number`, from 0.
+    pub fn client_token(&self, number: usize) -> String {
+        format!("client-{number}-{}", self.token)
+    }
+
+    /// The file that holds it.
+    pub fn client_token_file(&self, number: usize) -> PathBuf {
+        self.dir.path().join(format!("client-token-{number}"))
     }
 
     /// The directory with logs and data.

@@ -100,8 +100,13 @@ pub fn request(method: &str, target: &str, token: &str, headers: &str, body: &[u
 
 /// Carries out `operation` at the role at `url`.
 pub fn call<O: Operation>(url: &str, token: &str, operation: &O) -> Result<O::Reply> {
+    call_as(url, token, "", operation)
+}
+
+/// The same with more `headers` (whole lines), such as who asks.
+pub fn call_as<O: Operation>(url: &str, token: &str, headers: &str, operation: &O) -> Result<O::Reply> {
     let body = serde_json::to_vec(operation).map_err(unavailable)?;
-    let reply = exchange(url, &request("POST", O::PATH, token, "", &body))?;
+    let reply = exchange(url, &request("POST", O::PATH, token, headers, &body))?;
     if reply.status == 200 {
         return serde_json::from_slice(&reply.body).map_err(|e| Error::new(ErrorKind::Corrupt, e.to_string()));
     }

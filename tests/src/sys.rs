@@ -26,6 +26,24 @@ pub fn signal(pid: i32, signal: i32) {
     unsafe { libc::kill(pid, signal) };
 }
 
+/// Runs `work` on a thread of its own that is user `uid` of group `gid`, with `groups` besides, and has no privileges but root's.
+pub fn as_user<T: Send>(uid: u32, gid: u32, groups: &[u32], work: impl FnOnce() -> T + Send) -> T {
+    let become_user = || -> io::Result<()> {
+        // SAFETY: the list lives until the call returns. The system calls themselves, unlike the functions of libc, concern
+        // only the calling thread.
+        check(unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) })?;
+        // SAFETY: takes numbers only.
+        check(unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) })?;
+        // SAFETY: takes numbers only.
+        check(unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) }).map(|_| ())
+    };
+    let thread = || {
+        become_user().expect("tests run as root");
+        work()
+    };
+    std::thread::scope(|scope| scope.spawn(thread).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+}
+
 /// close(2) with its error, which dropping a [`File`] hides.
 pub fn close(file: File) -> io::Result<()> {
     // SAFETY: the descriptor was owned by `file` and is given up here.

@@ -91,6 +91,7 @@ fn templates(ino: u64) -> Vec<(&'static str, Value)> {
         d("/v1/directory/sessions", json!({})),
         d("/v1/directory/lookup", json!({"parent": 1, "name": "f"})),
         d("/v1/directory/get-attributes", json!({"ino": ino})),
+        d("/v1/directory/access", json!({"ino": ino})),
         d("/v1/directory/resolve", json!({"path": "/d/h", "follow": true})),
         d("/v1/directory/list", json!({"ino": 1, "limit": 10})),
         d("/v1/directory/read-link", json!({"ino": ino})),
@@ -152,6 +153,23 @@ fn url_of<'a>(cluster: &'a Cluster, path: &str) -> &'a str {
         Some("file") => cluster.url(Role::File(0)),
         _ => cluster.url(Role::Directory),
     }
+}
+
+#[test]
+fn users_that_are_none_are_refused() {
+    let (cluster, entry) = victim();
+    let before = digest(&cluster);
+    let many = (1..=1025).map(|group: u32| group.to_string()).collect::<Vec<_>>().join(",");
+    let lines = ["", ":", "0", "root:root", "0:-1", "-1:0", "4294967295:0", "1:2:3:4", "1:2:,", "1;2", "1:2:\u{e9}", &format!("1:2:{many}")]
+        .map(|user| format!("dfs-user: {user}\r\n"));
+    let twice = "dfs-user: 0:0\r\ndfs-user: 0:0\r\n".to_owned();
+    for (path, body) in templates(entry.attributes.ino.0) {
+        for line in lines.iter().chain([&twice]) {
+            let reply = exchange(url_of(&cluster, path), &request("POST", path, cluster.token(), line, body.to_string().as_bytes())).unwrap();
+            refused(&reply, &format!("{path} by {}", line.trim_end()));
+        }
+    }
+    assert_eq!(digest(&cluster), before);
 }
 
 #[test]

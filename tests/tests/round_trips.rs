@@ -15,8 +15,14 @@ const FILES: usize = 1_000;
 const LEASE: u64 = 4;
 
 /// What a session costs by itself, however little its client does.
-const STANDING: &[&str] =
-    &["/v1/directory/events", "/v1/directory/renew-session", "/v1/directory/claim-leases", "/v1/directory/accessed", "/v1/lock/renew", "/v1/lock/recalls"];
+const STANDING: &[&str] = &[
+    "/v1/directory/events",
+    "/v1/directory/renew-session",
+    "/v1/directory/claim-leases",
+    "/v1/directory/accessed",
+    "/v1/lock/renew",
+    "/v1/lock/recalls",
+];
 /// What only servers and this test ask.
 const OTHERS: &[&str] = &["status", "sessions", "servers", "waits", "heartbeat", "held-versions", "report-copy", "register-server", "resolve"];
 

@@ -6,6 +6,7 @@
 pub mod directory;
 pub mod file;
 pub mod lock;
+pub mod needs;
 
 use serde::{Serialize, de::DeserializeOwned};
 

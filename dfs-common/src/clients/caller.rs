@@ -7,11 +7,13 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout_at};
 
+use super::behalf;
 use super::steps::{self, Noted, Target};
 use crate::api::Operation;
 use crate::api::directory::Granted;
 use crate::ids::SessionId;
 use crate::transport::Transport;
+use crate::user::User;
 use crate::wire::{Method, Replay, Request, Response};
 use crate::{Error, ErrorKind, Result};
 
@@ -24,7 +26,8 @@ const ATTEMPTS: u32 = 4;
 /// A service that answers operations.
 ///
 /// A mutation of a session carries a slot and a sequence number, and a retry carries the same ones, so
-/// that it happens once however often the reply is lost. Everything else is safe to repeat.
+/// that it happens once however often the reply is lost. Everything else is safe to repeat. What is refused to the user
+/// on whose behalf it is asked ([`behalf`]) is asked once more with all of the user's groups.
 #[derive(Debug)]
 pub struct Caller {
     transport: Arc<dyn Transport>,
@@ -82,10 +85,21 @@ impl Caller {
 
     async fn exchange<O: Operation>(&self, operation: &O, limit: Duration) -> Result<Response> {
         let deadline = Instant::now() + limit;
-        let mut request = Request::new(Method::Post, O::PATH).json(operation).session(self.session());
-        let slot = self.slot::<O>(&request, deadline).await?;
-        request.replay = slot.as_ref().map(Slot::replay);
-        self.send_until(&request, deadline).await
+        let mut request = self.request(operation);
+        loop {
+            // Another user is another question: its answer must not be the stored one.
+            let slot = self.slot::<O>(&request, deadline).await?;
+            request.replay = slot.as_ref().map(Slot::replay);
+            let reply = self.send_until(&request, deadline).await?;
+            match more_groups(&request, &reply) {
+                Some(user) => request.user = Some(user),
+                None => return Ok(reply),
+            }
+        }
+    }
+
+    fn request<O: Operation>(&self, operation: &O) -> Request {
+        Request::new(Method::Post, O::PATH).json(operation).session(self.session()).user(behalf::user())
     }
 
     /// The same, with one attempt: transient errors are the caller's to judge.
@@ -96,13 +110,17 @@ impl Caller {
     /// One attempt with a limit of its own.
     pub async fn call_once_within<O: Operation>(&self, operation: &O, limit: Duration) -> Result<O::Reply> {
         let deadline = Instant::now() + limit;
-        let mut request = Request::new(Method::Post, O::PATH).json(operation).session(self.session());
-        let slot = self.slot::<O>(&request, deadline).await?;
-        request.replay = slot.as_ref().map(Slot::replay);
-        let _noted = self.note(&request);
-        match timeout_at(deadline, self.send_once(&request)).await {
-            Ok(reply) => reply?.parse_json(),
-            Err(_) => Err(self.timed_out(&request, "no answer")),
+        let mut request = self.request(operation);
+        loop {
+            let slot = self.slot::<O>(&request, deadline).await?;
+            request.replay = slot.as_ref().map(Slot::replay);
+            let _noted = self.note(&request);
+            let Ok(reply) = timeout_at(deadline, self.send_once(&request)).await else { return Err(self.timed_out(&request, "no answer")) };
+            let reply = reply?;
+            match more_groups(&request, &reply) {
+                Some(user) => request.user = Some(user),
+                None => return reply.parse_json(),
+            }
         }
     }
 
@@ -160,6 +178,11 @@ impl Caller {
     fn timed_out(&self, request: &Request, why: &str) -> Error {
         Error::new(ErrorKind::TimedOut, format!("{} did not answer {} in time: {why}", self.peer(), request.path))
     }
+}
+
+/// The user of `request` with groups that were not told, where that may get it another answer than the refusal in `reply`.
+pub(super) fn more_groups(request: &Request, reply: &Response) -> Option<User> {
+    if reply.is_refusal() { behalf::with_groups(request.user.as_ref()) } else { None }
 }
 
 /// The error in a reply that is worth another attempt.

@@ -142,6 +142,11 @@ impl Cluster {
         Some(rule.wait_ms.map(Duration::from_millis))
     }
 
+    /// Whether root has no rights at the servers, by this client's token.
+    pub fn is_squashed(&self) -> bool {
+        self.session.read().squash.is_some()
+    }
+
     /// log2 of the block size of new files.
     pub fn block_bits(&self) -> u8 {
         self.session.read().block_bits

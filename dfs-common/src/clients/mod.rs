@@ -3,6 +3,7 @@
 //!
 //! They own retries, deadlines and the choice of a server; they know nothing of caches.
 
+pub mod behalf;
 mod caller;
 mod clock;
 pub mod cluster;

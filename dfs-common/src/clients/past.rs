@@ -47,6 +47,8 @@ impl Cluster {
             let rows = match self.directory.call(&Versions { ino }).await {
                 // It went while we looked.
                 Err(e) if e.kind() == ErrorKind::NotFound => continue,
+                // An earlier file of that name need not be this user's to read.
+                Err(e) if e.kind() == ErrorKind::Forbidden && current != Some(ino) => continue,
                 rows => rows?,
             };
             for row in rows.into_iter().filter(|row| row.version <= until) {

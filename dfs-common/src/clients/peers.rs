@@ -9,7 +9,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::{Instant, timeout};
 
-use super::Caller;
+use super::behalf;
+use super::caller::{Caller, more_groups};
 use super::steps::{self, Target};
 use crate::api::directory::{Liveness, ServerRow, Servers};
 use crate::ids::ServerId;
@@ -119,7 +120,16 @@ impl Peers {
     }
 
     /// The same with a limit of its own, if that is shorter.
-    pub async fn send_within(&self, server: ServerId, request: Request, limit: Duration) -> Result<Response> {
+    pub async fn send_within(&self, server: ServerId, mut request: Request, limit: Duration) -> Result<Response> {
+        request.user = request.user.or_else(behalf::user);
+        let reply = self.exchange(server, request.clone(), limit).await?;
+        match more_groups(&request, &reply) {
+            Some(user) => self.exchange(server, request.user(Some(user)), limit).await,
+            None => Ok(reply),
+        }
+    }
+
+    async fn exchange(&self, server: ServerId, request: Request, limit: Duration) -> Result<Response> {
         let limit = limit.min(self.attempt);
         let peer = self.peers.lock().get(&server).cloned();
         let peer = peer.ok_or_else(|| Error::new(ErrorKind::Unavailable, format!("file server {server} is not known")))?;

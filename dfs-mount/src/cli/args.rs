@@ -12,7 +12,8 @@ pub(crate) const DEFAULT_SERVER: &str = "http://127.0.0.1:7400";
 
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 failure; 2 wrong usage; 3 no such file, directory or version; \
 4 the file's write lock is taken by somebody else; 130 interrupted.\n\
-Paths start at the root of the cluster; a leading slash is optional.";
+Paths start at the root of the cluster; a leading slash is optional.\n\
+Everything is done with the permissions of who runs this.";
 
 /// The command line of the distributed file system: every job a person or a script does without a mount.
 #[derive(Debug, Parser)]
@@ -29,7 +30,7 @@ pub(crate) struct Globals {
     /// The directory service
     #[arg(long, global = true, env = "DFS_SERVER", value_name = "URL", default_value = DEFAULT_SERVER)]
     pub(crate) server: String,
-    /// File with the cluster's token, readable by its owner only
+    /// File with the cluster's token, or one for clients, readable by its owner only
     #[arg(long, global = true, env = "DFS_TOKEN_FILE", value_name = "FILE", default_value = "/etc/dfs/token")]
     pub(crate) token_file: PathBuf,
     /// Print the structures of the API as JSON; errors too, on stderr

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 use dfs_common::ErrorKind;
+use dfs_common::api::directory::Access;
 use dfs_common::attributes::{Entry, FileKind};
 use dfs_common::block::Manifest;
 use futures_util::StreamExt;
@@ -89,6 +90,7 @@ impl Sink {
 }
 
 async fn copy(session: &Session, entry: &Entry, range: std::ops::Range<u64>, mut sink: Sink) -> Outcome {
+    session.cluster.directory.call(&Access::read(entry.attributes.ino)).await?;
     let wanted = range.end - range.start;
     let progress = Progress::new(wanted);
     if let (true, Some((_, content))) = (wanted > 0, session.cluster.small(entry).await?) {

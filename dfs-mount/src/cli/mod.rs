@@ -29,6 +29,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use dfs_common::ErrorKind;
+use dfs_common::clients::behalf::Behalf;
 
 use args::{Arguments, Command};
 use failure::{Failure, Outcome};
@@ -48,7 +49,10 @@ pub fn main() -> ExitCode {
         Some(outcome) => outcome.map_or_else(|e| fail(&e, globals.json), |()| 0),
         None => match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => {
-                let code = runtime.block_on(in_session(&globals, &command));
+                let code = match Behalf::of_this_process() {
+                    Some(user) => runtime.block_on(user.scope(in_session(&globals, &command))),
+                    None => fail(&Failure::new(ErrorKind::Internal, "/proc/self/status does not say who runs this"), globals.json),
+                };
                 // A thread that waits for the keyboard must not hold up the end.
                 runtime.shutdown_background();
                 code

@@ -7,19 +7,19 @@
 use std::ffi::OsStr;
 use std::io::IsTerminal;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
 
-use dfs_common::api::directory::{CloseSession, Make, OpenSession, Resolve, Resolved};
+use dfs_common::api::directory::{Access, CloseSession, Make, OpenSession, Resolve, Resolved};
 use dfs_common::api::lock::{LockRow, Locks};
 use dfs_common::attributes::{Entry, FileKind};
 use dfs_common::clients::cluster::connect_plain;
-use dfs_common::clients::{Cluster, WriteLock};
+use dfs_common::clients::{Cluster, WriteLock, behalf};
 use dfs_common::credentials::ClusterToken;
 use dfs_common::ids::{InodeId, Token};
 use dfs_common::name::{Name, Text};
+use dfs_common::user::NOBODY;
 use dfs_common::{ErrorKind, Result};
 use parking_lot::Mutex;
 use tokio::signal::unix::{SignalKind, signal};
@@ -187,8 +187,9 @@ impl Session {
             FileKind::Symlink => 0o777,
             _ => 0o666 & !umask(),
         };
-        let (uid, gid) = caller();
-        self.cluster.directory.call(&Make { parent, name, kind, mode, umask: 0, uid, gid, rdev: 0, target, lock: false }).await.map(|made| made.entry)
+        let (uid, gid) = behalf::current().map_or((NOBODY, NOBODY), |user| (user.user().uid, user.user().gid));
+        let make = Make { parent, name, kind, mode, umask: 0, uid, gid, rdev: 0, target, lock: false };
+        self.cluster.directory.call(&make).await.map(|made| made.entry)
     }
 
     /// Marks `ino` as in use by the running command.
@@ -221,6 +222,9 @@ impl Session {
             };
             writable(&entry).at(path)?;
             let ino = entry.attributes.ino;
+            if made != Some(ino) {
+                self.cluster.directory.call(&Access::write(ino)).await.at(path)?;
+            }
             let token = self.acquire(&entry, path, program, wait.saturating_sub(start.elapsed())).await.at(path)?;
             // While we waited, the file may have got a new version, or the name another file.
             match self.resolve(path, true).await {
@@ -323,11 +327,6 @@ pub(crate) fn missing() -> Failure {
 /// This machine's name.
 pub(super) fn host() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "localhost".to_owned(), |name| name.trim().to_owned())
-}
-
-/// Effective user and group: the owner of our own entry in /proc.
-fn caller() -> (u32, u32) {
-    std::fs::metadata("/proc/self").map_or((65534, 65534), |own| (own.uid(), own.gid()))
 }
 
 /// The process's umask.

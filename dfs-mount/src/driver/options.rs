@@ -12,7 +12,7 @@ use crate::vfs::accessed::AccessTimes;
 /// Shown below `--help`, and in the man page.
 pub(super) const HELP: &str = "\
 Mount options (-o):
-  token_file=FILE       the cluster token [default: /etc/dfs/token]
+  token_file=FILE       the cluster token, or one for clients [default: /etc/dfs/token]
   cache_dir=DIR         cache of this mount, used by no other one
                         [default: below /var/cache/dfs-mount, or ~/.cache/dfs-mount]
   cache_size=SIZE       closed files kept in the cache, as in 500M or 20G [default: 10G]

@@ -4,6 +4,7 @@ use std::time::SystemTime;
 
 use dfs_common::api::lock::Mode;
 use dfs_common::attributes::{Attributes, FileKind, Timestamp};
+use dfs_common::user::NOBODY;
 use dfs_common::{Error, ErrorKind};
 use fuser::{Errno, FileAttr, FileType, FopenFlags, INodeNo, ReplyXattr, Request, TimeOrNow};
 
@@ -30,6 +31,12 @@ pub(super) fn errno(error: &Error) -> Errno {
         kind => log::debug!("{}: {error}", kind.code()),
     }
     Errno::from_i32(error.kind().errno())
+}
+
+/// User and group. Where the kernel has no number for them, they are nobody's.
+pub(super) fn user(request: &Request) -> (u32, u32) {
+    let known = |id| if id == u32::MAX { NOBODY } else { id };
+    (known(request.uid()), known(request.gid()))
 }
 
 pub(super) fn caller(request: &Request) -> Caller {

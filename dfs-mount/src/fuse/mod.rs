@@ -30,7 +30,7 @@ use crate::vfs::interrupt::Signals;
 use crate::vfs::names::NewEntry;
 use crate::vfs::waits::{About, Wait};
 use crate::vfs::{Caller, Vfs};
-use convert::{errno, file_attr};
+use convert::{errno, file_attr, user};
 use notify::Notifications;
 
 /// Whom the mount serves.
@@ -125,7 +125,7 @@ struct Adapter {
 
 /// An operation that happens, however long it takes.
 fn mutation(operation: &'static str, request: &Request, node: INodeNo) -> About {
-    About { operation, pid: request.pid(), node: node.0, name: None, given_up_on: Signals::None }
+    About { operation, pid: request.pid(), user: Some(user(request)), node: node.0, name: None, given_up_on: Signals::None }
 }
 
 /// An operation that changes nothing: who asked for it may give up.
@@ -146,7 +146,7 @@ impl Adapter {
         F: Future<Output = Result<T, Error>> + Send + 'static,
     {
         let wait = Wait::begin(about);
-        let mut operation: Pin<Box<_>> = Box::pin(wait.observe(operation));
+        let mut operation: Pin<Box<_>> = Box::pin(wait.observe(wait.on_behalf(operation)));
         let first = {
             let _runtime = self.runtime.enter();
             operation.as_mut().poll(&mut Context::from_waker(Waker::noop()))

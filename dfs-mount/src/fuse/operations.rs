@@ -99,9 +99,11 @@ impl Filesystem for Adapter {
         reply: ReplyAttr,
     ) {
         // The kernel names no handle for O_TRUNC, which always sets 0.
-        let (now, by_handle) = (self.vfs.now(), handle.is_some() || size == Some(0));
-        let (atime, mtime) = (atime.map(|time| timestamp(time, now)), mtime.map(|time| timestamp(time, now)));
-        let change = Change { mode: mode.map(|m| m & 0o7777), uid, gid, size, by_handle, atime, mtime };
+        let explicit = |time| matches!(time, Some(TimeOrNow::SpecificTime(_)));
+        let now = (atime.is_some() || mtime.is_some()) && !explicit(atime) && !explicit(mtime);
+        let (clock, by_handle) = (self.vfs.now(), handle.is_some() || size == Some(0));
+        let (atime, mtime) = (atime.map(|time| timestamp(time, clock)), mtime.map(|time| timestamp(time, clock)));
+        let change = Change { mode: mode.map(|m| m & 0o7777), uid, gid, size, by_handle, atime, mtime, now };
         let (vfs, caller) = (self.vfs.clone(), caller(request));
         self.attributes(reply, mutation("setattr", request, ino), async move { vfs.set_attributes(ino.0, change, caller).await });
     }
@@ -169,14 +171,15 @@ impl Filesystem for Adapter {
         }
         let (vfs, caller, intent) = (self.vfs.clone(), caller(request), Intent::from_flags(flags.0));
         let is_access = flags.0 & (libc::O_ACCMODE | libc::O_NOATIME) == libc::O_RDONLY;
-        let operation = async move {
+        let open = async move {
+            vfs.admit(ino.0, flags.0, caller).await?;
             let opened = vfs.open(ino.0, intent, caller).await?;
             if is_access {
                 vfs.accessed(ino.0);
             }
             Ok(opened)
         };
-        self.run(mutation("open", request, ino), operation, move |result| match result {
+        self.run(mutation("open", request, ino), open, move |result| match result {
             Ok(opened) => reply.opened(FileHandle(opened.handle), open_flags(opened)),
             Err(e) => reply.error(e),
         });
@@ -361,13 +364,18 @@ impl Filesystem for Adapter {
         if is_past(ino.0) {
             return self.past_opendir(request, ino, reply);
         }
-        if flags.0 & libc::O_NOATIME == 0 {
-            self.vfs.accessed(ino.0);
-        }
-        match self.vfs.open_directory(ino.0) {
+        let (vfs, caller) = (self.vfs.clone(), caller(request));
+        let open = async move {
+            vfs.admit(ino.0, flags.0, caller).await?;
+            if flags.0 & libc::O_NOATIME == 0 {
+                vfs.accessed(ino.0);
+            }
+            vfs.open_directory(ino.0)
+        };
+        self.run(question("opendir", request, ino), open, move |result| match result {
             Ok(opened) => reply.opened(FileHandle(opened.handle), directory_flags(opened)),
-            Err(e) => reply.error(errno(&e)),
-        }
+            Err(e) => reply.error(e),
+        });
     }
 
     fn readdir(&self, request: &Request, ino: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {

@@ -100,8 +100,8 @@ impl Vfs {
         for times in all.chunks(Accessed::MAX) {
             match self.cluster.directory.call_once_within(&Accessed { times: times.to_vec() }, limit).await {
                 Ok(_) => {}
-                // An older service knows no such thing.
-                Err(e) if e.kind() == ErrorKind::NotFound => log::debug!("{e}"),
+                // An older service knows no such thing, and some tokens are for reading only.
+                Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::ReadOnly) => log::debug!("{e}"),
                 Err(e) => return Err(e),
             }
             for (ino, time) in times {

@@ -37,6 +37,8 @@ pub struct Change {
     pub atime: Option<Timestamp>,
     /// Last change of content.
     pub mtime: Option<Timestamp>,
+    /// These times are this moment's.
+    pub now: bool,
 }
 
 impl Vfs {
@@ -78,6 +80,7 @@ impl Vfs {
             gid: change.gid,
             atime: change.atime,
             mtime: change.mtime,
+            now: change.now,
             ..SetAttributes::none(node.ino)
         };
         drop_privileges(&node, &mut set, change.size.is_some() && caller.uid != 0);

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use dfs_common::clients::behalf::Behalf;
 use dfs_common::{Error, ErrorKind, Result};
 use parking_lot::RwLock;
 
@@ -19,6 +20,8 @@ pub(crate) struct FileHandle {
     pub(crate) content: Arc<Content>,
     /// Its use of the write lock; `None`: open for reading.
     pub(crate) held: Option<Held>,
+    /// On whose behalf its content goes to the servers; `None`: the mount's own.
+    pub(crate) opener: Option<Behalf>,
 }
 
 #[derive(Debug, Default)]

@@ -44,7 +44,7 @@ impl Vfs {
         loop {
             match handle.content.read(offset, u64::from(len)) {
                 Ok(bytes) => return Ok(bytes),
-                Err(problem) => self.overcome(&handle.node, &handle.content, problem).await?,
+                Err(problem) => handle.on_behalf(self.overcome(&handle.node, &handle.content, problem)).await?,
             }
         }
     }
@@ -65,13 +65,13 @@ impl Vfs {
         let handle = self.handles.file(handle)?;
         check_writer(&handle)?;
         let content = &handle.content;
-        self.change(&handle.node, content, || content.write(offset, data, append, self.now())).await
+        handle.on_behalf(self.change(&handle.node, content, || content.write(offset, data, append, self.now()))).await
     }
 
     /// A write by somebody who is not root ends suid and sgid.
     pub async fn written_by_user(&self, handle: u64) -> Result<()> {
         let handle = self.handles.file(handle)?;
-        self.kill_privileges(&handle.node).await
+        handle.on_behalf(self.kill_privileges(&handle.node)).await
     }
 
     /// True where a write by somebody who is not root has something to end.
@@ -96,7 +96,7 @@ impl Vfs {
             if !is_own && self.has_another_descriptor(held.process, &handle.node) {
                 return Ok(());
             }
-            self.commit(&handle.node, &handle.content, false).await?;
+            handle.on_behalf(self.commit(&handle.node, &handle.content, false)).await?;
             failpoint::reach("flush.done");
         }
         Ok(())
@@ -134,7 +134,7 @@ impl Vfs {
     pub async fn fsync(&self, handle: u64) -> Result<()> {
         let handle = self.handles.file(handle)?;
         if handle.held.is_some() {
-            self.commit(&handle.node, &handle.content, true).await?;
+            handle.on_behalf(self.commit(&handle.node, &handle.content, true)).await?;
             failpoint::reach("fsync.done");
         }
         Ok(())
@@ -172,7 +172,7 @@ impl Vfs {
         let (source, target) = (self.handles.file(from.0)?, self.handles.file(to.0)?);
         check_writer(&target)?;
         if caller.uid != 0 {
-            self.kill_privileges(&target.node).await?;
+            target.on_behalf(self.kill_privileges(&target.node)).await?;
         }
         let holders = source.node.state.lock().entry.layout.holders.clone();
         target.content.set_origin(&holders);
@@ -186,8 +186,8 @@ impl Vfs {
             done += copied;
             let overcome = match problem {
                 None => return Ok(done as u32),
-                Some(CopyNotYet::Source(blocks)) => self.overcome(&source.node, &source.content, NotYet::Missing(blocks)).await,
-                Some(CopyNotYet::Target(problem)) => self.overcome(&target.node, &target.content, problem).await,
+                Some(CopyNotYet::Source(blocks)) => source.on_behalf(self.overcome(&source.node, &source.content, NotYet::Missing(blocks))).await,
+                Some(CopyNotYet::Target(problem)) => target.on_behalf(self.overcome(&target.node, &target.content, problem)).await,
             };
             match overcome {
                 Ok(()) => {}

@@ -33,6 +33,7 @@ pub mod ranges;
 pub mod recalls;
 mod reclaim;
 pub mod recovery;
+mod rights;
 pub mod session;
 pub mod waits;
 

@@ -16,6 +16,7 @@ use super::interrupt::{Signals, given_up_on};
 use super::locks::Wait;
 use super::names::NewEntry;
 use super::node::{Arriving, Node};
+use super::rights::opener;
 use super::{Caller, Vfs};
 use crate::cache::record::Owned;
 use crate::cache::{BlockMap, Content};
@@ -155,14 +156,14 @@ impl Vfs {
         let _arriving = Arriving::new(node);
         if !intent.write {
             let content = given_up_on(Signals::Ending, caller.pid, self.prepare(node, intent, caller)).await??;
-            return Ok(FileHandle { node: node.clone(), content, held: None });
+            return Ok(FileHandle { node: node.clone(), content, held: None, opener: opener(node, false) });
         }
         let wait = if intent.nonblock { Wait::Never } else { Wait::Until(self.lock_wait(node)) };
         let held = self.lock(node.lockable(), caller, wait).await?;
         match given_up_on(Signals::Ending, caller.pid, self.prepare(node, intent, caller)).await.and_then(|prepared| prepared) {
             Ok(content) => {
                 self.arrived(node.ino);
-                Ok(FileHandle { node: node.clone(), content, held: Some(held) })
+                Ok(FileHandle { node: node.clone(), content, held: Some(held), opener: opener(node, true) })
             }
             Err(e) if e.kind() == ErrorKind::Stale => {
                 self.unlock_later(node.ino, held).await;
@@ -342,7 +343,7 @@ impl Vfs {
         let removed = {
             let _no_opens = node.opening.take_anyway(OPENING).await;
             if handle.held.is_some() {
-                self.end_writing(node, content, retry).await?;
+                handle.on_behalf(self.end_writing(node, content, retry)).await?;
                 self.uncover(node).await;
             }
             self.end_use(node, content)

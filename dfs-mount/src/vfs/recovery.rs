@@ -121,7 +121,7 @@ impl Vfs {
         }
         let is_whole = self.shelf.left().runs[left.run].boot == self.shelf.run().boot;
         let published = if is_whole {
-            self.publish_recovered(ino, &content).await
+            self.on_behalf_of_owner(left.begun.owned, self.publish_recovered(ino, &content)).await
         } else {
             Err(Error::new(ErrorKind::Corrupt, "the machine was restarted: some of what was written may not have reached its disk"))
         };

@@ -10,6 +10,7 @@ use dfs_common::{ErrorKind, Result};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::Vfs;
+use crate::cache::record::Owned;
 
 /// Removed files are reported together, so that `rm -r` does not cost a request a file.
 const GATHER: Duration = Duration::from_millis(50);
@@ -110,7 +111,8 @@ impl Vfs {
         for node in self.nodes.all() {
             let Some(content) = node.state.lock().content.clone().filter(|c| c.needs_commit(false)) else { continue };
             let left = deadline.saturating_duration_since(Instant::now());
-            let problem = match timeout(left, self.commit(&node, &content, false)).await {
+            let owned = Owned::from(&node.attributes());
+            let problem = match timeout(left, self.on_behalf_of_owner(owned, self.commit(&node, &content, false))).await {
                 Ok(Ok(())) => continue,
                 Ok(Err(e)) => e.to_string(),
                 Err(_) => "no time left".to_owned(),

@@ -11,9 +11,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use dfs_common::Result;
+use dfs_common::clients::behalf::Behalf;
 use dfs_common::clients::steps::{self, Step, Steps, Target};
 use dfs_common::ids::{InodeId, SessionId};
 use dfs_common::name;
+use futures_util::future::Either;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +34,8 @@ pub struct About {
     pub operation: &'static str,
     /// The thread that asked; 0 for the mount itself, and where the caller has no number here.
     pub pid: u32,
+    /// On behalf of which user and group; `None`: the mount itself.
+    pub user: Option<(u32, u32)>,
     /// The kernel's id of the node: the file's, or the directory's where there is a name. 0: the whole mount.
     pub node: u64,
     /// The name in that directory.
@@ -58,6 +62,14 @@ impl Wait {
     pub fn observe<F: Future>(&self, operation: F) -> impl Future<Output = F::Output> + use<F> {
         steps::observe(self.steps.clone(), operation)
     }
+
+    /// Lets `operation` ask on behalf of the user.
+    pub fn on_behalf<F: Future>(&self, operation: F) -> impl Future<Output = F::Output> + use<F> {
+        match self.about.user {
+            Some((uid, gid)) => Either::Left(Behalf::of_thread(uid, gid, self.about.pid).scope(operation)),
+            None => Either::Right(operation),
+        }
+    }
 }
 
 /// All of them.
@@ -79,7 +91,7 @@ impl Waits {
 
     /// Carries out what the mount does by itself, visibly.
     pub(crate) async fn watch<T>(self: &Arc<Self>, operation: &'static str, node: u64, work: impl Future<Output = T>) -> T {
-        let wait = Wait::begin(About { operation, pid: 0, node, name: None, given_up_on: Signals::None });
+        let wait = Wait::begin(About { operation, pid: 0, user: None, node, name: None, given_up_on: Signals::None });
         let work = wait.observe(work);
         let _entered = self.enter(wait);
         work.await
@@ -231,7 +243,7 @@ mod tests {
     use super::*;
 
     fn about() -> About {
-        About { operation: "getattr", pid: 0, node: 1, name: None, given_up_on: Signals::Ending }
+        About { operation: "getattr", pid: 0, user: None, node: 1, name: None, given_up_on: Signals::Ending }
     }
 
     #[tokio::test]

@@ -7,13 +7,14 @@ use dfs_common::api::directory::*;
 use dfs_common::api::{Done, Operation};
 use dfs_common::attributes::Timestamp;
 use dfs_common::ids::SessionId;
+use dfs_common::user::User;
 use dfs_common::wire::{Method, Request, Response, Service};
 use dfs_common::{Error, ErrorKind, Result};
 use futures_util::future::BoxFuture;
 
 use super::Directory;
 use super::leases::Author;
-use super::state::{self, Change, End, Leased};
+use super::state::{self, Change, End, Guarded, Leased};
 use super::writer::{Answer, Reply, Terms};
 use crate::store::View;
 
@@ -41,13 +42,16 @@ impl Directory {
         match request.path.as_str() {
             Lookup::PATH => self.read_leased(&request, state::lookup),
             GetAttributes::PATH => self.read_leased(&request, state::get_attributes),
-            Resolve::PATH => self.read(&request, state::resolve),
+            Resolve::PATH => {
+                state::resolve(&*self.store.snapshot(), &request.parse_json()?, request.user.as_ref()).map(|found| Response::json(&found))
+            }
+            Access::PATH => state::access(&*self.store.snapshot(), &request.parse_json()?, request.user.as_ref()).map(|done| Response::json(&done)),
             List::PATH => self.read_leased(&request, state::list),
             ReadLink::PATH => self.read_leased(&request, state::read_link),
             GetXattr::PATH => self.read_leased(&request, state::get_xattr),
             ListXattrs::PATH => self.read_leased(&request, state::list_xattrs),
             NameHistory::PATH => self.read(&request, state::name_history),
-            Removals::PATH => self.removals(&request.parse_json()?).await,
+            Removals::PATH => self.removals(&request).await,
             Versions::PATH => self.read(&request, state::versions),
             HeldVersions::PATH => self.read(&request, state::held_versions),
             Make::PATH => self.mutate(&request, state::make).await,
@@ -70,7 +74,7 @@ impl Directory {
     /// Sessions, file servers, numbers.
     async fn answer_of_cluster(&self, request: &Request) -> Result<Response> {
         match request.path.as_str() {
-            OpenSession::PATH => self.open_session(request.parse_json()?).await,
+            OpenSession::PATH => self.open_session(request).await,
             RenewSession::PATH => self.renew_session(request.parse_json()?).await,
             CloseSession::PATH => self.close_session(request.parse_json()?).await,
             ClaimLeases::PATH => self.claim_leases(request.parse_json()?).await,
@@ -91,29 +95,32 @@ impl Directory {
     }
 
     /// Reads what nobody holds leases on.
-    fn read<O: Operation>(&self, request: &Request, read: fn(&dyn View, &O) -> Result<O::Reply>) -> Result<Response> {
+    fn read<O: Guarded>(&self, request: &Request, read: fn(&dyn View, &O) -> Result<O::Reply>) -> Result<Response> {
         let operation = request.parse_json()?;
-        let reply = read(&*self.store.snapshot(), &operation)?;
-        Ok(Response::json(&reply))
+        let view = self.store.snapshot();
+        Ok(Response::json(&state::read_as(&*view, request.user.as_ref(), &operation, read)?))
     }
 
     /// Read in slices, between which others have their turn.
-    async fn removals(&self, request: &Removals) -> Result<Response> {
+    async fn removals(&self, request: &Request) -> Result<Response> {
+        let operation: Removals = request.parse_json()?;
         let mut page = RemovalPage::default();
-        let mut from = Some(state::removals_from(&*self.store.snapshot(), request)?);
+        state::check(&*self.store.snapshot(), request.user.as_ref(), &operation)?;
+        let mut from = Some(state::removals_from(&*self.store.snapshot(), &operation)?);
         while let Some(at) = from {
-            from = state::removals(&*self.store.snapshot(), request, &mut page, &at)?;
+            from = state::removals(&*self.store.snapshot(), &operation, &mut page, &at)?;
             tokio::task::yield_now().await;
         }
         Ok(Response::json(&page))
     }
 
     /// Reads, and grants the session a lease on what it is told. Both under one lock: a change comes before both or after.
-    fn read_leased<O: Leased>(&self, request: &Request, read: fn(&dyn View, &O) -> Result<O::Reply>) -> Result<Response> {
+    fn read_leased<O: Leased + Guarded>(&self, request: &Request, read: fn(&dyn View, &O) -> Result<O::Reply>) -> Result<Response> {
         let operation: O = request.parse_json()?;
         let (answer, granted) = {
             let mut leasing = self.leasing.lock();
-            let answer = read(&*self.store.snapshot(), &operation);
+            let view = self.store.snapshot();
+            let answer = state::read_as(&*view, request.user.as_ref(), &operation, read);
             let session = request.session.filter(|session| leasing.leases.is_holder(*session));
             let now = self.now().clock;
             let granted = session.and_then(|session| leasing.leases.grant(session, &operation.inodes(&answer), false, |_| false, now));
@@ -123,13 +130,21 @@ impl Directory {
         Ok(with_leases(response, granted.as_ref()))
     }
 
-    async fn mutate<O: Leased>(&self, request: &Request, mutate: fn(&mut Change<'_>, &O) -> Result<O::Reply>) -> Result<Response> {
+    async fn mutate<O: Leased + Guarded>(&self, request: &Request, mutate: fn(&mut Change<'_>, &O) -> Result<O::Reply>) -> Result<Response> {
         let terms = Terms { author: Some(Author { operation: O::PATH, session: request.session }), ..terms(request)? };
-        self.submit_leased(terms, request.parse_json()?, mutate).await
+        self.submit_leased(terms, request.user.clone(), request.parse_json()?, mutate).await
     }
 
-    async fn submit_leased<O: Leased>(&self, terms: Terms, operation: O, mutate: fn(&mut Change<'_>, &O) -> Result<O::Reply>) -> Result<Response> {
+    async fn submit_leased<O: Leased + Guarded>(
+        &self,
+        terms: Terms,
+        user: Option<User>,
+        operation: O,
+        mutate: fn(&mut Change<'_>, &O) -> Result<O::Reply>,
+    ) -> Result<Response> {
         let prepare = move |change: &mut Change<'_>| {
+            state::check(&change.view, user.as_ref(), &operation)?;
+            change.user.clone_from(&user);
             let answer = mutate(change, &operation);
             let inodes = operation.inodes(&answer);
             answer.map(|reply| Reply { body: json(&reply), inodes })
@@ -144,13 +159,17 @@ impl Directory {
         self.touch(publish.session);
         let author = Author { operation: Publish::PATH, session: Some(publish.session) };
         let terms = Terms { durable: publish.durable, author: Some(author), ..Terms::default() };
-        self.submit_leased(terms, publish, state::publish).await
+        self.submit_leased(terms, request.user.clone(), publish, state::publish).await
     }
 
     /// Where a file's next commit goes is advice, on which nobody holds a lease.
     async fn place(&self, request: &Request) -> Result<Response> {
-        let (terms, operation) = (terms(request)?, request.parse_json()?);
-        self.submit_json(terms, move |change| state::place(change, &operation)).await
+        let (terms, user, operation) = (terms(request)?, request.user.clone(), request.parse_json()?);
+        let place = move |change: &mut Change<'_>| {
+            state::check(&change.view, user.as_ref(), &operation)?;
+            state::place(change, &operation)
+        };
+        self.submit_json(terms, place).await
     }
 
     /// For the lock service. Repeating it changes nothing.
@@ -205,7 +224,8 @@ impl Directory {
         let _ = self.tables.lock().touch(session, self.now().clock);
     }
 
-    async fn open_session(&self, client: OpenSession) -> Result<Response> {
+    async fn open_session(&self, request: &Request) -> Result<Response> {
+        let client: OpenSession = request.parse_json()?;
         let reply = Session {
             session: SessionId(0),
             lease_ms: self.config.lease.as_millis() as u64,
@@ -215,6 +235,7 @@ impl Directory {
             copies: self.config.copies,
             lock_waits: self.config.lock_waits.clone(),
             now: Timestamp::default(),
+            squash: request.origin.limits().squash,
         };
         let open = move |change: &mut Change<'_>| {
             let session = state::open_session(change, &client)?;

@@ -12,6 +12,7 @@ use dfs_common::api::directory::{Publish, VersionOf};
 use dfs_common::api::file::{Commit, Missing, MissingBlocks};
 use dfs_common::block::{BlockHash, MAX_BLOCK_SIZE};
 use dfs_common::ids::{ServerId, SessionId, Version};
+use dfs_common::user::User;
 use dfs_common::wire::{Method, Request, Response};
 use dfs_common::{Error, ErrorKind, Result};
 use futures_util::future::{join, join_all};
@@ -29,18 +30,18 @@ const MAX_REPLICAS: usize = 16;
 const INLINE_BYTES: usize = 256 << 10;
 
 impl FileServer {
-    /// Stores and publishes a version; returns the directory's reply as it came, leases included.
-    pub(super) async fn commit(self: Arc<Self>, meta: Commit, body: Bytes) -> Result<Response> {
+    /// Stores and publishes a version on behalf of `user`; returns the directory's reply as it came, leases included.
+    pub(super) async fn commit(self: Arc<Self>, meta: Commit, body: Bytes, user: Option<User>) -> Result<Response> {
         let id = self.id()?;
         check(&meta, id)?;
         // A task of its own: a client that hangs up must not stop it between publishing and indexing.
-        match tokio::spawn(self.commit_checked(meta, body, id)).await {
+        match tokio::spawn(self.commit_checked(meta, body, id, user)).await {
             Ok(result) => result,
             Err(e) => Err(Error::new(ErrorKind::Internal, format!("commit: {e}"))),
         }
     }
 
-    async fn commit_checked(self: Arc<Self>, meta: Commit, body: Bytes, id: ServerId) -> Result<Response> {
+    async fn commit_checked(self: Arc<Self>, meta: Commit, body: Bytes, id: ServerId, user: Option<User>) -> Result<Response> {
         let durable = meta.durable || self.config.always_sync;
         let upload = parse(&body, meta.manifest_len, &meta.inline).await?;
         let hold = self.storage.hold(&upload);
@@ -72,7 +73,7 @@ impl FileServer {
             interim: meta.interim,
             goes_on: meta.goes_on,
         };
-        self.publish(what, upload, hold, &publish).await
+        self.publish(what, upload, hold, &publish, user).await
     }
 
     /// The servers that hold the version now, this one first, and those that should; `Unavailable` below `min_copies`.
@@ -101,7 +102,7 @@ impl FileServer {
     }
 
     /// Asks the directory to make `what` the current version, and indexes it meanwhile.
-    async fn publish(&self, what: VersionOf, upload: Arc<Upload>, hold: Hold, publish: &Publish) -> Result<Response> {
+    async fn publish(&self, what: VersionOf, upload: Arc<Upload>, hold: Hold, publish: &Publish, user: Option<User>) -> Result<Response> {
         let (storage, hash) = (&self.storage, upload.hash);
         let (early, journalled) = match publish.durable {
             // The disk must have the row before anybody hears of the version.
@@ -111,7 +112,7 @@ impl FileServer {
             }
             false => (None, storage.publishing(what, &upload)?),
         };
-        let request = Request::new(Method::Post, Publish::PATH).json(publish);
+        let request = Request::new(Method::Post, Publish::PATH).json(publish).user(user);
         let publishing = self.directory.send_until(&request, Instant::now() + PUBLISH_TIMEOUT);
         let index = async {
             // The request is on its way before this thread is busy with the index.

@@ -38,6 +38,7 @@ impl FileServer {
         }
         if let Some(rest) = path.strip_prefix(VERSIONS) {
             let (what, part) = version_path(rest)?;
+            self.admit_reader(&request, what.ino).await?;
             return match (request.method, part) {
                 (Method::Get, Part::Manifest) => self.manifest_bytes(what).await.map(|bytes| Response::bytes(200, bytes)),
                 (Method::Get, Part::Data) => self.data(what, request.range.as_deref()).await,
@@ -54,7 +55,7 @@ impl FileServer {
             COMMIT => {
                 let meta: Commit = request.parse_meta()?;
                 same_session(&request, meta.session)?;
-                self.commit(meta, request.body).await
+                self.commit(meta, request.body, request.user).await
             }
             REPLICATE => {
                 let meta: Replicate = request.parse_meta()?;

@@ -3,7 +3,7 @@
 //! It owns bytes and which versions it holds, and refuses to decide what is current:
 //! that is the directory's word, which it asks for whenever its own rows leave a doubt.
 //! [`storage`] is what lies on the disk ([`blocks`], [`index`], [`journal`], [`pins`]);
-//! [`commit`], [`replicate`] and [`read`] answer requests, [`repair`] and [`heartbeat`]
+//! [`commit`], [`replicate`] and [`read`] answer requests, [`readers`] knows who may read, [`repair`] and [`heartbeat`]
 //! do what the directory asks for; [`http`] only translates.
 //!
 //! Invariant: a block that a live version names is never deleted, whatever the moment of a crash.
@@ -16,6 +16,7 @@ mod index;
 mod journal;
 mod pins;
 mod read;
+mod readers;
 mod repair;
 mod replicate;
 mod storage;
@@ -37,6 +38,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 
 use self::read::Manifests;
+use self::readers::Readers;
 use self::storage::Storage;
 use crate::shell::stopped;
 use crate::store::Store;
@@ -77,6 +79,7 @@ pub struct FileServer {
     /// Servers that the directory calls dead, and those that timed out lately: no copy is tried there.
     unreachable: Mutex<Unreachable>,
     manifests: Mutex<Manifests>,
+    readers: Mutex<Readers>,
     read_memory: Arc<Semaphore>,
     /// Files of which it is unknown whether a version was published.
     doubtful: Mutex<BTreeSet<InodeId>>,
@@ -109,6 +112,7 @@ impl FileServer {
             id: Mutex::default(),
             unreachable: Mutex::default(),
             manifests: Mutex::default(),
+            readers: Mutex::default(),
             read_memory: Arc::new(Semaphore::new(READ_MEMORY)),
             doubtful: Mutex::default(),
             copying: Mutex::default(),

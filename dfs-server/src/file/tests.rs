@@ -40,7 +40,7 @@ impl Running {
         let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let mut running = Self { port, stop: watch::Sender::new(false), tasks: JoinSet::new() };
-        running.tasks.spawn(crate::shell::run(listener, token(), service, running.stop.subscribe()));
+        running.tasks.spawn(crate::shell::run(listener, token().into(), service, running.stop.subscribe()));
         running
     }
 
@@ -195,7 +195,7 @@ async fn start_file(dir: &Path, n: usize, port: u16, directory: u16, min_copies:
     let transport = Arc::new(Http1::new(&url(directory), &token()).unwrap());
     let server = FileServer::open(config, store, transport, connect_http1(&token())).unwrap();
     let mut running = Running { port, stop: watch::Sender::new(false), tasks: JoinSet::new() };
-    running.tasks.spawn(crate::shell::run(listener, token(), server.clone(), running.stop.subscribe()));
+    running.tasks.spawn(crate::shell::run(listener, token().into(), server.clone(), running.stop.subscribe()));
     running.tasks.spawn(server.clone().run(running.stop.subscribe()));
     File { server, running: Some(running), port }
 }

@@ -63,7 +63,7 @@ async fn start_with(store: Arc<dyn Store>, directory: Arc<Directory>, config: Co
     let (stop, stopping) = watch::channel(false);
     let tasks = vec![
         tokio::spawn(service.clone().run(stopping.clone())),
-        tokio::spawn(crate::shell::run(listener, token.clone(), service.clone(), stopping)),
+        tokio::spawn(crate::shell::run(listener, token.clone().into(), service.clone(), stopping)),
     ];
     Server { service, client: Arc::new(Http1::new(&url, &token).unwrap()), url, stop, tasks }
 }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
-use dfs_common::wire::{MAX_BODY, META_HEADER, Method, RANGE_HEADER, REPLAY_HEADER, Request, Response, SESSION_HEADER};
+use dfs_common::user::Origin;
+use dfs_common::wire::{MAX_BODY, META_HEADER, Method, RANGE_HEADER, REPLAY_HEADER, Request, Response, SESSION_HEADER, USER_HEADER};
 use dfs_common::{Error, ErrorKind, Result};
 use futures_util::FutureExt;
 use http_body_util::{BodyExt, Full};
@@ -14,24 +15,25 @@ use hyper::body::{Body, Incoming};
 use hyper::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HeaderValue};
 use tokio::sync::SemaphorePermit;
 
+use super::credentials::admit;
 use super::{BODY_TIMEOUT, MAX_UNSIZED_BODY, SMALL_BODY, Shared};
 
 /// The headers that become part of a [`Request`].
-const HEADERS: [&str; 4] = [SESSION_HEADER, REPLAY_HEADER, META_HEADER, RANGE_HEADER];
+const HEADERS: [&str; 5] = [SESSION_HEADER, REPLAY_HEADER, USER_HEADER, META_HEADER, RANGE_HEADER];
 
 type Reply = hyper::Response<Full<Bytes>>;
 
 /// Answers one request; every failure is a reply.
 pub(super) async fn answer(shared: Arc<Shared>, request: hyper::Request<Incoming>) -> Result<Reply, Infallible> {
     let authorization = request.headers().get(AUTHORIZATION).and_then(|v| v.to_str().ok());
-    if !shared.token.accepts(authorization) {
+    let Some(origin) = shared.credentials.origin(authorization) else {
         let error = Error::new(ErrorKind::Unauthenticated, "credentials are missing or wrong");
         // The unread body would have to be skipped before the next request, so the connection ends here.
         return Ok(reply(Response::error(&error), true));
-    }
+    };
     let (start, id) = (Instant::now(), shared.next_request());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let (response, close) = match read(&shared, request).await {
+    let (response, close) = match read(&shared, request, origin).await {
         Ok((request, _memory)) => (handle(&shared, request, id).await, false),
         Err(refusal) => (refusal, true),
     };
@@ -40,7 +42,7 @@ pub(super) async fn answer(shared: Arc<Shared>, request: hyper::Request<Incoming
 }
 
 /// The whole request, and the share of memory that its body has.
-async fn read(shared: &Shared, request: hyper::Request<Incoming>) -> Result<(Request, Option<SemaphorePermit<'_>>), Response> {
+async fn read(shared: &Shared, request: hyper::Request<Incoming>, origin: Origin) -> Result<(Request, Option<SemaphorePermit<'_>>), Response> {
     let (head, body) = request.into_parts();
     let method = match head.method {
         hyper::Method::GET => Method::Get,
@@ -55,10 +57,15 @@ async fn read(shared: &Shared, request: hyper::Request<Incoming>) -> Result<(Req
     let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
     let mut request = Request::new(method, target);
     for name in HEADERS {
-        let Some(value) = head.headers.get(name) else { continue };
+        let mut values = head.headers.get_all(name).iter();
+        let Some(value) = values.next() else { continue };
+        if values.next().is_some() {
+            return Err(refuse(ErrorKind::Invalid, format!("header {name} stands twice")));
+        }
         let value = value.to_str().map_err(|_| refuse(ErrorKind::Invalid, format!("header {name} is not ASCII")))?;
         request.set_header(name, value).map_err(|e| Response::error(&e))?;
     }
+    admit(&mut request, origin).map_err(|e| Response::error(&e))?;
     let declared = body.size_hint().exact();
     let limit = declared.map_or(MAX_UNSIZED_BODY, |length| usize::try_from(length).unwrap_or(usize::MAX));
     if limit > MAX_BODY {

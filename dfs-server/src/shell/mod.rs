@@ -5,19 +5,20 @@
 //! request is looked at, and no body read, before the credentials were checked.
 
 mod connection;
+mod credentials;
 mod router;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use dfs_common::credentials::ClusterToken;
 use dfs_common::wire::{MAX_BODY, Service};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
+pub use credentials::{ClientToken, Credentials};
 pub use router::Router;
 
 /// Connections that are served at once; the next ones wait in the kernel's queue. A mount has one that waits for
@@ -36,7 +37,7 @@ const MAX_UNSIZED_BODY: usize = 2 << 20;
 
 /// What the connections of one server share.
 struct Shared {
-    token: ClusterToken,
+    credentials: Credentials,
     service: Arc<dyn Service>,
     /// Memory for large bodies in KiB, apart for clients (requests of a session) and other servers: a server that
     /// handles a client's request may wait for another server, so these two must not wait for one another.
@@ -53,9 +54,9 @@ impl Shared {
 
 /// Serves `service` on `listener` until `shutdown` turns true; then accepts nothing more, lets requests
 /// under way finish for up to ten seconds, and returns.
-pub async fn run(listener: TcpListener, token: ClusterToken, service: Arc<dyn Service>, mut shutdown: watch::Receiver<bool>) {
+pub async fn run(listener: TcpListener, credentials: Credentials, service: Arc<dyn Service>, mut shutdown: watch::Receiver<bool>) {
     let memory = || Semaphore::new((MAX_BODY >> 10) + 1);
-    let shared = Arc::new(Shared { token, service, client_memory: memory(), server_memory: memory(), requests: AtomicU64::new(1) });
+    let shared = Arc::new(Shared { credentials, service, client_memory: memory(), server_memory: memory(), requests: AtomicU64::new(1) });
     let limit = Arc::new(Semaphore::new(connections_at_once()));
     let mut connections = JoinSet::new();
     loop {

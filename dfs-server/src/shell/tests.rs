@@ -47,7 +47,7 @@ async fn start(host: &str) -> Server {
     let address = listener.local_addr().unwrap();
     let (stop, stopping) = watch::channel(false);
     let token = ClusterToken::new(SECRET).unwrap();
-    let task = tokio::spawn(run(listener, token, Arc::new(Echo(stopping.clone())), stopping));
+    let task = tokio::spawn(run(listener, token.into(), Arc::new(Echo(stopping.clone())), stopping));
     Server { url: format!("http://{address}"), stop, task }
 }
 

@@ -32,6 +32,7 @@ operations! {
     Sessions => "/v1/directory/sessions", false, Vec<SessionRow>;
     Lookup => "/v1/directory/lookup", false, Entry;
     GetAttributes => "/v1/directory/get-attributes", false, Entry;
+    Access => "/v1/directory/access", false, Done;
     Resolve => "/v1/directory/resolve", false, Resolved;
     List => "/v1/directory/list", false, Page;
     ReadLink => "/v1/directory/read-link", false, Text;

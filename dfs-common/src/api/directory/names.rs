@@ -108,9 +108,9 @@ pub struct Make {
     /// Bits that are taken away, unless the directory has a default ACL: then that decides.
     #[serde(default)]
     pub umask: u32,
-    /// Owner.
+    /// Owner. Only root's word counts: whoever else asks becomes the owner.
     pub uid: u32,
-    /// Group, unless the directory has sgid: then the directory's group is taken, and sgid for a new directory.
+    /// Group, likewise, unless the directory has sgid: then the directory's group is taken, and sgid for a new directory.
     pub gid: u32,
     /// For devices.
     #[serde(default)]
@@ -211,6 +211,49 @@ pub struct Renamed {
     pub new_directory: Attributes,
 }
 
+/// Asks whether the user on whose behalf the request is made may do all of that: `Forbidden` where not. For what the
+/// directory service takes no part in, such as reading content that the client has or gets from a file server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Access {
+    /// The inode.
+    pub ino: InodeId,
+    /// Reading it, listing it.
+    #[serde(default)]
+    pub read: bool,
+    /// Writing it, changing its entries.
+    #[serde(default)]
+    pub write: bool,
+    /// Running it, searching it.
+    #[serde(default)]
+    pub execute: bool,
+    /// Having its content, for whatever purpose: to read it, to run it, or to change parts of it. Its owner may.
+    #[serde(default)]
+    pub content: bool,
+}
+
+impl Access {
+    /// Only reading.
+    pub fn read(ino: InodeId) -> Self {
+        Self { read: true, ..Self::nothing(ino) }
+    }
+
+    /// Only writing.
+    pub fn write(ino: InodeId) -> Self {
+        Self { write: true, ..Self::nothing(ino) }
+    }
+
+    /// Only having the content.
+    pub fn content(ino: InodeId) -> Self {
+        Self { content: true, ..Self::nothing(ino) }
+    }
+
+    /// What everybody may.
+    pub fn nothing(ino: InodeId) -> Self {
+        Self { ino, read: false, write: false, execute: false, content: false }
+    }
+}
+
 /// Changes attributes; `None` leaves one as it is. Sizes change by publishing, never here.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -232,12 +275,16 @@ pub struct SetAttributes {
     /// Last change of content.
     #[serde(default)]
     pub mtime: Option<Timestamp>,
+    /// True where these times are this moment's, which who may write the file may set, too. The directory's clock counts
+    /// where the user is neither root nor the owner.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub now: bool,
 }
 
 impl SetAttributes {
     /// No change yet.
     pub fn none(ino: InodeId) -> Self {
-        Self { ino, mode: None, uid: None, gid: None, atime: None, mtime: None }
+        Self { ino, mode: None, uid: None, gid: None, atime: None, mtime: None, now: false }
     }
 }
 
@@ -300,6 +347,9 @@ pub struct SetXattr {
     #[serde(default)]
     pub mode: XattrMode,
 }
+
+/// The extended attribute that describes a recoverable version, in the directory [`crate::ids::RECOVERED`].
+pub const RECOVERED_XATTR: &str = "trusted.dfs.recovered";
 
 /// Removes an extended attribute.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

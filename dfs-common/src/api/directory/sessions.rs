@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::attributes::Timestamp;
 use crate::ids::{InodeId, SessionId};
+use crate::user::Squash;
 
 /// Opens a session. Not tied to a [`crate::wire::Replay`]: a session that was opened twice expires unused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +41,9 @@ pub struct Session {
     /// The service's clock when it answered.
     #[serde(default)]
     pub now: Timestamp,
+    /// Who root is, where the client's token squashes root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub squash: Option<Squash>,
 }
 
 /// How long an open for writing waits for its turn below a directory.

@@ -2,9 +2,9 @@
 //! and how they and the mode follow each other. Pure arithmetic on one list.
 //!
 //! The form is the kernel's: version 2 as u32, then {tag u16, permissions u16, id u32}
-//! each, little endian, in the order of the tags. Whether a list lets somebody in is
-//! decided by the client's kernel, as for the mode.
+//! each, little endian, in the order of the tags.
 
+use dfs_common::user::User;
 use dfs_common::{Error, ErrorKind, Result};
 
 pub(super) use dfs_common::xattr::{ACCESS, DEFAULT};
@@ -94,6 +94,29 @@ impl Acl {
         let bits = |tag| self.rows.iter().find(|row| row.tag == tag).map(|row| u32::from(row.permissions));
         let group = bits(MASK).or(bits(GROUP)).unwrap_or(0);
         mode & !0o777 | bits(OWNER).unwrap_or(0) << 6 | group << 3 | bits(OTHER).unwrap_or(0)
+    }
+
+    /// Whether the list of an inode of `uid` and `gid` lets `user` have all of `wanted`, as Linux's posix_acl_permission
+    /// decides: the first row that names the user, else any of its groups' rows that is enough, else others'.
+    pub(super) fn grants(&self, uid: u32, gid: u32, user: &User, wanted: u16) -> bool {
+        let mask = self.rows.iter().find(|row| row.tag == MASK).map_or(7, |row| row.permissions);
+        let has = |permissions: u16| permissions & wanted == wanted;
+        let mut is_member = false;
+        for row in &self.rows {
+            match row.tag {
+                OWNER if user.uid == uid => return has(row.permissions),
+                USER if user.uid == row.id => return has(row.permissions & mask),
+                GROUP | NAMED_GROUP if user.is_in(if row.tag == GROUP { gid } else { row.id }) => {
+                    is_member = true;
+                    if has(row.permissions) {
+                        return has(row.permissions & mask);
+                    }
+                }
+                OTHER => return !is_member && has(row.permissions),
+                _ => {}
+            }
+        }
+        false
     }
 
     /// chmod: the mode's bits go to owner, others, and mask or else group.

@@ -5,13 +5,26 @@ use dfs_common::attributes::Entry;
 use dfs_common::{Error, ErrorKind, Result};
 
 use super::change::Change;
+use super::guarded::loses_sgid;
 use super::keys;
 use super::records::{Inode, Record};
 use super::xattr::follow_mode;
 use crate::store::View;
 
+const SGID: u32 = 0o2000;
+
 pub(crate) fn set_attributes(change: &mut Change<'_>, request: &SetAttributes) -> Result<Entry> {
     let now = change.now.wall;
+    let mut request = request.clone();
+    if let Some(user) = change.ordinary_user() {
+        let inode = change.load(request.ino)?;
+        if request.mode.is_some_and(|mode| mode & SGID & !inode.mode != 0) && loses_sgid(user, request.gid.unwrap_or(inode.gid)) {
+            request.mode = request.mode.map(|mode| mode & !SGID);
+        }
+        if request.now && user.uid != inode.uid {
+            (request.atime, request.mtime) = (request.atime.and(Some(now)), request.mtime.and(Some(now)));
+        }
+    }
     if let Some(mode) = request.mode {
         follow_mode(change, request.ino, mode)?;
     }

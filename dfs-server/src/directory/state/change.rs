@@ -5,6 +5,7 @@
 
 use dfs_common::attributes::{Attributes, Timestamp};
 use dfs_common::ids::{InodeId, SessionId};
+use dfs_common::user::User;
 use dfs_common::{Error, ErrorKind, Result};
 
 use super::keys;
@@ -45,6 +46,8 @@ pub(crate) struct Change<'a> {
     pub(crate) now: Moment,
     /// Who makes it, where it is a client.
     pub(crate) session: Option<SessionId>,
+    /// On whose behalf; `None` has the rights of root.
+    pub(crate) user: Option<User>,
     pub(crate) effects: Effects,
 }
 
@@ -76,7 +79,12 @@ pub(super) fn find(view: &dyn View, parent: InodeId, name: &[u8]) -> Result<Opti
 impl<'a> Change<'a> {
     /// No change yet above `below`.
     pub(crate) fn new(below: &'a dyn View, tables: &'a mut Tables, policy: &'a Policy, now: Moment, session: Option<SessionId>) -> Self {
-        Self { view: Overlay::new(below), tables, policy, now, session, effects: Effects::default() }
+        Self { view: Overlay::new(below), tables, policy, now, session, user: None, effects: Effects::default() }
+    }
+
+    /// The user, where it is not root.
+    pub(super) fn ordinary_user(&self) -> Option<&User> {
+        self.user.as_ref().filter(|user| !user.is_root())
     }
 
     /// Host and program of a live session.

@@ -7,6 +7,7 @@ use dfs_common::{Error, ErrorKind, Result};
 
 use super::acl;
 use super::change::{Change, find, load_directory};
+use super::guarded::{hands_down_sgid, loses_sgid};
 use super::placement::place_new;
 use super::records::Inode;
 use super::xattr::{load_acl, put_acl};
@@ -34,8 +35,12 @@ pub(crate) fn make(change: &mut Change<'_>, request: &Make) -> Result<Made> {
     if inherit && directory {
         inode.mode |= SGID;
     }
-    inode.uid = request.uid;
-    inode.gid = if inherit { parent.gid } else { request.gid };
+    let (uid, gid) = change.ordinary_user().map_or((request.uid, request.gid), |user| (user.uid, user.gid));
+    inode.uid = uid;
+    inode.gid = if inherit { parent.gid } else { gid };
+    if hands_down_sgid(&parent, request.kind, inode.mode) && change.ordinary_user().is_some_and(|user| loses_sgid(user, parent.gid)) {
+        inode.mode &= !SGID;
+    }
     if matches!(request.kind, FileKind::CharDevice | FileKind::BlockDevice) {
         inode.rdev = request.rdev;
     }

@@ -4,10 +4,12 @@ use dfs_common::api::directory::{Resolve, Resolved};
 use dfs_common::attributes::FileKind;
 use dfs_common::ids::{InodeId, ROOT};
 use dfs_common::name::Name;
+use dfs_common::user::User;
 use dfs_common::{Error, ErrorKind, Result};
 
 use super::change::{find, load};
 use super::read::linked;
+use super::rights::{Asker, EXECUTE};
 use crate::store::View;
 
 /// Symlinks that one walk follows (as Linux: MAXSYMLINKS).
@@ -24,16 +26,20 @@ struct Walk<'a> {
     trail: Vec<(InodeId, Name)>,
     directory: InodeId,
     symlinks: u32,
+    /// Who walks, where that is not root.
+    asker: Option<Asker<'a>>,
 }
 
-pub(crate) fn resolve(view: &dyn View, request: &Resolve) -> Result<Resolved> {
+/// Walks on behalf of `user`, who must have the right to search each directory on the way.
+pub(crate) fn resolve(view: &dyn View, request: &Resolve, user: Option<&User>) -> Result<Resolved> {
     let path = &request.path.0;
     if path.len() > MAX_PATH {
         return Err(Error::new(ErrorKind::NameTooLong, format!("a path has at most {MAX_PATH} bytes, this one {}", path.len())));
     }
-    let mut walk = Walk { view, todo: Vec::new(), trail: Vec::new(), directory: ROOT, symlinks: 0 };
+    let mut walk = Walk { view, todo: Vec::new(), trail: Vec::new(), directory: ROOT, symlinks: 0, asker: Asker::new(view, user) };
     walk.push(path);
     while let Some(component) = walk.todo.pop() {
+        walk.search()?;
         if component == b".." {
             if let Some((directory, _)) = walk.trail.pop() {
                 walk.directory = directory;
@@ -53,6 +59,14 @@ pub(crate) fn resolve(view: &dyn View, request: &Resolve) -> Result<Resolved> {
 }
 
 impl Walk<'_> {
+    /// `Forbidden` where the directory must not be searched.
+    fn search(&self) -> Result<()> {
+        match &self.asker {
+            Some(asker) => asker.require(self.directory, &load(self.view, self.directory)?, EXECUTE),
+            None => Ok(()),
+        }
+    }
+
     fn push(&mut self, path: &[u8]) {
         let components = path.split(|&b| b == b'/').rev().filter(|c| !c.is_empty() && *c != b".");
         self.todo.extend(components.map(<[u8]>::to_vec));

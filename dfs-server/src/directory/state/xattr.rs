@@ -40,6 +40,9 @@ pub(crate) fn set_xattr(change: &mut Change<'_>, request: &SetXattr) -> Result<E
         return Err(Error::new(ErrorKind::TooBig, format!("a value has at most {VALUE_MAX} bytes, this one {}", value.0.len())));
     }
     let inode = change.load(*ino)?;
+    if name.as_bytes().starts_with(b"user.") && !takes_user_xattrs(inode.kind) {
+        return Err(Error::new(ErrorKind::NotPermitted, format!("inode {ino} is neither file nor directory, and has no attributes of users")));
+    }
     let exists = change.view.get(&keys::xattr(*ino, name.as_bytes()))?.is_some();
     match mode {
         XattrMode::Create if exists => return Err(Error::new(ErrorKind::Exists, format!("inode {ino} has a '{name}'"))),
@@ -106,6 +109,11 @@ fn store(change: &mut Change<'_>, ino: InodeId, name: &Name, value: Option<Vec<u
         inode.ctime = now;
     })?;
     Ok(inode.entry(ino))
+}
+
+/// Whether an inode has extended attributes of users: its mode means something else where it is neither file nor directory.
+pub(super) fn takes_user_xattrs(kind: FileKind) -> bool {
+    matches!(kind, FileKind::File | FileKind::Directory)
 }
 
 fn checked_acl(inode: &Inode, name: &Name, value: &[u8]) -> Result<Option<Acl>> {

@@ -10,6 +10,7 @@ mod events;
 mod model;
 mod namespace;
 mod past;
+mod rights;
 mod sessions;
 
 use std::sync::Arc;
