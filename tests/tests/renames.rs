@@ -133,7 +133,7 @@ fn rename_on(mount: &Path, done: &mut Acknowledged, stop: &AtomicBool) -> io::Re
         fs::write(mount.join("new"), (done.replacements + 1).to_string())?;
         fs::rename(mount.join("new"), mount.join("saved"))?;
         done.replacements += 1;
-        let (from, to) = if done.moves % 2 == 0 { ("x/d", "y/d") } else { ("y/d", "x/d") };
+        let (from, to) = if done.moves.is_multiple_of(2) { ("x/d", "y/d") } else { ("y/d", "x/d") };
         fs::rename(mount.join(from), mount.join(to))?;
         done.moves += 1;
     }

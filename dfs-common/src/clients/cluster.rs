@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::steps::{self, Target};
@@ -74,6 +74,8 @@ pub struct Cluster {
     pub peers: Peers,
     clock: Clock,
     session: RwLock<Session>,
+    /// Which session the lock service has heard of, and when that was said to it last.
+    known_to_lock: Mutex<Option<(SessionId, Instant)>>,
     client: OpenSession,
     next_request: AtomicU64,
     reopening: tokio::sync::Mutex<()>,
@@ -109,6 +111,7 @@ impl Cluster {
             peers,
             clock,
             session: RwLock::new(session),
+            known_to_lock: Mutex::default(),
             client,
             next_request: AtomicU64::new(1),
             reopening: tokio::sync::Mutex::default(),
@@ -175,17 +178,39 @@ impl Cluster {
     pub async fn renew(&self, released: Vec<InodeId>) -> Result<Renewed> {
         let session = self.id();
         let limit = Duration::from_millis(self.session.read().lease_ms / 4).clamp(MIN_RENEWAL, self.directory.timeout().max(MIN_RENEWAL));
-        let (directory, lock) = (RenewSession { session, released }, Renew { session });
+        let directory = RenewSession { session, released };
         let at_directory = async {
             let sent = std::time::Instant::now();
             let renewed = self.directory.call_within(&directory, limit).await?;
             self.clock.hear(renewed.now, sent);
             Ok::<_, Error>(renewed)
         };
-        let (renewed, kept) = tokio::join!(at_directory, self.lock.call_within(&lock, limit));
+        let (renewed, kept) = tokio::join!(at_directory, self.renew_locks(session, limit));
         let renewed = renewed?;
         kept?;
         Ok(renewed)
+    }
+
+    async fn renew_locks(&self, session: SessionId, limit: Duration) -> Result<()> {
+        let said = Instant::now();
+        self.lock.call_within(&Renew { session }, limit).await?;
+        *self.known_to_lock.lock() = Some((session, said));
+        Ok(())
+    }
+
+    /// Makes the lock service know of this session before its first renewal, if it answers within `limit`.
+    pub async fn appear(&self, limit: Duration) {
+        if let Err(e) = self.renew_locks(self.id(), limit).await {
+            log::debug!("the lock service has not heard of this session: {e}");
+        }
+    }
+
+    /// Whether new files may come with their locks: the lock service, once it is asked about one, must know that this session
+    /// lives. One that was not heard of for a lease is taken for dead.
+    pub fn may_have_new_locks(&self) -> bool {
+        let session = self.session.read();
+        let known = *self.known_to_lock.lock();
+        known.is_some_and(|(known, said)| known == session.session && said.elapsed() < Duration::from_millis(session.lease_ms / 2))
     }
 
     /// Ends the session: locks and orphans go at once instead of at the lease's end.
@@ -240,11 +265,6 @@ impl Cluster {
     pub async fn lock_in_use(&self, ino: InodeId, token: Token, pid: u32, program: &str) -> Result<()> {
         let in_use = InUse { session: self.id(), ino, token, owner: self.owner(pid, program) };
         self.lock.call(&in_use).await.map(|_| ())
-    }
-
-    /// Says to the lock service that this session lives.
-    pub async fn appear(&self) -> Result<()> {
-        self.lock.call_once(&Renew { session: self.id() }).await.map(|_| ())
     }
 
     /// Takes a lock that a program asks for, with `wait` as in [`Cluster::acquire_lock`]. `request` names the wait.

@@ -146,6 +146,7 @@ fn run(options: &Options, parent: &mut Option<PipeWriter>) -> Result<()> {
     raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().thread_name("dfs-mount").build().context("runtime")?;
     let vfs = Arc::new(runtime.block_on(connect(options))?);
+    runtime.block_on(vfs.appear_to_lock_service());
     runtime.spawn(vfs.clone().keep_session());
     runtime.spawn(vfs.clone().keep_leases());
     runtime.spawn(vfs.clone().keep_recalls());

@@ -58,7 +58,7 @@ impl Vfs {
             gid: caller.gid,
             rdev: new.rdev,
             target: new.target.map(Text),
-            lock: new.kind == FileKind::File,
+            lock: new.kind == FileKind::File && self.cluster.may_have_new_locks(),
         };
         let (made, stamp) = self.mutate(&make).await;
         let made = made?;

@@ -14,6 +14,8 @@ use crate::cache::record::Owned;
 
 /// Removed files are reported together, so that `rm -r` does not cost a request a file.
 const GATHER: Duration = Duration::from_millis(50);
+/// A lock service that does not answer keeps nobody longer from going on without it.
+const APPEARANCE: Duration = Duration::from_millis(500);
 
 impl Vfs {
     /// Keeps the session alive; never returns.
@@ -69,6 +71,7 @@ impl Vfs {
                 let files = self.ranges.forget();
                 self.locks.drop_unused();
                 let id = self.cluster.id();
+                self.appear_to_lock_service().await;
                 log::warn!(
                     "session {expired} has expired; session {id} is open instead. Write locks held before are lost, and programs' locks on {files} files"
                 );
@@ -79,6 +82,11 @@ impl Vfs {
             Err(e) => log::error!("opening a new session: {e}"),
         }
         reopened
+    }
+
+    /// Before anything is made: new files come with their locks only once the lock service knows of the session.
+    pub async fn appear_to_lock_service(&self) {
+        self.cluster.appear(Duration::from_millis(self.cluster.session().lease_ms / 8).min(APPEARANCE)).await;
     }
 
     /// Whether a removed inode is not open here, so that it may go for good.

@@ -160,7 +160,6 @@ pub struct Recalls {
     /// The session.
     pub session: SessionId,
     /// Locks, with their tokens, that the client knows to be wanted, and will give back; at most [`Recalls::MAX_KNOWN`].
-    #[serde(default)]
     pub known: Vec<(InodeId, Token)>,
     /// How long to wait in milliseconds; at most [`Acquire::MAX_WAIT_MS`].
     pub wait_ms: u64,
