@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 
 use super::interrupt::{ask_in_line, interruptible};
 use super::process::{is_descendant, process_of};
+use super::recalls::Making;
 use super::{Caller, Vfs};
 
 /// How long a lock stays with a mount whose open was sent back to look the name up again.
@@ -130,6 +131,7 @@ impl Guarded {
 #[derive(Debug, Default)]
 pub(crate) struct Locks {
     pub(super) slots: Mutex<HashMap<InodeId, Arc<Guarded>>>,
+    pub(super) making: Making,
 }
 
 /// How an open wants its lock.

@@ -60,6 +60,7 @@ impl Vfs {
             target: new.target.map(Text),
             lock: new.kind == FileKind::File && self.cluster.may_have_new_locks(),
         };
+        let _making = self.locks.making.begin();
         let (made, stamp) = self.mutate(&make).await;
         let made = made?;
         if made.entry.layout.fresh == Some(self.cluster.id()) {

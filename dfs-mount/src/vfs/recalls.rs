@@ -1,6 +1,7 @@
 //! Locks that this mount keeps although nobody here uses them: they cost a request only when
 //! somebody else wants them, which the lock service says on a request that always waits.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -8,6 +9,8 @@ use std::time::{Duration, Instant};
 use dfs_common::Result;
 use dfs_common::ids::{InodeId, Token};
 use futures_util::stream::{self, StreamExt};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tokio::time::sleep;
 
 use super::Vfs;
@@ -31,6 +34,57 @@ const CROSSING: Duration = Duration::from_millis(2);
 /// Locks that are given back at the same time.
 const PARALLEL: usize = 8;
 
+/// Files that are being made. Their locks come with the answers, and others may want them before those arrive.
+#[derive(Debug, Default)]
+pub(super) struct Making {
+    under_way: Mutex<UnderWay>,
+    done: Notify,
+}
+
+#[derive(Debug, Default)]
+struct UnderWay {
+    last: u64,
+    numbers: BTreeSet<u64>,
+    /// Wanted files that may be among them.
+    wanted: BTreeSet<InodeId>,
+}
+
+/// A file is being made as long as this lives.
+pub(super) struct Made<'a>(&'a Making, u64);
+
+impl Drop for Made<'_> {
+    fn drop(&mut self) {
+        self.0.under_way.lock().numbers.remove(&self.1);
+        self.0.done.notify_waiters();
+    }
+}
+
+impl Making {
+    pub(super) fn begin(&self) -> Made<'_> {
+        let mut under_way = self.under_way.lock();
+        under_way.last += 1;
+        let number = under_way.last;
+        under_way.numbers.insert(number);
+        Made(self, number)
+    }
+
+    /// Returns once every file is made that was being made at the call.
+    async fn done_so_far(&self) {
+        let last = self.under_way.lock().last;
+        loop {
+            let done = self.done.notified();
+            if self.under_way.lock().numbers.first().is_none_or(|first| *first > last) {
+                return;
+            }
+            done.await;
+        }
+    }
+
+    fn is_busy(&self) -> bool {
+        !self.under_way.lock().numbers.is_empty()
+    }
+}
+
 impl Locks {
     fn all(&self) -> Vec<(InodeId, Arc<Guarded>)> {
         self.slots.lock().iter().map(|(ino, guarded)| (*ino, guarded.clone())).collect()
@@ -42,7 +96,9 @@ impl Locks {
             let slot = guarded.slot.lock();
             slot.token.filter(|_| slot.is_wanted()).map(|token| (ino, token))
         };
-        self.all().into_iter().filter_map(wanted).collect()
+        let mut known: Vec<(InodeId, Token)> = self.all().into_iter().filter_map(wanted).collect();
+        known.extend(self.making.under_way.lock().wanted.iter().map(|ino| (*ino, Token::FRESH)));
+        known
     }
 
     /// The session in which they were granted is over: what is not in use is asked for anew. What is in use shows when it is
@@ -69,6 +125,8 @@ enum Answer {
     Release,
     /// It may be just on its way here.
     Later,
+    /// It may have come with a file whose making this mount has not heard of yet.
+    OnceMade,
 }
 
 impl Vfs {
@@ -104,14 +162,27 @@ impl Vfs {
         }
     }
 
-    async fn next_recalls(&self) -> Result<()> {
+    async fn next_recalls(self: &Arc<Self>) -> Result<()> {
         let wait = Duration::from_millis(self.cluster.session().lease_ms / 6).max(Duration::from_millis(100));
         let wanted = self.cluster.recalled_locks(self.locks.known_wanted(), wait, wait + ANSWER_SLACK).await?;
-        stream::iter(wanted).for_each_concurrent(PARALLEL, |(ino, token)| self.recalled(ino, token)).await;
+        stream::iter(wanted).for_each_concurrent(PARALLEL, |(ino, token)| self.recalled(ino, token, true)).await;
         Ok(())
     }
 
-    async fn recalled(&self, ino: InodeId, token: Token) {
+    /// The lock of what may be a new file is wanted, whose making is still to be heard of.
+    fn recalled_once_made(self: &Arc<Self>, ino: InodeId, token: Token) {
+        if !self.locks.making.under_way.lock().wanted.insert(ino) {
+            return;
+        }
+        let vfs = self.clone();
+        tokio::spawn(async move {
+            vfs.locks.making.done_so_far().await;
+            vfs.locks.making.under_way.lock().wanted.remove(&ino);
+            vfs.recalled(ino, token, false).await;
+        });
+    }
+
+    async fn recalled(self: &Arc<Self>, ino: InodeId, token: Token, may_be_new: bool) {
         let guarded = self.locks.slot(ino);
         let answer = {
             // Whoever asks the service may be just about to hear of this grant.
@@ -126,6 +197,7 @@ impl Vfs {
                     slot.wanted = Some(token);
                     Answer::Later
                 }
+                _ if may_be_new && token == Token::FRESH && slot.token.is_none() && self.locks.making.is_busy() => Answer::OnceMade,
                 _ => {
                     slot.refuse(token);
                     Answer::Release
@@ -141,6 +213,10 @@ impl Vfs {
             Answer::Release => self.cluster.release_lock(ino, token).await,
             Answer::Later => {
                 sleep(CROSSING).await;
+                Ok(())
+            }
+            Answer::OnceMade => {
+                self.recalled_once_made(ino, token);
                 Ok(())
             }
         };
