@@ -245,10 +245,12 @@ fn clocks_are_wrong_and_jump() {
     let clock = |name: &str| wrong_clock(&dir.path().join(name));
     let mut cluster = Cluster::builder().lease_seconds(LEASE).directory_environment(&clock("directory")).start();
     let mounts: Vec<Mount> = (0..4).map(|n| if n < 2 { cluster.mount_in(OPTIONS, &clock("mount")) } else { cluster.mount_with(OPTIONS) }).collect();
-    // The clocks are what they should be: wrong.
+    // The clocks are what they should be: wrong. All times are by the directory service's.
     std::fs::write(mounts[0].at("touched"), "x").unwrap();
-    let age = std::fs::metadata(mounts[3].at("touched")).unwrap().modified().unwrap().duration_since(std::time::SystemTime::now());
-    assert!(age.as_ref().is_ok_and(|ahead| *ahead > Duration::from_secs(80_000)), "the mount's clock is not a day ahead: {age:?}");
+    let age = std::fs::metadata(mounts[3].at("touched")).unwrap().modified().unwrap().elapsed();
+    assert!(age.as_ref().is_ok_and(|age| *age > Duration::from_secs(80_000)), "the directory service's clock is not a day behind: {age:?}");
+    let days = mounts[3].run("date -u -d +23hours +%F; date -u -d +24hours +%F");
+    assert!(days.lines().any(|day| mounts[0].log().contains(&format!("[{day}T"))), "the mount's clock is not a day ahead: {}", mounts[0].log());
     Trial::new("clocks", &mounts).faults(4, &[], |rng| {
         for _ in 0..3 {
             set("directory", rng.pick::<&str>(OFFSETS));

@@ -69,7 +69,7 @@ mod tests {
         let known = [
             "open-session", "renew-session", "close-session", "claim-leases", "events", "waits", "sessions", "lookup", "get-attributes", "access",
             "resolve", "list", "read-link", "get-xattr", "list-xattrs", "statfs", "sync", "versions", "name-history", "removals", "servers", "status",
-            "cancel", "recalls", "in-use", "release", "renew", "end", "take-over", "lock-range", "cancel-range", "unlock-range", "test-range", "locks",
+            "cancel", "release", "renew", "end", "recalls", "in-use", "take-over", "lock-range", "cancel-range", "unlock-range", "test-range", "locks",
             "ranges", "status", "status",
         ];
         let names: Vec<&str> = open.iter().map(|path| path.rsplit('/').next().unwrap()).collect();

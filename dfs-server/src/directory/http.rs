@@ -179,6 +179,13 @@ impl Directory {
 
     /// Repeating it changes nothing, and nobody's lease depends on it.
     async fn accessed(&self, accessed: Accessed) -> Result<Response> {
+        let count = accessed.times.len();
+        if count == 0 {
+            return Err(Error::new(ErrorKind::Invalid, "no inode was accessed"));
+        }
+        if count > Accessed::MAX {
+            return Err(Error::new(ErrorKind::TooBig, format!("at most {} inodes at a time, not {count}", Accessed::MAX)));
+        }
         self.submit_json(Terms::default(), move |change| state::accessed(change, &accessed).map(|()| Done {})).await
     }
 

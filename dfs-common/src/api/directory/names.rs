@@ -293,7 +293,7 @@ impl SetAttributes {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Accessed {
-    /// Each inode with the time of its last access; times to come count as now. At most [`Accessed::MAX`].
+    /// Each inode with the time of its last access; times to come count as now. One to [`Accessed::MAX`] of them.
     pub times: Vec<(InodeId, Timestamp)>,
 }
 

@@ -1,8 +1,8 @@
 //! chmod, chown, utimens, and when something was accessed.
 
+use dfs_common::Result;
 use dfs_common::api::directory::{Accessed, SetAttributes};
 use dfs_common::attributes::Entry;
-use dfs_common::{Error, ErrorKind, Result};
 
 use super::change::Change;
 use super::guarded::loses_sgid;
@@ -41,9 +41,6 @@ pub(crate) fn set_attributes(change: &mut Change<'_>, request: &SetAttributes) -
 
 /// Takes over later times of access. Those who hold leases hear of them when they ask next.
 pub(crate) fn accessed(change: &mut Change<'_>, request: &Accessed) -> Result<()> {
-    if request.times.len() > Accessed::MAX {
-        return Err(Error::new(ErrorKind::TooBig, format!("at most {} inodes at a time, not {}", Accessed::MAX, request.times.len())));
-    }
     for &(ino, time) in &request.times {
         let Some(value) = change.view.get(&keys::inode(ino))? else { continue };
         let mut inode = Inode::decode(&value)?;

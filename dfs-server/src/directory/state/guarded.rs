@@ -22,6 +22,8 @@ use crate::store::View;
 
 /// The namespace of attributes that only root sees.
 const TRUSTED: &[u8] = b"trusted.";
+/// What a program gets that root made privileged.
+const CAPABILITY: &[u8] = b"security.capability";
 const SUID: u32 = 0o4000;
 const SGID: u32 = 0o2000;
 const STICKY: u32 = 0o1000;
@@ -251,6 +253,10 @@ impl Guarded for SetXattr {
 
 impl Guarded for RemoveXattr {
     fn check(&self, asker: &Asker<'_>) -> Result<()> {
+        if self.name.as_bytes() == CAPABILITY {
+            // It ends when somebody who may do so writes or truncates the file, or changes its owner: a kernel removes it before.
+            return asker.require_or_own(self.ino, &load(asker.view, self.ino)?, WRITE);
+        }
         check_xattr(asker, self.ino, self.name.as_bytes(), true)
     }
 }

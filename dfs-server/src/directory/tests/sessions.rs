@@ -105,7 +105,7 @@ async fn many_orphans_come_in_rounds_even_if_the_first_stay_open() {
     let renew = RenewSession { session, released: Vec::new() };
     let (first, rest) = (client.call(&renew).await.unwrap(), client.call(&renew).await.unwrap());
     assert_eq!((first.orphans.len(), first.more, rest.orphans.len(), rest.more), (1000, true, 10, false));
-    assert_eq!(client.call(&renew).await.unwrap(), first, "and round again");
+    assert_eq!(client.call(&renew).await.unwrap().orphans, first.orphans, "and round again");
     client.call(&CloseSession { session }).await.unwrap();
     assert_eq!(client.status().await.orphans, 10, "a commit releases so many");
     client.directory.look(&mut Rounds::default()).await.unwrap();
