@@ -37,14 +37,22 @@ pub(crate) async fn locks(session: &Session, arguments: &args::Locks) -> Outcome
 }
 
 async fn break_lock(session: &Session, path: &OsStr) -> Outcome {
-    let ino = session.existing(path, true).await?.attributes.ino;
+    let entry = session.existing(path, true).await?;
+    let (ino, maker) = (entry.attributes.ino, entry.layout.fresh);
     let rows = session.cluster.lock.call(&Locks { ino: Some(ino) }).await.at(path)?;
-    let Some(row) = rows.first() else { return Err(Failure::new(ErrorKind::NotFound, "nobody holds its write lock").at(path)) };
-    // With its token, so that a repeated request takes it from nobody else.
-    session.cluster.lock.call(&Break { ino, token: Some(row.holder.token), fresh: None }).await.at(path)?;
+    let (token, whose) = match (rows.first(), maker) {
+        // With its token, so that a repeated request takes it from nobody else.
+        (Some(row), _) => {
+            let owner = &row.holder.owner;
+            (Some(row.holder.token), format!("{} (process {} on {})", owner.program, owner.pid, owner.host))
+        }
+        // The lock service has not heard of the lock that came with the file.
+        (None, Some(session)) => (None, format!("session {session}, which made the file")),
+        (None, None) => return Err(Failure::new(ErrorKind::NotFound, "nobody holds its write lock").at(path)),
+    };
+    session.cluster.lock.call(&Break { ino, token, fresh: maker }).await.at(path)?;
     if !session.json {
-        let owner = &row.holder.owner;
-        eprintln!("dfs: {}: taken from {} (process {} on {})", path.display(), owner.program, owner.pid, owner.host);
+        eprintln!("dfs: {}: taken from {whose}", path.display());
     }
     Ok(())
 }
