@@ -1,5 +1,5 @@
-//! The system calls that have no safe form in the standard library. The only module
-//! of this crate with unsafe code; each block says why it is sound.
+//! The system calls that have no safe form in the standard library. Each
+//! block of unsafe code says why it is sound.
 #![expect(unsafe_code, reason = "calls into libc, each with its reason")]
 
 use std::ffi::CString;
@@ -42,6 +42,14 @@ pub(crate) fn seek_data(file: &File, offset: u64) -> io::Result<Option<u64>> {
         Ok(at) => Ok(Some(at)),
         Err(_) => Some(io::Error::last_os_error()).filter(|e| e.raw_os_error() != Some(libc::ENXIO)).map_or(Ok(None), Err),
     }
+}
+
+/// Takes back the number by which the FUSE mount behind `device` serves from a file.
+pub(crate) fn end_backing(device: &File, number: u32) -> io::Result<()> {
+    /// FUSE_DEV_IOC_BACKING_CLOSE: _IOW(229, 2, u32)
+    const BACKING_CLOSE: libc::Ioctl = 0x4004_e502;
+    // SAFETY: a descriptor that `device` keeps open, and a number that lives until the call returns.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), BACKING_CLOSE, &number) }).map(|_| ())
 }
 
 /// How many descriptors this process may have.

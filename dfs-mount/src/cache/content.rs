@@ -24,8 +24,10 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::BlockMap;
+use super::arriving::{Arriving, Claim};
 use super::journal::Journal;
 use super::record::{Begun, Owned, Record, runs};
+use super::restore::compare;
 use crate::failpoint;
 use crate::system;
 use crate::turn::Turn;
@@ -65,6 +67,10 @@ struct State {
     noted: Option<Noted>,
     /// The changes could not be published and are kept elsewhere: nothing is written here any more.
     aside: bool,
+    /// Programs may have changed bytes that nobody told of: they have mapped the cache file itself.
+    mapped: bool,
+    /// The cache file is no open file's any more, and may be made another version.
+    shelved: bool,
 }
 
 #[derive(Debug)]
@@ -95,8 +101,10 @@ pub struct Content {
     file: File,
     state: Mutex<State>,
     committed: Notify,
-    /// Held while blocks are fetched, so that each is fetched once.
+    /// Held by who waits for blocks: the next one shares its failure.
     pub(crate) fill: Turn,
+    /// Which blocks are being fetched.
+    pub(crate) arriving: Arriving,
     /// Held while a version is committed.
     pub(crate) commit: Turn,
 }
@@ -130,8 +138,17 @@ impl Content {
             origin: Vec::new(),
             noted: None,
             aside: false,
+            mapped: false,
+            shelved: false,
         };
-        Self { file, state: Mutex::new(state), committed: Notify::new(), fill: Turn::default(), commit: Turn::default() }
+        Self {
+            file,
+            state: Mutex::new(state),
+            committed: Notify::new(),
+            fill: Turn::default(),
+            arriving: Arriving::default(),
+            commit: Turn::default(),
+        }
     }
 
     /// The version that this content is, or is built on.
@@ -164,7 +181,33 @@ impl Content {
     /// True where a commit, with disks if `durable`, has something to do.
     pub fn needs_commit(&self, durable: bool) -> bool {
         let state = self.state.lock();
-        !state.aside && (state.map.is_changed() || (durable && !state.durable))
+        !state.aside && (state.map.is_changed() || state.mapped || (durable && !state.durable))
+    }
+
+    /// True where every byte is here.
+    pub fn is_complete(&self) -> bool {
+        self.state.lock().map.is_complete()
+    }
+
+    /// True where every byte is here and is the version's.
+    pub fn is_whole(&self) -> bool {
+        let state = self.state.lock();
+        !state.aside && !state.map.is_changed() && state.map.is_complete()
+    }
+
+    /// The cache file, for who serves from it.
+    pub fn with_file<T>(&self, look: impl FnOnce(&File) -> T) -> T {
+        look(&self.file)
+    }
+
+    /// From now on programs may store to a mapping of the cache file: each commit compares all bytes with the version.
+    pub fn may_be_mapped(&self) {
+        self.state.lock().mapped = true;
+    }
+
+    /// No mapping for writing is left.
+    pub fn is_not_mapped(&self) {
+        self.state.lock().mapped = false;
     }
 
     /// Changed content of `version`, whose `base` the servers have; last changed at `mtime`.
@@ -370,9 +413,29 @@ impl Content {
         state.note(|file| Record::Timed(file, mtime, modified(&self.file)))
     }
 
+    /// A run of missing blocks, of about `bytes` bytes, that nobody fetches: those that will probably be read next.
+    pub fn claim_next(&self, bytes: u64) -> Option<Claim<'_>> {
+        let state = self.state.lock();
+        self.arriving.claim_next(|block| state.map.missing_from(block), (bytes >> state.map.bits()).max(1) as usize)
+    }
+
+    /// How many bytes are missing, to the block.
+    pub fn missing_bytes(&self) -> u64 {
+        let state = self.state.lock();
+        (state.map.missing().count() as u64) << state.map.bits()
+    }
+
+    /// Nobody has the file open: what is on its way comes too late.
+    pub fn shelve(&self) {
+        self.state.lock().shelved = true;
+    }
+
     /// Puts fetched and verified bytes of missing blocks in place; `first` is the block that `bytes` begins with.
     pub fn fetched(&self, first: u32, bytes: &[u8]) -> Result<()> {
         let mut state = self.state.lock();
+        if state.shelved {
+            return Err(Error::new(ErrorKind::Stale, "the file was closed meanwhile"));
+        }
         let size = 1usize << state.map.bits();
         let mut arrived = Vec::new();
         for (block, piece) in (first..).zip(bytes.chunks(size)) {
@@ -416,6 +479,10 @@ impl Content {
     pub fn begin_commit(&self, now: Timestamp, durable: bool) -> Result<Option<Plan>> {
         let map = {
             let mut state = self.state.lock();
+            if state.mapped {
+                let (map, missing) = (&state.map, state.map.missing().collect());
+                state.map = compare(&self.file, &state.base, map.size(), missing).map_err(|e| Error::from_io(&e, "cache file"))?;
+            }
             if !state.map.is_changed() && (!durable || state.durable) {
                 return Ok(None);
             }

@@ -74,6 +74,11 @@ impl BlockMap {
         self.missing.iter().copied()
     }
 
+    /// The same, from `block` on.
+    pub fn missing_from(&self, block: u32) -> impl Iterator<Item = u32> + '_ {
+        self.missing.range(block..).copied()
+    }
+
     /// Bytes that holes do not take up, to the block.
     pub fn stored(&self) -> u64 {
         let blocks = self.hashes.len() as u64 + self.dirty.iter().filter(|i| !self.hashes.contains_key(i)).count() as u64;

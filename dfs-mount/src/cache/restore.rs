@@ -56,7 +56,7 @@ fn cut_unfinished(file: &File, base: &Manifest, missing: &BTreeSet<u32>) -> std:
 }
 
 /// What the first `size` bytes of `file` are, as a change of `base`, of which the blocks `missing` never came.
-fn compare(file: &File, base: &Manifest, size: u64, missing: BTreeSet<u32>) -> std::io::Result<BlockMap> {
+pub(super) fn compare(file: &File, base: &Manifest, size: u64, missing: BTreeSet<u32>) -> std::io::Result<BlockMap> {
     let block_size = base.block_size();
     let (mut dirty, mut gone) = (BTreeSet::new(), BTreeSet::new());
     let mut buffer = vec![0; block_size as usize];

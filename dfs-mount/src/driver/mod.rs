@@ -211,6 +211,7 @@ async fn connect(options: &Options) -> Result<Vfs> {
         entry_ttl: options.entry_timeout,
         attr_ttl: options.attr_timeout,
         access_times: options.access_times(),
+        passthrough: !options.nopassthrough,
     };
     Ok(Vfs::new(Arc::new(cluster), root, shelf, settings))
 }

@@ -30,6 +30,8 @@ Mount options (-o):
                         as for every file system
   nodiratime            do not note when directories were read; files, and without
                         this directories, as with relatime
+  nopassthrough         reads always pass through dfs-mount; otherwise the kernel
+                        serves large files from the cache's disk where it can
   remount               change ro, rw, dev, suid, exec of an existing mount
 
 Sizes take K, M, G or T; times take fractions (0.5).
@@ -72,7 +74,7 @@ const IGNORED: &[&str] = &[
     "loud",
 ];
 /// Options without values that are handled here.
-const WORDS: &[&str] = &["allow_other", "allow_root", "remount", "nodiratime"];
+const WORDS: &[&str] = &["allow_other", "allow_root", "remount", "nodiratime", "nopassthrough"];
 /// Pairs of flags that exclude one another: the last one said holds.
 const OPPOSITES: &[(&str, &str)] = &[("ro", "rw"), ("dev", "nodev"), ("suid", "nosuid"), ("exec", "noexec"), ("sync", "async"), ("noatime", "atime")];
 
@@ -96,6 +98,7 @@ pub(super) struct Options {
     pub(super) kernel: Vec<String>,
     pub(super) remount: bool,
     pub(super) nodiratime: bool,
+    pub(super) nopassthrough: bool,
 }
 
 impl Default for Options {
@@ -116,6 +119,7 @@ impl Default for Options {
             kernel: Vec::new(),
             remount: false,
             nodiratime: false,
+            nopassthrough: false,
         }
     }
 }
@@ -135,6 +139,7 @@ impl Options {
                 None if option == "allow_other" => options.access = Access::All,
                 None if option == "allow_root" => options.access = Access::Root,
                 None if option == "nodiratime" => options.nodiratime = true,
+                None if option == "nopassthrough" => options.nopassthrough = true,
                 None if option == "remount" => options.remount = true,
                 _ if sloppy => log::warn!("option {option} is unknown and ignored"),
                 _ => bail!("{}", unknown(option)),

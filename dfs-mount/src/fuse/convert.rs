@@ -10,7 +10,6 @@ use fuser::{Errno, FileAttr, FileType, FopenFlags, INodeNo, ReplyXattr, Request,
 
 use crate::vfs::Caller;
 use crate::vfs::directories::OpenedDirectory;
-use crate::vfs::open::Opened;
 
 /// What statfs calls a block, and stat an I/O size.
 pub(super) const BLOCK: u32 = 4096;
@@ -113,10 +112,6 @@ pub(super) fn timestamp(time: TimeOrNow, now: Timestamp) -> Timestamp {
         },
         TimeOrNow::Now => now,
     }
-}
-
-pub(super) fn open_flags(opened: Opened) -> FopenFlags {
-    if opened.keep_cache { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() }
 }
 
 pub(super) fn xattr_reply(reply: ReplyXattr, size: u32, result: Result<Vec<u8>, Errno>) {

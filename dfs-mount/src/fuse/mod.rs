@@ -1,5 +1,5 @@
 //! The only folder that names the FUSE library: [`operations`] are its callbacks,
-//! [`convert`] its types, [`notify`] what is sent to the kernel unasked, `past` the
+//! [`convert`] its types, [`opened`] what opens are answered with, [`notify`] what is sent to the kernel unasked, `past` the
 //! callbacks about old versions and removed files.
 //!
 //! No callback waits: what can be answered at once is answered by the calling thread, all
@@ -7,6 +7,7 @@
 
 mod convert;
 mod notify;
+mod opened;
 mod operations;
 mod past;
 

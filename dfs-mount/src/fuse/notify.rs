@@ -72,6 +72,14 @@ impl KernelCache for Notifications {
         self.send(PRUNE, &fixed, &[])
     }
 
+    fn back(&self, file: &File) -> io::Result<u32> {
+        fuser::BackingId::create_raw(&self.device, file)
+    }
+
+    fn end_backing(&self, number: u32) -> io::Result<()> {
+        crate::system::end_backing(&self.device, number)
+    }
+
     fn forget_all(&self) -> io::Result<()> {
         self.send(INC_EPOCH, &[], &[])
     }

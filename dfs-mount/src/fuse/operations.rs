@@ -16,9 +16,7 @@ use fuser::{
     ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::convert::{
-    BLOCK, caller, directory_flags, errno, file_attr, file_type, kind_of_lock, kind_of_mode, mode_of, open_flags, timestamp, xattr_reply,
-};
+use super::convert::{BLOCK, caller, directory_flags, errno, file_attr, file_type, kind_of_lock, kind_of_mode, mode_of, timestamp, xattr_reply};
 use super::{Adapter, mutation, named, question};
 use crate::vfs::Caller;
 use crate::vfs::attributes::Change;
@@ -52,6 +50,10 @@ impl Filesystem for Adapter {
             if config.add_capabilities(flag).is_err() {
                 log::debug!("this kernel lacks {flag:?}");
             }
+        }
+        // A kernel that has it serves large files from the cache's disk. That may not lie on another file system itself.
+        if config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok() && config.set_max_stack_depth(1).is_err() {
+            log::debug!("this kernel serves no cache files");
         }
         Ok(())
     }
@@ -180,7 +182,7 @@ impl Filesystem for Adapter {
             Ok(opened)
         };
         self.run(mutation("open", request, ino), open, move |result| match result {
-            Ok(opened) => reply.opened(FileHandle(opened.handle), open_flags(opened)),
+            Ok(opened) => super::opened::opened(reply, &opened),
             Err(e) => reply.error(e),
         });
     }
@@ -196,13 +198,8 @@ impl Filesystem for Adapter {
                 let Some(attributes) = told.attributes() else { return reply.error(Errno::ESTALE) };
                 // One time for both: the shorter one, which is that of attributes that may change while the file is written.
                 let ttl = keep.attributes.min(keep.entry);
-                reply.created(
-                    &ttl,
-                    &file_attr(attributes),
-                    Generation(teller.generation(attributes.ino.0)),
-                    FileHandle(opened.handle),
-                    open_flags(opened),
-                );
+                let generation = Generation(teller.generation(attributes.ino.0));
+                super::opened::created(reply, ttl, &file_attr(attributes), generation, &opened);
             }
             Err(e) => reply.error(e),
         });

@@ -70,7 +70,8 @@ impl Vfs {
         {
             let mut state = node.state.lock();
             state.told = version;
-            state.pages = Some(version);
+            // What is served from its cache file changes without the kernel's page cache.
+            state.pages = state.backing.is_none().then_some(version);
         }
         self.forget_attributes(node.id);
         self.uncover(node).await;

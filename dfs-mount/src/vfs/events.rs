@@ -7,6 +7,7 @@
 //! its own; when it takes longer, everything that the kernel keeps is made old at once,
 //! which waits for nobody.
 
+use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -44,6 +45,10 @@ pub trait KernelCache: Send + Sync + std::fmt::Debug {
     fn forget_all(&self) -> io::Result<()>;
     /// Nodes that nobody uses, with their names. Waits for nobody.
     fn prune(&self, ids: &[u64]) -> io::Result<()>;
+    /// Lets opens be served from `file` itself, by the number that this returns. Errors: `PermissionDenied` without CAP_SYS_ADMIN.
+    fn back(&self, file: &File) -> io::Result<u32>;
+    /// Such a number is not used any more.
+    fn end_backing(&self, number: u32) -> io::Result<()>;
 }
 
 impl Vfs {

@@ -6,10 +6,9 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use dfs_common::attributes::{Entry, Timestamp};
+use dfs_common::attributes::Timestamp;
 use dfs_common::clients::steps::{self, Target};
 use dfs_common::{Error, ErrorKind, Result};
-use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use super::handles::FileHandle;
 use super::node::Node;
@@ -19,14 +18,10 @@ use crate::cache::Content;
 use crate::cache::content::{CopyNotYet, NotYet};
 use crate::failpoint;
 
-/// Bytes of one fetch.
-const FETCH: u64 = 4 << 20;
 /// The most that one copy_file_range copies; its caller goes on.
 const COPY: u64 = 256 << 20;
 /// Of these, as much as is copied while both contents are locked: a multiple of every block size.
 const COPY_STEP: u64 = 1 << 20;
-/// Fetches under way for one file.
-const PARALLEL_FETCHES: usize = 3;
 
 impl Vfs {
     /// The bytes, if all of them are here.
@@ -39,12 +34,15 @@ impl Vfs {
     }
 
     /// Reads, fetching what is missing.
-    pub async fn read(&self, handle: u64, offset: u64, len: u32) -> Result<Vec<u8>> {
+    pub async fn read(self: &Arc<Self>, handle: u64, offset: u64, len: u32) -> Result<Vec<u8>> {
         let handle = self.handles.file(handle)?;
         loop {
             match handle.content.read(offset, u64::from(len)) {
                 Ok(bytes) => return Ok(bytes),
-                Err(problem) => handle.on_behalf(self.overcome(&handle.node, &handle.content, problem)).await?,
+                Err(problem) => {
+                    handle.on_behalf(self.overcome(&handle.node, &handle.content, problem)).await?;
+                    self.resume_stream(&handle.node, &handle.content);
+                }
             }
         }
     }
@@ -226,36 +224,6 @@ impl Vfs {
             }
         }
     }
-
-    /// Fetches everything that is missing.
-    pub(crate) async fn fill_all(&self, entry: &Entry, content: &Arc<Content>) -> Result<()> {
-        let missing = content.missing();
-        if missing.is_empty() { Ok(()) } else { self.fill(entry, content, missing).await }
-    }
-
-    /// Fetches `blocks`, unless they have arrived meanwhile.
-    async fn fill(&self, entry: &Entry, content: &Arc<Content>, blocks: Vec<u32>) -> Result<()> {
-        let turn = content.fill.take("another download of the file").await?;
-        turn.end(self.fill_alone(entry, content, blocks).await)
-    }
-
-    async fn fill_alone(&self, entry: &Entry, content: &Arc<Content>, blocks: Vec<u32>) -> Result<()> {
-        let (manifest, missing) = content.base(&blocks);
-        if missing.is_empty() {
-            return Ok(());
-        }
-        let mut entry = entry.clone();
-        // Servers keep earlier versions for a while, so one that was open before is still read as it was.
-        entry.attributes.version = content.version();
-        let fetches = runs(&missing, (FETCH >> manifest.block_bits()) as u32).into_iter().map(|(first, last)| {
-            let (entry, manifest) = (&entry, &manifest);
-            async move {
-                let bytes = self.cluster.blocks(entry, manifest, first, last).await?;
-                content.fetched(first, &bytes)
-            }
-        });
-        stream::iter(fetches).buffer_unordered(PARALLEL_FETCHES).try_collect().await
-    }
 }
 
 /// Copies step by step, so that nobody waits long for either content; what stopped it, if it was not the end.
@@ -275,27 +243,4 @@ fn copy_steps((source, from): (&Content, u64), (target, to): (&Content, u64), le
 
 fn check_writer(handle: &FileHandle) -> Result<()> {
     if handle.held.is_some() { Ok(()) } else { Err(Error::new(ErrorKind::Invalid, "the file is not open for writing")) }
-}
-
-/// Rising block numbers as runs (first, last) of at most `longest` blocks.
-fn runs(blocks: &[u32], longest: u32) -> Vec<(u32, u32)> {
-    let mut runs: Vec<(u32, u32)> = Vec::new();
-    for &block in blocks {
-        match runs.last_mut() {
-            Some((first, last)) if *last + 1 == block && block - *first < longest => *last = block,
-            _ => runs.push((block, block)),
-        }
-    }
-    runs
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn runs_are_whole_and_bounded() {
-        assert_eq!(runs(&[0, 1, 2, 4, 5, 9], 2), [(0, 1), (2, 2), (4, 5), (9, 9)]);
-        assert_eq!(runs(&[], 4), []);
-    }
 }

@@ -12,11 +12,13 @@ pub mod accessed;
 pub mod acl;
 pub mod aside;
 pub mod attributes;
+pub mod backing;
 pub mod coherence;
 pub mod commit;
 pub mod directories;
 mod entries;
 pub mod events;
+mod fill;
 mod handed;
 pub mod handles;
 pub mod interrupt;
@@ -74,6 +76,8 @@ pub struct Settings {
     pub attr_ttl: Duration,
     /// Whose accesses are noted.
     pub access_times: AccessTimes,
+    /// Whether the kernel may serve reads from cache files.
+    pub passthrough: bool,
 }
 
 /// Who makes a request.
@@ -115,6 +119,8 @@ pub struct Vfs {
     accesses: Accesses,
     /// The kernel's number of this mount; 0 where it is not known.
     mount_id: AtomicU64,
+    /// The kernel serves from cache files, as far as is known.
+    backs: AtomicBool,
     waits: Arc<Waits>,
     stats: Stats,
     /// Something was set aside.
@@ -131,7 +137,6 @@ impl Vfs {
             past: Past::new(cluster.clone()),
             cluster,
             shelf,
-            settings,
             nodes,
             handles: Handles::default(),
             locks: Locks::default(),
@@ -146,10 +151,12 @@ impl Vfs {
             release_soon: Notify::new(),
             accesses: Accesses::default(),
             mount_id: AtomicU64::new(0),
+            backs: AtomicBool::new(settings.passthrough),
             waits: Arc::default(),
             stats: Stats::default(),
             upload_soon: Notify::new(),
             uploading: tokio::sync::Mutex::default(),
+            settings,
         }
     }
 

@@ -14,6 +14,7 @@ use dfs_common::name::Name;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::backing::Backing;
 use super::entries::Entries;
 use super::locks::Lockable;
 use super::paging::Paging;
@@ -73,6 +74,8 @@ pub(crate) struct State {
     pub(crate) writers: u32,
     /// Present while anything is open.
     pub(crate) content: Option<Arc<Content>>,
+    /// What is open is served from its cache file.
+    pub(crate) backing: Option<Arc<Backing>>,
     /// A newer version has a node of its own.
     pub(crate) superseded: bool,
     /// No name leads here any more.
@@ -185,6 +188,7 @@ impl Node {
             arriving: 0,
             writers: 0,
             content: None,
+            backing: None,
             superseded: false,
             removed: entry.attributes.nlink == 0,
             entry,

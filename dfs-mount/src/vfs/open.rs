@@ -10,7 +10,9 @@ use dfs_common::ids::InodeId;
 use dfs_common::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
 
+use super::backing::Io;
 use super::coherence::Told;
+use super::fill::AT_ONCE;
 use super::handles::FileHandle;
 use super::interrupt::{Signals, given_up_on};
 use super::locks::Wait;
@@ -37,6 +39,10 @@ pub(super) const OPENING: &str = "another open or close of the file";
 pub struct Intent {
     /// O_WRONLY or O_RDWR.
     pub write: bool,
+    /// O_RDWR: what is written may be written to a mapping.
+    maps: bool,
+    /// O_DIRECT, which asks for more on a local disk than here.
+    pub(super) direct: bool,
     /// O_NONBLOCK.
     pub nonblock: bool,
     /// O_EXCL, together with O_CREAT.
@@ -54,6 +60,8 @@ impl Intent {
     pub fn from_flags(flags: i32) -> Self {
         Self {
             write: flags & libc::O_ACCMODE != libc::O_RDONLY,
+            maps: flags & libc::O_ACCMODE == libc::O_RDWR,
+            direct: flags & libc::O_DIRECT != 0,
             nonblock: flags & libc::O_NONBLOCK != 0,
             exclusive: flags & libc::O_EXCL != 0,
             truncate: false,
@@ -63,17 +71,17 @@ impl Intent {
     }
 
     pub(crate) fn truncate() -> Self {
-        Self { write: true, nonblock: false, exclusive: false, truncate: true, empty: false, created: false }
+        Self { truncate: true, ..Self::from_flags(libc::O_WRONLY) }
     }
 }
 
 /// An open file, for the kernel.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Opened {
     /// Its handle.
     pub handle: u64,
-    /// The pages that the kernel has are of this version.
-    pub keep_cache: bool,
+    /// How it is served.
+    pub io: Io,
 }
 
 /// Threads whose opens were answered with ESTALE: the kernel looks the name up again and comes back, once.
@@ -115,12 +123,15 @@ impl Vfs {
     pub async fn open(self: &Arc<Self>, id: u64, intent: Intent, caller: Caller) -> Result<Opened> {
         let node = self.node(id)?;
         let handle = self.open_for(&node, intent, caller).await?;
-        let keep_cache = {
+        let io = {
             let mut state = node.state.lock();
             let version = handle.content.version();
-            state.pages.replace(version) == Some(version)
+            match state.backing.clone() {
+                Some(backing) => Io::Backed { backing, direct: intent.write || intent.direct },
+                None => Io::Cached { keep: state.pages.replace(version) == Some(version) },
+            }
         };
-        Ok(Opened { handle: self.handles.add_file(handle), keep_cache })
+        Ok(Opened { handle: self.handles.add_file(handle), io })
     }
 
     /// Creates a file and opens it. `Stale` where somebody else was faster: the kernel comes back and opens that.
@@ -182,7 +193,7 @@ impl Vfs {
     }
 
     /// The content for one more handle, counted in the node.
-    async fn prepare(&self, node: &Arc<Node>, intent: Intent, caller: Caller) -> Result<Arc<Content>> {
+    async fn prepare(self: &Arc<Self>, node: &Arc<Node>, intent: Intent, caller: Caller) -> Result<Arc<Content>> {
         let turn = node.opening.take(OPENING).await?;
         let mut prepared = Err(ErrorKind::Stale.into());
         for _ in 0..OVERTAKEN_MAX {
@@ -197,7 +208,7 @@ impl Vfs {
     }
 
     /// `None` where a newer version was heard of meanwhile, which the next attempt takes.
-    async fn prepare_alone(&self, node: &Arc<Node>, intent: Intent, caller: Caller) -> Result<Option<Arc<Content>>> {
+    async fn prepare_alone(self: &Arc<Self>, node: &Arc<Node>, intent: Intent, caller: Caller) -> Result<Option<Arc<Content>>> {
         let entry = self.current_entry(node, intent, caller).await?;
         let shared = node.state.lock().content.clone();
         let is_loaded = shared.is_none();
@@ -208,7 +219,7 @@ impl Vfs {
         if intent.write {
             let owned = Owned::from(&entry.attributes);
             self.shelf.mark_writing(node.ino, &content, || self.nodes.path(node), owned)?;
-        } else {
+        } else if content.missing_bytes() <= AT_ONCE {
             let mut download = Download { vfs: self, node, content: is_loaded.then(|| content.clone()) };
             self.fill_all(&entry, &content).await?;
             download.content = None;
@@ -222,9 +233,18 @@ impl Vfs {
             self.shelf.put_back(node.ino, &content)?;
             return Ok(None);
         }
+        if state.opens == 0 {
+            state.backing = self.back(&content, intent);
+        } else if intent.write && intent.maps && state.backing.is_some() {
+            content.may_be_mapped();
+        }
         state.content = Some(content.clone());
         state.opens += 1;
         state.writers += u32::from(intent.write);
+        drop(state);
+        if !intent.write && !content.is_complete() {
+            self.stream(node, &content);
+        }
         Ok(Some(content))
     }
 
@@ -372,6 +392,9 @@ impl Vfs {
         // Of content that was set aside nobody is a writer any more.
         if !content.is_aside() {
             state.writers -= 1;
+            if state.writers == 0 {
+                content.is_not_mapped();
+            }
         }
         Ok(())
     }
@@ -383,10 +406,13 @@ impl Vfs {
             state.opens -= 1;
             let last = state.opens == 0;
             if last {
-                state.content = None;
+                (state.content, state.backing) = (None, None);
             }
             (last, last && state.removed, state.superseded)
         };
+        if last {
+            content.shelve();
+        }
         if last && !content.is_aside() {
             if removed || superseded {
                 self.shelf.discard(content);

@@ -35,7 +35,7 @@ pub(super) fn opener(node: &Node, write: bool) -> Option<Behalf> {
     Some(behalf.to_keep(needed))
 }
 
-fn scope<F: Future>(behalf: Option<&Behalf>, operation: F) -> impl Future<Output = F::Output> + use<F> {
+pub(super) fn scope<F: Future>(behalf: Option<&Behalf>, operation: F) -> impl Future<Output = F::Output> + use<F> {
     match behalf {
         Some(behalf) => Either::Left(behalf.scope(operation)),
         None => Either::Right(operation),
