@@ -2,6 +2,7 @@
 
 use dfs_common::ids::{InodeId, Version};
 
+use super::super::upload::Parts;
 use super::*;
 use crate::store::memory::MemoryStore;
 
@@ -43,7 +44,8 @@ fn upload(letters: &str) -> Upload {
     let encoded = manifest.encode();
     let lengths: Vec<u32> = blocks.iter().map(|b| b.len() as u32).collect();
     let body = [encoded.clone(), blocks.concat()].concat();
-    Upload::parse(&body.into(), encoded.len() as u32, &lengths).unwrap()
+    let parts = Parts { manifest_len: encoded.len() as u32, inline: lengths, ..Parts::default() };
+    Upload::parse(&body.into(), &parts, None, |_| Ok(None)).unwrap()
 }
 
 fn commit(storage: &Arc<Storage>, what: VersionOf, upload: &Upload) {
