@@ -14,8 +14,10 @@ use crate::cache::Content;
 use crate::cache::content::{Plan, set_aside};
 use crate::failpoint;
 
-/// Hashing up to this many bytes of changes is done at once, more on another thread.
+/// Hashing up to this many bytes of changes is done at once, more on another thread …
 const HASH_INLINE: u64 = 1 << 20;
+/// … as is listing more than this many blocks.
+const LIST_INLINE: usize = 4096;
 
 impl Vfs {
     /// Publishes what has changed in `content`; with `durable` the disks of all copies have it when this returns.
@@ -41,7 +43,8 @@ impl Vfs {
     }
 
     async fn commit_alone(&self, node: &Arc<Node>, content: &Arc<Content>, durable: bool) -> Result<()> {
-        let plan = if content.size() <= HASH_INLINE {
+        let (bytes, blocks) = content.commit_cost();
+        let plan = if bytes <= HASH_INLINE && blocks <= LIST_INLINE {
             content.begin_commit(self.now(), durable)?
         } else {
             let (content, now) = (content.clone(), self.now());
