@@ -5,6 +5,7 @@
 //! is missing is named, and fetched by the caller. While a commit is under way nothing
 //! changes, so that a version is always a state that the file had.
 
+mod ahead;
 mod committing;
 mod copying;
 
@@ -13,7 +14,9 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
+pub use ahead::Taken;
 use bytes::Bytes;
 pub use committing::Plan;
 pub use copying::CopyNotYet;
@@ -24,6 +27,7 @@ use dfs_common::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use self::ahead::Run;
 use super::BlockMap;
 use super::journal::Journal;
 use super::record::{Begun, Owned, Record, runs};
@@ -66,6 +70,8 @@ struct State {
     noted: Option<Noted>,
     /// The changes could not be published and are kept elsewhere: nothing is written here any more.
     aside: bool,
+    /// What a program is writing from front to back.
+    run: Run,
 }
 
 #[derive(Debug)]
@@ -96,6 +102,8 @@ pub struct Content {
     file: File,
     state: Mutex<State>,
     committed: Notify,
+    /// There is something to send ahead, and nobody was told.
+    ahead: AtomicBool,
     /// Held while blocks are fetched, so that each is fetched once.
     pub(crate) fill: Turn,
     /// Held while a version is committed.
@@ -118,11 +126,13 @@ impl Content {
             origin: Vec::new(),
             noted: None,
             aside: false,
+            run: Run::default(),
         };
         Self {
             file,
             state: Mutex::new(state),
             committed: Notify::new(),
+            ahead: AtomicBool::new(false),
             fill: Turn::default(),
             commit: Turn::default(),
         }
@@ -297,6 +307,7 @@ impl Content {
                 }
                 state.map.wrote(start, end - start);
             }
+            self.note_run(state, offset, len);
             failpoint::reach("write.done");
             Ok(())
         })

@@ -10,6 +10,7 @@
 
 pub mod accessed;
 pub mod acl;
+mod ahead;
 pub mod aside;
 pub mod attributes;
 pub mod coherence;
@@ -51,6 +52,7 @@ use tokio::sync::Notify;
 
 use crate::cache::Shelf;
 use accessed::{AccessTimes, Accesses};
+use ahead::Ahead;
 use aside::Stats;
 use coherence::Place;
 use events::KernelCache;
@@ -113,6 +115,7 @@ pub struct Vfs {
     released: Mutex<Vec<InodeId>>,
     release_soon: Notify,
     accesses: Accesses,
+    ahead: Ahead,
     /// The kernel's number of this mount; 0 where it is not known.
     mount_id: AtomicU64,
     waits: Arc<Waits>,
@@ -145,6 +148,7 @@ impl Vfs {
             released: Mutex::default(),
             release_soon: Notify::new(),
             accesses: Accesses::default(),
+            ahead: Ahead::default(),
             mount_id: AtomicU64::new(0),
             waits: Arc::default(),
             stats: Stats::default(),

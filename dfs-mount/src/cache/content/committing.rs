@@ -93,6 +93,7 @@ impl Content {
             state.version = version;
             (state.durable, state.goes_on) = (durable, durable);
             state.origin.clear();
+            state.run.go_on();
         }
         self.committed.notify_waiters();
     }
