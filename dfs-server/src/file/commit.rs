@@ -49,8 +49,8 @@ impl FileServer {
         let durable = meta.durable || self.config.always_sync;
         let upload = self.parse(&body, (&meta).into()).await?;
         let hold = self.storage.hold(&upload);
-        self.require_blocks(&upload).await?;
         let what = VersionOf { ino: meta.ino, version: Version(meta.base.0 + 1) };
+        self.require_blocks(what, &upload).await?;
         let copies = join_all(meta.replicas.iter().map(|&replica| self.copy_to(replica, what, &upload, &body, &meta, durable)));
         let store = async {
             if !meta.replicas.is_empty() {
@@ -168,7 +168,7 @@ impl FileServer {
         let (storage, body) = (self.storage.clone(), body.clone());
         let blocks = base.as_ref().map_or(0, |base| base.blocks().len());
         let is_small = body.len() <= INLINE_BYTES && blocks <= INLINE_BLOCKS && parts.patches.len() <= 1;
-        let parse = move || Upload::parse(&body, &parts, base.as_deref(), |hash| storage.files.unchecked(hash)).map(Arc::new);
+        let parse = move || Upload::parse(&body, &parts, base, |hash| storage.files.unchecked(hash)).map(Arc::new);
         if is_small { parse() } else { blocking(parse).await }
     }
 
@@ -187,24 +187,24 @@ impl FileServer {
     }
 
     /// `NotFound` where blocks are neither here nor in the upload.
-    pub(super) async fn require_blocks(&self, upload: &Arc<Upload>) -> Result<()> {
-        let absent = self.absent(upload).await?;
+    pub(super) async fn require_blocks(&self, what: VersionOf, upload: &Arc<Upload>) -> Result<()> {
+        let absent = self.absent(what, upload).await?;
         match absent.len() {
             0 => Ok(()),
             n => Err(Error::new(ErrorKind::NotFound, format!("{n} of {} blocks are missing here", upload.blocks.len()))),
         }
     }
 
-    /// The blocks of `upload` that are neither here nor in it.
-    pub(super) async fn absent(&self, upload: &Arc<Upload>) -> Result<Vec<BlockHash>> {
+    /// The blocks of `upload`, which shall be `what`, that are neither here nor in it.
+    pub(super) async fn absent(&self, what: VersionOf, upload: &Arc<Upload>) -> Result<Vec<BlockHash>> {
         if upload.blocks.len() == upload.inline.len() {
             return Ok(Vec::new());
         }
         if !upload.is_large() {
-            return Ok(self.storage.absent(upload));
+            return self.storage.absent(what, upload);
         }
         let (storage, upload) = (self.storage.clone(), upload.clone());
-        blocking(move || Ok(storage.absent(&upload))).await
+        blocking(move || storage.absent(what, &upload)).await
     }
 
     /// Writes what came with `upload`.

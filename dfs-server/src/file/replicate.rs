@@ -104,7 +104,7 @@ impl FileServer {
     /// Stores and indexes a version; blocks that did not come with it are fetched from one of `sources`.
     pub(super) async fn take_copy(&self, what: VersionOf, upload: &Arc<Upload>, sources: &[ServerId], durable: bool) -> Result<()> {
         let hold = self.storage.hold(upload);
-        let absent = self.absent(upload).await?;
+        let absent = self.absent(what, upload).await?;
         let fetches = absent.into_iter().map(|hash| self.fetch_block(hash, sources));
         stream::iter(fetches).buffer_unordered(PARALLEL_FETCHES).try_for_each(|_| async { Ok(()) }).await?;
         self.store(upload, durable).await?;

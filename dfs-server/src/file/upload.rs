@@ -52,15 +52,19 @@ pub(super) struct Upload {
     pub(super) blocks: HashMap<BlockHash, usize>,
     /// Blocks that came with it.
     pub(super) inline: HashMap<BlockHash, Bytes>,
+    /// The manifest that it came as a change of, and its name.
+    pub(super) base: Option<(BlockHash, Arc<Manifest>)>,
+    /// Its blocks that are not in the same place there; of no meaning without.
+    pub(super) fresh: Vec<BlockHash>,
 }
 
 impl Upload {
-    /// From a body made up of `parts`; `base` is [`Parts::manifest_base`], and `read` gives what is stored as a block, which nobody
+    /// From a body made up of `parts`; `base` is the manifest that they are a change of, and `read` gives what is stored as a block, which nobody
     /// has checked. `NotFound` where a patch does not make a block of the manifest.
     pub(super) fn parse(
         body: &Bytes,
         parts: &Parts,
-        base: Option<&Manifest>,
+        base: Option<Arc<Manifest>>,
         mut read: impl FnMut(BlockHash) -> Result<Option<Vec<u8>>>,
     ) -> Result<Self> {
         let all = [parts.manifest_len].into_iter().chain(parts.inline.iter().copied()).chain(parts.patches.iter().copied());
@@ -70,8 +74,8 @@ impl Upload {
         }
         let mut rest = body.clone();
         let encoded = rest.split_to(parts.manifest_len as usize);
-        let mut upload = match base {
-            Some(base) => Self::without_blocks(Manifest::from_delta(base, &encoded).map_err(of_client)?.encode().into())?,
+        let mut upload = match parts.manifest_base.zip(base) {
+            Some(base) => Self::of_change(base, &encoded)?,
             None => Self::without_blocks(encoded)?,
         };
         for &len in &parts.inline {
@@ -113,6 +117,21 @@ impl Upload {
         (body.into(), Parts { manifest_len: self.encoded.len() as u32, inline, ..Parts::default() })
     }
 
+    /// From a manifest as the change of another one.
+    fn of_change((hash, base): (BlockHash, Arc<Manifest>), delta: &[u8]) -> Result<Self> {
+        let encoded = Manifest::from_delta(&base, delta).map_err(of_client)?.encode().into();
+        let mut upload = Self::without_blocks(encoded)?;
+        let mut old = base.blocks().iter().peekable();
+        for row in upload.manifest.blocks() {
+            while old.next_if(|other| other.0 < row.0).is_some() {}
+            if old.peek() != Some(&row) {
+                upload.fresh.push(row.1);
+            }
+        }
+        upload.base = Some((hash, base));
+        Ok(upload)
+    }
+
     /// From a manifest's stored form.
     pub(super) fn without_blocks(encoded: Bytes) -> Result<Self> {
         let manifest = Manifest::decode(&encoded).map_err(of_client)?;
@@ -124,12 +143,13 @@ impl Upload {
             }
         }
         let hash = BlockHash::of(&encoded);
-        Ok(Self { manifest: Arc::new(manifest), encoded, hash, blocks, inline: HashMap::new() })
+        Ok(Self { manifest: Arc::new(manifest), encoded, hash, blocks, inline: HashMap::new(), base: None, fresh: Vec::new() })
     }
 
     /// True where storing it takes long enough to leave the runtime's thread.
     pub(super) fn is_large(&self) -> bool {
-        self.blocks.len() > 64 || self.inline.values().map(Bytes::len).sum::<usize>() > (256 << 10)
+        let (work, most) = if self.base.is_some() { (self.fresh.len(), 4096) } else { (self.blocks.len(), 64) };
+        work > 64 || self.blocks.len() > most || self.inline.values().map(Bytes::len).sum::<usize>() > (256 << 10)
     }
 }
 
@@ -197,7 +217,7 @@ mod tests {
         Patch { base: Some(BlockHash::of(b"old")), len: 1 << 16, offset: 1, bytes: a.slice(1..) }.encode(&mut patch);
         let lengths = Parts { manifest_base: Some(old.hash()), ..parts(delta.len() as u32, &[10], &[patch.len() as u32]) };
         let sent = body(&[&delta, &b, &patch]);
-        let upload = Upload::parse(&sent, &lengths, Some(&old), |_| Ok(Some(vec![1; 7]))).unwrap();
+        let upload = Upload::parse(&sent, &lengths, Some(Arc::new(old.clone())), |_| Ok(Some(vec![1; 7]))).unwrap();
         assert_eq!((upload.hash, upload.inline[&BlockHash::of(&a)].clone()), (manifest.hash(), a));
         let (whole, lengths) = upload.whole();
         let again = Upload::parse(&whole, &lengths, None, |_| unreachable!("nothing is patched")).unwrap();
@@ -205,7 +225,7 @@ mod tests {
         // What is stored is another block, or nothing.
         for stored in [Some(vec![2; 7]), None] {
             let lengths = Parts { manifest_base: Some(old.hash()), ..parts(delta.len() as u32, &[10], &[patch.len() as u32]) };
-            let refused = Upload::parse(&sent, &lengths, Some(&old), |_| Ok(stored.clone())).unwrap_err();
+            let refused = Upload::parse(&sent, &lengths, Some(Arc::new(old.clone())), |_| Ok(stored.clone())).unwrap_err();
             assert_eq!(refused.kind(), ErrorKind::NotFound);
         }
     }
