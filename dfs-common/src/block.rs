@@ -7,7 +7,8 @@
 //!
 //! Manifest format, little endian: `DFSM`, format u8 = 1, block size exponent u8, two
 //! zero bytes, size u64, count u32, then `count` times {index u32, hash 32 bytes} in
-//! rising order of index.
+//! rising order of index. A manifest as the change of another one is `DFSD` and the same,
+//! with the blocks that differ; 32 zero bytes make a hole, and what lies behind the size goes.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
@@ -27,9 +28,15 @@ pub const MAX_FILE_SIZE: u64 = 16 << 40;
 pub const MAX_BLOCKS: usize = 1_800_000;
 
 const MAGIC: &[u8; 4] = b"DFSM";
+const DELTA_MAGIC: &[u8; 4] = b"DFSD";
+/// In the place of a hash: a block that is a hole now.
+const HOLE: BlockHash = BlockHash([0; 32]);
 const FORMAT: u8 = 1;
 const HEADER: usize = 20;
 const ROW: usize = 36;
+
+/// A block's index and hash.
+type Row = (u32, BlockHash);
 
 /// The BLAKE3 of a block; 64 hex digits as text.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -112,38 +119,50 @@ impl Manifest {
 
     /// The stored form.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(HEADER + self.blocks.len() * ROW);
-        out.extend_from_slice(MAGIC);
-        out.extend_from_slice(&[FORMAT, self.block_bits, 0, 0]);
-        out.extend_from_slice(&self.size.to_le_bytes());
-        out.extend_from_slice(&(self.blocks.len() as u32).to_le_bytes());
-        for (index, hash) in &self.blocks {
-            out.extend_from_slice(&index.to_le_bytes());
-            out.extend_from_slice(&hash.0);
-        }
-        out
+        encode(MAGIC, self.block_bits, self.size, &self.blocks)
+    }
+
+    /// Bytes of the stored form.
+    pub fn encoded_len(&self) -> usize {
+        HEADER + self.blocks.len() * ROW
     }
 
     /// Checks and reads the stored form; `Corrupt` for bytes that are no manifest.
     pub fn decode(bytes: &[u8]) -> Result<Self> {
-        let corrupt = |why: &str| Error::new(ErrorKind::Corrupt, format!("manifest: {why}"));
-        let (header, rows) = bytes.split_at_checked(HEADER).ok_or_else(|| corrupt("too short"))?;
-        if &header[..4] != MAGIC || header[4] != FORMAT || header[6..8] != [0, 0] {
-            return Err(corrupt("unknown format"));
+        let (block_bits, size, blocks) = decode(MAGIC, bytes)?;
+        Self::new(block_bits, size, blocks)
+    }
+
+    /// What differs from `base`, as [`Manifest::from_delta`] reads it; both have blocks of one size.
+    pub fn encode_delta(&self, base: &Self) -> Vec<u8> {
+        assert_eq!(self.block_bits, base.block_bits, "blocks of different sizes have nothing in common");
+        let changed = self.blocks.iter().filter(|(index, hash)| base.get(*index) != Some(*hash)).copied();
+        let gone = base.blocks.iter().filter(|(index, _)| self.block_len(*index) > 0 && self.get(*index).is_none());
+        let mut rows: Vec<_> = changed.chain(gone.map(|(index, _)| (*index, HOLE))).collect();
+        rows.sort_unstable_by_key(|row| row.0);
+        encode(DELTA_MAGIC, self.block_bits, self.size, &rows)
+    }
+
+    /// `base` with the changes in `bytes`; `Corrupt` for bytes that are no delta of it.
+    pub fn from_delta(base: &Self, bytes: &[u8]) -> Result<Self> {
+        let (block_bits, size, changes) = decode(DELTA_MAGIC, bytes)?;
+        if block_bits != base.block_bits || !changes.is_sorted_by(|a, b| a.0 < b.0) {
+            return Err(corrupt("a delta of another manifest"));
         }
-        let size = u64::from_le_bytes(header[8..16].try_into().expect("8 bytes"));
-        let count = u32::from_le_bytes(header[16..20].try_into().expect("4 bytes"));
-        if rows.len() != count as usize * ROW {
-            return Err(corrupt("length does not match its count"));
+        let end = size.div_ceil(1 << block_bits);
+        let mut blocks = Vec::with_capacity(base.blocks.len() + changes.len());
+        let mut old = base.blocks.iter().copied().take_while(|row| u64::from(row.0) < end).peekable();
+        for (index, hash) in changes {
+            while let Some(row) = old.next_if(|row| row.0 < index) {
+                blocks.push(row);
+            }
+            old.next_if(|row| row.0 == index);
+            if hash != HOLE {
+                blocks.push((index, hash));
+            }
         }
-        let blocks = rows
-            .chunks_exact(ROW)
-            .map(|row| {
-                let index = u32::from_le_bytes(row[..4].try_into().expect("4 bytes"));
-                (index, BlockHash(row[4..].try_into().expect("32 bytes")))
-            })
-            .collect();
-        Self::new(header[5], size, blocks)
+        blocks.extend(old);
+        Self::new(block_bits, size, blocks)
     }
 
     /// The name under which the manifest is stored.
@@ -188,6 +207,40 @@ impl Manifest {
     }
 }
 
+fn corrupt(why: &str) -> Error {
+    Error::new(ErrorKind::Corrupt, format!("manifest: {why}"))
+}
+
+fn encode(magic: &[u8; 4], block_bits: u8, size: u64, rows: &[(u32, BlockHash)]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(HEADER + rows.len() * ROW);
+    out.extend_from_slice(magic);
+    out.extend_from_slice(&[FORMAT, block_bits, 0, 0]);
+    out.extend_from_slice(&size.to_le_bytes());
+    out.extend_from_slice(&(rows.len() as u32).to_le_bytes());
+    for (index, hash) in rows {
+        out.extend_from_slice(&index.to_le_bytes());
+        out.extend_from_slice(&hash.0);
+    }
+    out
+}
+
+fn decode(magic: &[u8; 4], bytes: &[u8]) -> Result<(u8, u64, Vec<Row>)> {
+    let (header, rows) = bytes.split_at_checked(HEADER).ok_or_else(|| corrupt("too short"))?;
+    if &header[..4] != magic || header[4] != FORMAT || header[6..8] != [0, 0] {
+        return Err(corrupt("unknown format"));
+    }
+    let size = u64::from_le_bytes(header[8..16].try_into().expect("8 bytes"));
+    let count = u32::from_le_bytes(header[16..20].try_into().expect("4 bytes"));
+    if rows.len() != count as usize * ROW {
+        return Err(corrupt("length does not match its count"));
+    }
+    let row = |row: &[u8]| {
+        let index = u32::from_le_bytes(row[..4].try_into().expect("4 bytes"));
+        (index, BlockHash(row[4..].try_into().expect("32 bytes")))
+    };
+    Ok((header[5], size, rows.chunks_exact(ROW).map(row).collect()))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -211,8 +264,30 @@ mod tests {
         }
 
         #[test]
-        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn a_delta_makes_the_one_of_the_other(
+            bits in MIN_BLOCK_BITS..=MAX_BLOCK_BITS, sizes in (0u64..40, 0u64..40),
+            rows in proptest::collection::btree_map(0u32..40, (0u8..3, 0u8..3), 0..40),
+        ) {
+            // Few hashes, so that some are equal; 0 is a hole.
+            let manifest = |size: u64, pick: fn((u8, u8)) -> u8| {
+                let rows = rows.iter().map(|(&i, &both)| (i, pick(both))).filter(|row| row.1 > 0 && u64::from(row.0) < size);
+                Manifest::new(bits, size << bits, rows.map(|(i, n)| (i, BlockHash([n; 32]))).collect()).unwrap()
+            };
+            let (old, new) = (manifest(sizes.0, |both| both.0), manifest(sizes.1, |both| both.1));
+            prop_assert_eq!(Manifest::from_delta(&old, &new.encode_delta(&old)).unwrap(), new);
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..200), header in any::<bool>()) {
             let _ = Manifest::decode(&bytes);
+            if header && bytes.len() >= HEADER {
+                let count = ((bytes.len() - HEADER) / ROW) as u32;
+                bytes.truncate(HEADER + count as usize * ROW);
+                bytes[..8].copy_from_slice(b"DFSD\x01\x10\0\0");
+                bytes[16..20].copy_from_slice(&count.to_le_bytes());
+            }
+            let base = Manifest::new(16, 9 << 16, vec![(3, BlockHash([1; 32])), (8, HOLE)]).unwrap();
+            let _ = Manifest::from_delta(&base, &bytes);
         }
 
         #[test]

@@ -15,6 +15,7 @@ pub mod credentials;
 pub mod error;
 pub mod ids;
 pub mod name;
+pub mod patch;
 pub mod transport;
 pub mod user;
 pub mod wire;

@@ -1,5 +1,5 @@
 //! A TCP proxy that misbehaves on demand, between a client and one service: it delays,
-//! swallows, cuts, resets, refuses, each direction by itself; and it counts requests.
+//! swallows, cuts, resets, refuses, each direction by itself; and it counts requests and bytes.
 //!
 //! It knows of HTTP only where a request begins. What it once swallowed from a connection
 //! it cannot mend, so such a connection stays silent until somebody closes it, which is
@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -52,6 +52,7 @@ struct Shared {
     ends: AtomicBool,
     connections: Mutex<Vec<Arc<Connection>>>,
     requests: Mutex<BTreeMap<String, u64>>,
+    bytes: [AtomicU64; 2],
     /// The request whose answer is lost next.
     loses: Mutex<Option<String>>,
 }
@@ -86,6 +87,7 @@ impl Proxy {
             ends: AtomicBool::new(false),
             connections: Mutex::new(Vec::new()),
             requests: Mutex::new(BTreeMap::new()),
+            bytes: [AtomicU64::new(0), AtomicU64::new(0)],
             loses: Mutex::new(None),
         });
         let accepting = Arc::clone(&shared);
@@ -150,6 +152,11 @@ impl Proxy {
     pub fn requests(&self) -> BTreeMap<String, u64> {
         lock(&self.shared.requests).clone()
     }
+
+    /// Bytes that have come in one direction, headers and all, whatever became of them.
+    pub fn bytes(&self, direction: Direction) -> u64 {
+        self.shared.bytes[direction as usize].load(Ordering::SeqCst)
+    }
 }
 
 impl Drop for Proxy {
@@ -199,6 +206,7 @@ impl Shared {
         let (mut buffer, mut last) = (vec![0; 64 << 10], Instant::now());
         loop {
             let n = from.read(&mut buffer).unwrap_or(0);
+            self.bytes[direction as usize].fetch_add(n as u64, Ordering::SeqCst);
             if direction == Direction::ToServer {
                 self.count(&buffer[..n], connection);
             }
@@ -293,6 +301,8 @@ mod tests {
         let request = "GET /v1/file/versions/17/3/data?x=1 HTTP/1.1\r\nhost: x\r\n\r\n";
         assert_eq!(ask(&mut stream, request).unwrap(), request);
         assert_eq!(proxy.requests(), BTreeMap::from([("GET /v1/file/versions/data".to_owned(), 1)]));
+        let both = [Direction::ToServer, Direction::ToClient].map(|direction| proxy.bytes(direction));
+        assert_eq!(both, [5 + request.len() as u64; 2]);
     }
 
     #[test]

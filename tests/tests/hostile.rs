@@ -374,6 +374,11 @@ fn file_resources_check_hashes_ranges_and_metadata() {
     for hash in [&"0".repeat(63), &"0".repeat(65), &"g".repeat(64), "..%2f..%2fetc%2fpasswd", "../../etc/passwd", &block[..10]] {
         refused(&send("GET", &format!("/v1/file/blocks/{hash}"), "", b""), hash);
         refused(&send("PUT", &format!("/v1/file/blocks/{hash}"), "", b"block"), hash);
+        refused(&send("POST", &format!("/v1/file/blocks/{hash}"), "", &[0; 50]), hash);
+    }
+    let patch = |len: u32, offset: u32, bytes: &[u8]| [&[0; 32][..], &len.to_le_bytes(), &offset.to_le_bytes(), bytes].concat();
+    for body in [patch(5, 0, b"other"), patch(0, 0, b""), patch(5, 5, b"x"), patch(5, u32::MAX, b"x"), patch(u32::MAX, 0, b""), b"short".to_vec()] {
+        refused(&send("POST", &format!("/v1/file/blocks/{block}"), "", &body), "a patch that does not make the block");
     }
     refused(&send("PUT", &format!("/v1/file/blocks/{block}"), "", b"other content"), "content of another hash");
     refused(&send("PUT", &format!("/v1/file/blocks/{block}"), "", &vec![0; (1 << 20) + 1]), "a block that is too large");
@@ -419,6 +424,12 @@ fn commits_that_do_not_fit_are_refused() {
         with("inline", json!([content.len() + 1])),
         with("inline", json!([u32::MAX, u32::MAX, u32::MAX])),
         with("inline", json!([content.len() - 1, 1])),
+        with("patches", json!([1])),
+        with("patches", json!([u32::MAX, u32::MAX, u32::MAX])),
+        with("patches", json!([-1])),
+        with("manifest_base", json!("0".repeat(64))),
+        with("manifest_base", json!(blake3::hash(&manifest).to_hex().to_string())),
+        with("manifest_base", json!("x")),
         with("session", json!(NOBODY)),
     ];
     for (what, meta) in cases {

@@ -2,9 +2,10 @@
 //!
 //! | resource | body | answer |
 //! |---|---|---|
-//! | `POST /v1/file/commit`, meta [`Commit`] | manifest, then the inline blocks | the published [`crate::attributes::Entry`] |
+//! | `POST /v1/file/commit`, meta [`Commit`] | manifest, then the inline blocks, then patches | the published [`crate::attributes::Entry`] |
 //! | `POST /v1/file/replicate`, meta [`Replicate`] | the same, from the primary to a replica | [`super::Done`] |
 //! | `PUT /v1/file/blocks/HASH?replicas=2,3` | one block | [`super::Done`] |
+//! | `POST /v1/file/blocks/HASH?replicas=2,3` | the same as a [`crate::patch::Patch`] | [`super::Done`] |
 //! | `GET /v1/file/blocks/HASH` | | one block (between servers) |
 //! | `GET /v1/file/versions/INO/VERSION/manifest` | | the manifest's stored form |
 //! | `GET /v1/file/versions/INO/VERSION/data`, optional `Range` | | content, holes as zeros; 206 for a range |
@@ -36,10 +37,12 @@ pub const VERSIONS: &str = "/v1/file/versions/";
 pub const MAX_READ: u64 = 8 << 20;
 /// The most bytes of blocks that a commit carries inline.
 pub const MAX_INLINE: usize = 1 << 20;
+/// The most bytes of blocks that the patches of one commit make.
+pub const MAX_PATCHED: usize = 16 << 20;
 
 /// A new version of a file. Its body is the manifest (`manifest_len` bytes), followed by the blocks of
-/// `inline` one after the other; every other block of the manifest must have been put before, or be
-/// part of a version that the server holds.
+/// `inline` one after the other, and then by the patches of `patches`; every other block of the manifest must have been put
+/// before, or be part of a version that the server holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Commit {
@@ -55,8 +58,15 @@ pub struct Commit {
     pub mtime: Timestamp,
     /// Bytes of the manifest at the start of the body.
     pub manifest_len: u32,
+    /// They are not the manifest but what differs from this one, which the server has ([`crate::block::Manifest::encode_delta`]);
+    /// `NotFound` where it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manifest_base: Option<BlockHash>,
     /// Lengths in bytes of the inline blocks.
     pub inline: Vec<u32>,
+    /// Lengths in bytes of the patches (see [`crate::patch`]). `NotFound` where one cannot be applied: the whole block must be sent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub patches: Vec<u32>,
     /// The file's other servers.
     pub replicas: Vec<ServerId>,
     /// True: the answer waits for the disks of all copies and of the directory (fsync).
@@ -81,8 +91,14 @@ pub struct Replicate {
     pub primary: ServerId,
     /// Bytes of the manifest at the start of the body.
     pub manifest_len: u32,
+    /// As in [`Commit`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manifest_base: Option<BlockHash>,
     /// Lengths in bytes of the inline blocks.
     pub inline: Vec<u32>,
+    /// Those of the patches, as in [`Commit`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub patches: Vec<u32>,
     /// True: the answer waits for the disk.
     pub durable: bool,
 }

@@ -45,7 +45,7 @@ const CLUSTER: &[&str] = &[RegisterServer::PATH, Heartbeat::PATH, ReportCopy::PA
 pub fn needs(method: Method, path: &str) -> Needs {
     if path.starts_with(BLOCKS) {
         // Clients send blocks, and read content as that of a version.
-        return if method == Method::Put { Needs::Writing } else { Needs::Cluster };
+        return if matches!(method, Method::Put | Method::Post) { Needs::Writing } else { Needs::Cluster };
     }
     match path {
         Break::PATH => Needs::Root,
@@ -76,6 +76,8 @@ mod tests {
         assert_eq!(names, known);
         assert_eq!((needs(COMMIT), needs(REPLICATE), needs(Break::PATH)), (Needs::Writing, Needs::Cluster, Needs::Root));
         let block = format!("{BLOCKS}00");
-        assert_eq!((super::needs(Method::Put, &block), super::needs(Method::Get, &block)), (Needs::Writing, Needs::Cluster));
+        for (method, expected) in [(Method::Put, Needs::Writing), (Method::Post, Needs::Writing), (Method::Get, Needs::Cluster)] {
+            assert_eq!(super::needs(method, &block), expected);
+        }
     }
 }

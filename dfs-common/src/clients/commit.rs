@@ -1,5 +1,5 @@
-//! Writing a version: the blocks that the primary lacks, then the commit; another
-//! primary where this one does not answer.
+//! Writing a version: what changed of the blocks that the primary lacks, then the commit;
+//! another primary where this one does not answer.
 
 use std::collections::HashSet;
 
@@ -9,10 +9,11 @@ use tokio::time::{Instant, sleep};
 
 use super::Cluster;
 use crate::api::directory::{Granted, Place};
-use crate::api::file::{BLOCKS, COMMIT, Commit, MAX_INLINE, Missing};
+use crate::api::file::{BLOCKS, COMMIT, Commit, MAX_INLINE, MAX_PATCHED, Missing};
 use crate::attributes::{Entry, Timestamp};
 use crate::block::{BlockHash, Manifest};
 use crate::ids::{InodeId, ServerId, Token, Version};
+use crate::patch::Changed;
 use crate::wire::{Method, Request};
 use crate::{Error, ErrorKind, Result};
 
@@ -21,10 +22,39 @@ const PARALLEL_PUTS: usize = 4;
 /// Before servers that failed are tried again.
 const PAUSE: std::time::Duration = std::time::Duration::from_millis(200);
 
+/// A manifest of fewer blocks than this travels whole.
+const MIN_DELTA_BLOCKS: usize = 64;
+
 /// Where a commit gets the content of its blocks.
 pub trait BlockSource: Send + Sync {
     /// The bytes of block `index` of the new version.
     fn read(&self, index: u32) -> Result<Bytes>;
+
+    /// True where servers have block `index` as it is, though it may be no part of the version before.
+    fn is_stored(&self, _index: u32) -> bool {
+        false
+    }
+
+    /// Where block `index` differs from one that servers have, if that is worth sending it as a change.
+    fn changed(&self, _index: u32) -> Option<Changed> {
+        None
+    }
+}
+
+/// A block that has to travel.
+#[derive(Clone, Copy, Debug)]
+struct Fresh {
+    index: u32,
+    hash: BlockHash,
+    /// It travels as a patch.
+    changed: Option<Changed>,
+}
+
+impl Fresh {
+    /// Bytes of it that travel.
+    fn len(&self, manifest: &Manifest) -> usize {
+        self.changed.map_or_else(|| manifest.block_len(self.index), |changed| changed.encoded_len())
+    }
 }
 
 /// A whole file in memory as a source of blocks of `2^block_bits` bytes.
@@ -86,15 +116,15 @@ impl Cluster {
         let mut unplaced = None;
         let mut placement = placement.to_vec();
         let mut avoid: Vec<ServerId> = Vec::new();
-        let mut base_manifest = new.base_manifest;
+        let mut base = Base::known(new.base_manifest);
         loop {
             let started = Instant::now();
             let problem = match placement.split_first() {
-                Some((&primary, replicas)) => match self.commit_to(new, base_manifest, primary, replicas, source).await {
+                Some((&primary, replicas)) => match self.commit_to(new, base, primary, replicas, source).await {
                     Ok(published) => return Ok(published),
-                    // The primary lacks blocks that it was thought to have: send whatever it lacks.
-                    Err(e) if e.kind() == ErrorKind::NotFound && base_manifest.is_some() => {
-                        base_manifest = None;
+                    // The primary lacks what it was thought to have: send more.
+                    Err(e) if e.kind() == ErrorKind::NotFound && base.manifest().is_some() => {
+                        base = base.less();
                         continue;
                     }
                     Err(e) if e.kind().is_transient() || e.kind() == ErrorKind::NoSpace => {
@@ -118,7 +148,7 @@ impl Cluster {
                     self.learn(&entry).await?;
                     // Who holds the base has its blocks, which this client may not have.
                     let is_holder = entry.layout.placement.first().is_some_and(|primary| entry.layout.holders.contains(primary));
-                    base_manifest = new.base_manifest.filter(|_| is_holder);
+                    base = Base::known(new.base_manifest.filter(|_| is_holder));
                     entry.layout.placement
                 }
                 // Nobody else can take it: a full disk stays the reason.
@@ -143,20 +173,27 @@ impl Cluster {
     async fn commit_to(
         &self,
         new: &NewVersion<'_>,
-        base: Option<&Manifest>,
+        base: Base<'_>,
         primary: ServerId,
         replicas: &[ServerId],
         source: &dyn BlockSource,
     ) -> Result<(Entry, Option<Granted>)> {
-        let fresh = fresh_blocks(new.manifest, base);
-        let bytes: usize = fresh.iter().map(|&(index, _)| new.manifest.block_len(index)).sum();
-        let inline = if bytes <= MAX_INLINE {
-            fresh
+        let is_change = base.to_change().is_some();
+        let fresh: Vec<Fresh> = fresh_blocks(new.manifest, base.manifest())
+            .into_iter()
+            .filter(|(index, _)| !(is_change && source.is_stored(*index)))
+            .map(|(index, hash)| Fresh { index, hash, changed: if is_change { source.changed(index) } else { None } })
+            .collect();
+        let bytes: usize = fresh.iter().map(|fresh| fresh.len(new.manifest)).sum();
+        let patched: usize = fresh.iter().filter(|fresh| fresh.changed.is_some()).map(|fresh| new.manifest.block_len(fresh.index)).sum();
+        let (patches, inline) = if bytes <= MAX_INLINE && patched <= MAX_PATCHED {
+            fresh.into_iter().partition(|fresh| fresh.changed.is_some())
         } else {
             self.put_missing(new.manifest, &fresh, primary, replicas, source).await?;
-            Vec::new()
+            (Vec::new(), Vec::new())
         };
-        let encoded = new.manifest.encode();
+        let (encoded, manifest_base) = encode_manifest(new.manifest, base.to_change());
+        let lengths = |blocks: &[Fresh]| blocks.iter().map(|fresh| fresh.len(new.manifest) as u32).collect::<Vec<u32>>();
         let commit = Commit {
             ino: new.ino,
             session: self.id(),
@@ -164,16 +201,21 @@ impl Cluster {
             base: new.base,
             mtime: new.mtime,
             manifest_len: encoded.len() as u32,
-            inline: inline.iter().map(|&(index, _)| new.manifest.block_len(index) as u32).collect(),
+            manifest_base,
+            inline: lengths(&inline),
+            patches: lengths(&patches),
             replicas: replicas.to_vec(),
             durable: new.durable,
             interim: new.interim,
             goes_on: new.goes_on,
         };
-        let mut body = BytesMut::with_capacity(encoded.len() + commit.inline.iter().sum::<u32>() as usize);
+        let mut body = BytesMut::with_capacity(encoded.len() + commit.inline.iter().chain(&commit.patches).sum::<u32>() as usize);
         body.extend_from_slice(&encoded);
-        for &(index, _) in &inline {
-            body.extend_from_slice(&source.read(index)?);
+        for fresh in &inline {
+            body.extend_from_slice(&source.read(fresh.index)?);
+        }
+        for (fresh, changed) in patches.iter().filter_map(|fresh| fresh.changed.map(|changed| (fresh, changed))) {
+            changed.patch(&source.read(fresh.index)?).encode(&mut body);
         }
         let request = Request::new(Method::Post, COMMIT).session(Some(self.id())).meta(&commit).body(body.freeze());
         let reply = self.peers.send(primary, request).await?;
@@ -185,31 +227,91 @@ impl Cluster {
     async fn put_missing(
         &self,
         manifest: &Manifest,
-        fresh: &[(u32, BlockHash)],
+        fresh: &[Fresh],
         primary: ServerId,
         replicas: &[ServerId],
         source: &dyn BlockSource,
     ) -> Result<()> {
-        let replicas: Vec<String> = replicas.iter().map(ToString::to_string).collect();
-        let query = if replicas.is_empty() { String::new() } else { format!("?replicas={}", replicas.join(",")) };
         for batch in fresh.chunks(Missing::MAX) {
-            let ask = Missing { session: self.id(), hashes: batch.iter().map(|b| b.1).collect() };
+            let ask = Missing { session: self.id(), hashes: batch.iter().map(|fresh| fresh.hash).collect() };
             let request = Request::new(Method::Post, <Missing as crate::api::Operation>::PATH).session(Some(self.id())).json(&ask);
             let answer: crate::api::file::MissingBlocks = self.peers.send(primary, request).await?.parse_json()?;
-            let wanted: Vec<(u32, BlockHash)> = answer.missing.iter().filter_map(|&at| batch.get(at as usize).copied()).collect();
-            let puts = wanted.into_iter().map(|(index, hash)| {
-                let query = &query;
-                async move {
-                    let content = source.read(index)?;
-                    assert_eq!(content.len(), manifest.block_len(index), "block {index} has the manifest's length");
-                    let request = Request::new(Method::Put, format!("{BLOCKS}{hash}{query}")).session(Some(self.id())).body(content);
-                    self.peers.send(primary, request).await?.into_bytes().map(|_| ())
-                }
+            let wanted: Vec<Fresh> = answer.missing.iter().filter_map(|&at| batch.get(at as usize).copied()).collect();
+            let puts = wanted.into_iter().map(|Fresh { index, hash, changed }| async move {
+                let content = source.read(index)?;
+                assert_eq!(content.len(), manifest.block_len(index), "block {index} has the manifest's length");
+                self.put_block(hash, content, changed, primary, replicas).await
             });
             stream::iter(puts).buffer_unordered(PARALLEL_PUTS).try_collect::<()>().await?;
         }
         Ok(())
     }
+
+    /// Stores one block at `primary` and, through it, at `replicas`, where it stays pinned for the session: as what
+    /// `changed`, if the primary can make it of that, or else whole.
+    pub async fn put_block(&self, hash: BlockHash, content: Bytes, changed: Option<Changed>, primary: ServerId, replicas: &[ServerId]) -> Result<()> {
+        let replicas: Vec<String> = replicas.iter().map(ToString::to_string).collect();
+        let query = if replicas.is_empty() { String::new() } else { format!("?replicas={}", replicas.join(",")) };
+        let request = |method| Request::new(method, format!("{BLOCKS}{hash}{query}")).session(Some(self.id()));
+        if let Some(changed) = changed {
+            let mut patch = BytesMut::with_capacity(changed.encoded_len());
+            changed.patch(&content).encode(&mut patch);
+            match self.peers.send(primary, request(Method::Post).body(patch.freeze())).await?.into_bytes() {
+                Err(e) if e.kind() == ErrorKind::NotFound => {}
+                other => return other.map(|_| ()),
+            }
+        }
+        self.peers.send(primary, request(Method::Put).body(content)).await?.into_bytes().map(|_| ())
+    }
+}
+
+/// What the primary is thought to have of the version that a new one is built on.
+#[derive(Clone, Copy, Debug)]
+enum Base<'a> {
+    /// All of it, so that it can be told what changed.
+    Changed(&'a Manifest),
+    /// Its blocks.
+    Blocks(&'a Manifest),
+    /// Nobody knows.
+    Unknown,
+}
+
+impl<'a> Base<'a> {
+    fn known(manifest: Option<&'a Manifest>) -> Self {
+        manifest.map_or(Self::Unknown, Self::Changed)
+    }
+
+    /// It did not have that.
+    fn less(self) -> Self {
+        match self {
+            Self::Changed(manifest) => Self::Blocks(manifest),
+            Self::Blocks(_) | Self::Unknown => Self::Unknown,
+        }
+    }
+
+    fn manifest(self) -> Option<&'a Manifest> {
+        match self {
+            Self::Changed(manifest) | Self::Blocks(manifest) => Some(manifest),
+            Self::Unknown => None,
+        }
+    }
+
+    fn to_change(self) -> Option<&'a Manifest> {
+        if let Self::Changed(manifest) = self { Some(manifest) } else { None }
+    }
+}
+
+/// `manifest` as it travels, and of which other one that is the change.
+fn encode_manifest(manifest: &Manifest, base: Option<&Manifest>) -> (Vec<u8>, Option<BlockHash>) {
+    let worth_it =
+        |base: &&Manifest| base.blocks().len().min(manifest.blocks().len()) >= MIN_DELTA_BLOCKS && base.block_bits() == manifest.block_bits();
+    if let Some(base) = base.filter(worth_it) {
+        let delta = manifest.encode_delta(base);
+        if delta.len() < manifest.encoded_len() / 2 {
+            return (delta, Some(base.hash()));
+        }
+    }
+    (manifest.encode(), None)
 }
 
 /// The blocks of `manifest` that `base` lacks, each hash once.

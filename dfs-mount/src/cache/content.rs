@@ -5,6 +5,8 @@
 //! is missing is named, and fetched by the caller. While a commit is under way nothing
 //! changes, so that a version is always a state that the file had.
 
+mod ahead;
+mod committing;
 mod copying;
 
 use std::fs::File;
@@ -12,22 +14,24 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
+pub use ahead::Taken;
 use bytes::Bytes;
+pub use committing::Plan;
 pub use copying::CopyNotYet;
 use dfs_common::attributes::Timestamp;
-use dfs_common::block::{BlockHash, Manifest};
-use dfs_common::clients::commit::BlockSource;
+use dfs_common::block::Manifest;
 use dfs_common::ids::{InodeId, ServerId, Version};
 use dfs_common::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use self::ahead::Run;
 use super::BlockMap;
 use super::arriving::{Arriving, Claim};
 use super::journal::Journal;
 use super::record::{Begun, Owned, Record, runs};
-use super::restore::compare;
 use crate::failpoint;
 use crate::system;
 use crate::turn::Turn;
@@ -71,6 +75,8 @@ struct State {
     mapped: bool,
     /// The cache file is no open file's any more, and may be made another version.
     shelved: bool,
+    /// What a program is writing from front to back.
+    run: Run,
 }
 
 #[derive(Debug)]
@@ -101,25 +107,14 @@ pub struct Content {
     file: File,
     state: Mutex<State>,
     committed: Notify,
+    /// There is something to send ahead, and nobody was told.
+    ahead: AtomicBool,
     /// Held by who waits for blocks: the next one shares its failure.
     pub(crate) fill: Turn,
     /// Which blocks are being fetched.
     pub(crate) arriving: Arriving,
     /// Held while a version is committed.
     pub(crate) commit: Turn,
-}
-
-/// What a commit needs to know of the moment at which it began.
-#[derive(Debug)]
-pub struct Plan {
-    /// The version that the changes are built on.
-    pub base: Version,
-    /// Their blocks, which need not be sent.
-    pub base_manifest: Arc<Manifest>,
-    /// The new content.
-    pub manifest: Manifest,
-    /// When it last changed.
-    pub mtime: Timestamp,
 }
 
 impl Content {
@@ -140,11 +135,13 @@ impl Content {
             aside: false,
             mapped: false,
             shelved: false,
+            run: Run::default(),
         };
         Self {
             file,
             state: Mutex::new(state),
             committed: Notify::new(),
+            ahead: AtomicBool::new(false),
             fill: Turn::default(),
             arriving: Arriving::default(),
             commit: Turn::default(),
@@ -203,6 +200,11 @@ impl Content {
     /// From now on programs may store to a mapping of the cache file: each commit compares all bytes with the version.
     pub fn may_be_mapped(&self) {
         self.state.lock().mapped = true;
+    }
+
+    /// Whether there may be such mappings.
+    pub fn is_mapped(&self) -> bool {
+        self.state.lock().mapped
     }
 
     /// No mapping for writing is left.
@@ -346,6 +348,7 @@ impl Content {
                 }
                 state.map.wrote(start, end - start);
             }
+            self.note_run(state, offset, len);
             failpoint::reach("write.done");
             Ok(())
         })
@@ -475,64 +478,6 @@ impl Content {
         Ok(())
     }
 
-    /// Begins a commit: from now on nothing changes until [`Content::end_commit`]. `None` where there is nothing to do.
-    pub fn begin_commit(&self, now: Timestamp, durable: bool) -> Result<Option<Plan>> {
-        let map = {
-            let mut state = self.state.lock();
-            if state.mapped {
-                let (map, missing) = (&state.map, state.map.missing().collect());
-                state.map = compare(&self.file, &state.base, map.size(), missing).map_err(|e| Error::from_io(&e, "cache file"))?;
-            }
-            if !state.map.is_changed() && (!durable || state.durable) {
-                return Ok(None);
-            }
-            state.committing = true;
-            state.map.clone()
-        };
-        let plan = self.plan(&map, now);
-        if plan.is_err() {
-            self.end_commit(None);
-        }
-        plan.map(Some)
-    }
-
-    fn plan(&self, map: &BlockMap, now: Timestamp) -> Result<Plan> {
-        let hashes = map.dirty().map(|block| Ok(BlockHash::of(&self.block(map, block)?))).collect::<Result<Vec<_>>>()?;
-        let manifest = map.manifest(&hashes)?;
-        let state = self.state.lock();
-        Ok(Plan { base: state.version, base_manifest: state.base.clone(), manifest, mtime: state.mtime.unwrap_or(now) })
-    }
-
-    /// Ends a commit, with what was published (version, manifest, whether disks have it) or with nothing.
-    pub fn end_commit(&self, published: Option<(Version, &Manifest, bool)>) {
-        let mut state = self.state.lock();
-        state.committing = false;
-        if let Some((version, manifest, durable)) = published {
-            // Before anything else is written: it is built on this version.
-            if let Err(e) = state.note(|file| Record::Rebased(file, version, manifest.encode().into())) {
-                log::warn!("{e}; after a crash now, what is written next would be kept as a recoverable version");
-            }
-            failpoint::reach("commit.rebased");
-            state.map.committed(manifest);
-            state.base = Arc::new(manifest.clone());
-            state.version = version;
-            (state.durable, state.goes_on) = (durable, durable);
-            state.origin.clear();
-        }
-        self.committed.notify_waiters();
-    }
-
-    /// Waits until no commit is under way.
-    pub async fn commit_done(&self) {
-        loop {
-            let notified = self.committed.notified();
-            if !self.state.lock().committing {
-                return;
-            }
-            notified.await;
-        }
-    }
-
     /// Bytes on disk now, for a copy to `path`.
     pub fn sync(&self) -> Result<()> {
         self.file.sync_data().map_err(|e| Error::from_io(&e, "cache file"))
@@ -545,22 +490,14 @@ impl Content {
 
     /// The bytes of `block` within the file as the cache file has them.
     pub(super) fn block(&self, map: &BlockMap, block: u32) -> Result<Bytes> {
-        let (start, len) = map.span(block);
+        self.bytes(map.span(block))
+    }
+
+    fn bytes(&self, (start, len): (u64, usize)) -> Result<Bytes> {
         let mut bytes = vec![0; len];
         // Behind the last write the cache file may be shorter than the file: zeros.
         read_full(&self.file, &mut bytes, start).map_err(|e| Error::from_io(&e, "cache file"))?;
         Ok(bytes.into())
-    }
-}
-
-impl BlockSource for Content {
-    fn read(&self, index: u32) -> Result<Bytes> {
-        failpoint::reach("commit.sending");
-        let map = self.map();
-        if map.is_missing(index) {
-            return Err(Error::new(ErrorKind::Unavailable, format!("block {index} is in no cache and on no server that answers")));
-        }
-        self.block(&map, index)
     }
 }
 

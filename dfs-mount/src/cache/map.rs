@@ -3,14 +3,21 @@
 //!
 //! Every block of data is in exactly one of three states: *clean* (its hash is known
 //! and its bytes are here), *missing* (its hash is known, its bytes are not here), or
-//! *dirty* (its bytes are here and no server has them). Everything else is a hole.
+//! *dirty* (its bytes are here and no version has them). Everything else is a hole.
+//! Of a dirty block is known where it differs from what it was before, and its hash, once
+//! it was hashed and not changed since.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use dfs_common::Result;
 use dfs_common::block::{BlockHash, Manifest};
+use dfs_common::patch::Changed;
 
+use super::dirty::Dirty;
 use super::record::runs;
+
+/// A patch saves at least so many bytes, and half of the block: else the block travels whole.
+const MIN_SAVED: u32 = 16 << 10;
 
 /// The state of one cached file's blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,7 +27,9 @@ pub struct BlockMap {
     /// Clean and missing blocks.
     hashes: BTreeMap<u32, BlockHash>,
     missing: BTreeSet<u32>,
-    dirty: BTreeSet<u32>,
+    dirty: BTreeMap<u32, Dirty>,
+    /// Takes of blocks so far, see [`Self::take`].
+    takes: u64,
     /// Something differs from the version that this map was made from.
     changed: bool,
 }
@@ -30,7 +39,7 @@ impl BlockMap {
     pub fn new(manifest: &Manifest, present: bool) -> Self {
         let hashes: BTreeMap<u32, BlockHash> = manifest.blocks().iter().copied().collect();
         let missing = if present { BTreeSet::new() } else { hashes.keys().copied().collect() };
-        Self { bits: manifest.block_bits(), size: manifest.size(), hashes, missing, dirty: BTreeSet::new(), changed: false }
+        Self { bits: manifest.block_bits(), size: manifest.size(), hashes, missing, dirty: BTreeMap::new(), takes: 0, changed: false }
     }
 
     /// What has become of `manifest`: a file of `size` bytes that lacks the blocks `missing`, in which `dirty` are new and
@@ -41,7 +50,8 @@ impl BlockMap {
         let hashes: BTreeMap<u32, BlockHash> = manifest.blocks().iter().copied().filter(|(block, _)| stays(block)).collect();
         let missing = missing.into_iter().filter(|block| hashes.contains_key(block)).collect();
         let changed = size != manifest.size() || !dirty.is_empty() || !gone.is_empty();
-        Self { bits: manifest.block_bits(), size, hashes, missing, dirty, changed }
+        let dirty = dirty.into_iter().map(|block| (block, Dirty::unlike_anything())).collect();
+        Self { bits: manifest.block_bits(), size, hashes, missing, dirty, takes: 0, changed }
     }
 
     /// The file's length in bytes, changes included.
@@ -81,8 +91,7 @@ impl BlockMap {
 
     /// Bytes that holes do not take up, to the block.
     pub fn stored(&self) -> u64 {
-        let blocks = self.hashes.len() as u64 + self.dirty.iter().filter(|i| !self.hashes.contains_key(i)).count() as u64;
-        (blocks << self.bits).min(self.size)
+        (((self.hashes.len() + self.dirty.len()) as u64) << self.bits).min(self.size)
     }
 
     fn block_of(&self, offset: u64) -> u32 {
@@ -102,7 +111,7 @@ impl BlockMap {
 
     /// True for a block that is no hole.
     pub fn holds_data(&self, block: u32) -> bool {
-        self.hashes.contains_key(&block) || self.dirty.contains(&block)
+        self.hashes.contains_key(&block) || self.dirty.contains_key(&block)
     }
 
     /// Missing blocks among the bytes `offset..offset + len`.
@@ -175,7 +184,9 @@ impl BlockMap {
             self.size = end;
         }
         for block in self.block_of(offset)..=self.block_of(end - 1) {
-            self.mark_dirty(block);
+            let start = u64::from(block) << self.bits;
+            let within = |at: u64| at.saturating_sub(start).min(1 << self.bits) as u32;
+            self.mark_dirty(block, (within(offset), within(end)));
         }
         self.changed = true;
     }
@@ -193,7 +204,9 @@ impl BlockMap {
             let first_gone = size.div_ceil(1 << self.bits) as u32;
             self.forget_from(first_gone);
             if let Some(block) = self.ragged_end().filter(|&b| self.holds_data(b)) {
-                self.mark_dirty(block);
+                self.mark_dirty(block, (0, 0));
+                let len = self.span(block).1 as u32;
+                self.dirty.entry(block).and_modify(|dirty| dirty.cut(len));
             }
         }
         self.changed = true;
@@ -220,14 +233,16 @@ impl BlockMap {
     /// A block that ended with the file gets longer, so its hash changes.
     fn lengthen_last(&mut self) {
         if let Some(block) = self.ragged_end().filter(|&b| self.holds_data(b)) {
-            self.mark_dirty(block);
+            self.mark_dirty(block, (0, 0));
         }
     }
 
-    fn mark_dirty(&mut self, block: u32) {
-        self.hashes.remove(&block);
+    /// Bytes `written` (first, behind the last) of `block` changed, which has the length that it had before.
+    fn mark_dirty(&mut self, block: u32, written: (u32, u32)) {
+        let len = self.span(block).1 as u32;
+        let hash = self.hashes.remove(&block);
         self.missing.remove(&block);
-        self.dirty.insert(block);
+        self.dirty.entry(block).or_insert_with(|| Dirty::since(hash, len)).wrote(written, len);
     }
 
     fn forget_from(&mut self, block: u32) {
@@ -243,7 +258,37 @@ impl BlockMap {
 
     /// Blocks whose hash a commit needs.
     pub fn dirty(&self) -> impl Iterator<Item = u32> + '_ {
-        self.dirty.iter().copied()
+        self.dirty.iter().filter(|(_, dirty)| dirty.hash().is_none()).map(|(block, _)| *block)
+    }
+
+    /// True where servers have these bytes: of a version, or because they were sent ahead.
+    pub fn is_stored(&self, block: u32) -> bool {
+        self.hashes.contains_key(&block) || self.dirty.get(&block).is_some_and(|dirty| dirty.hash().is_some())
+    }
+
+    /// Bytes of dirty blocks at the most, and blocks in all.
+    pub fn cost(&self) -> (u64, usize) {
+        ((self.dirty.len() as u64) << self.bits, self.hashes.len() + self.dirty.len())
+    }
+
+    /// Where a dirty block differs from one that servers have, if that is little of it.
+    pub fn changed_of(&self, block: u32) -> Option<Changed> {
+        let len = self.span(block).1 as u32;
+        let changed = self.dirty.get(&block)?.changed(len);
+        let saved = len - (changed.end - changed.first);
+        (saved >= MIN_SAVED && saved >= len / 2).then_some(changed)
+    }
+
+    /// Takes a dirty block to be hashed and stored: each once between two commits. What [`Self::taken`] wants to hear.
+    pub fn take(&mut self, block: u32) -> Option<u64> {
+        self.takes += 1;
+        let ticket = self.takes;
+        self.dirty.get_mut(&block).is_some_and(|dirty| dirty.take(ticket)).then_some(ticket)
+    }
+
+    /// A server has the bytes that `block` had at `ticket`, and their hash. False where they have changed since.
+    pub fn taken(&mut self, block: u32, ticket: u64, hash: BlockHash) -> bool {
+        self.dirty.get_mut(&block).is_some_and(|dirty| dirty.taken(ticket, hash))
     }
 
     /// The bytes of `block` within the file, at most one block.
@@ -255,7 +300,8 @@ impl BlockMap {
     /// The version that a commit publishes, given the hashes of [`Self::dirty`] in the same order.
     pub fn manifest(&self, dirty: &[BlockHash]) -> Result<Manifest> {
         let mut blocks = self.hashes.clone();
-        blocks.extend(self.dirty.iter().copied().zip(dirty.iter().copied()));
+        let mut hashes = dirty.iter().copied();
+        blocks.extend(self.dirty.iter().filter_map(|(block, dirty)| Some((*block, dirty.hash().or_else(|| hashes.next())?))));
         Manifest::new(self.bits, self.size, blocks.into_iter().collect())
     }
 
@@ -280,7 +326,7 @@ impl BlockMap {
         assert!(!self.changed, "changes are committed or set aside first");
         if manifest.block_bits() != self.bits {
             let old = (0..self.size.div_ceil(1 << self.bits) as u32).collect();
-            *self = Self::new(manifest, false);
+            *self = Self { takes: self.takes, ..Self::new(manifest, false) };
             return old;
         }
         let hashes: BTreeMap<u32, BlockHash> = manifest.blocks().iter().copied().collect();
@@ -310,6 +356,9 @@ impl BlockMap {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::{HashMap, VecDeque};
+
+    use bytes::Bytes;
     use proptest::prelude::*;
 
     use super::*;
@@ -323,11 +372,21 @@ mod tests {
         Write(u64, u64),
         Truncate(u64),
         Commit,
+        /// A block begins to be sent ahead.
+        Take(u32),
+        /// What was taken first has arrived.
+        Arrive,
     }
 
     fn any_step() -> impl Strategy<Value = Step> {
         let offset = 0..5 * BLOCK;
-        prop_oneof![(offset.clone(), 1..2 * BLOCK).prop_map(|(o, l)| Step::Write(o, l)), offset.prop_map(Step::Truncate), Just(Step::Commit),]
+        prop_oneof![
+            (offset.clone(), 1..2 * BLOCK).prop_map(|(o, l)| Step::Write(o, l)),
+            offset.prop_map(Step::Truncate),
+            Just(Step::Commit),
+            (0u32..5).prop_map(Step::Take),
+            Just(Step::Arrive),
+        ]
     }
 
     /// The cached file as its bytes, and the map: what is not missing must equal the truth.
@@ -336,12 +395,41 @@ mod tests {
         local: Vec<u8>,
         truth: Vec<u8>,
         remote: Vec<u8>,
+        /// Blocks that servers have.
+        stored: HashMap<BlockHash, Vec<u8>>,
+        on_their_way: VecDeque<(u32, u64, Vec<u8>)>,
     }
 
     impl Model {
         fn new(content: Vec<u8>) -> Self {
             let map = BlockMap::new(&manifest_of(&content), false);
-            Self { map, local: vec![0; content.len()], truth: content.clone(), remote: content }
+            let mut model = Self {
+                map,
+                local: vec![0; content.len()],
+                truth: content,
+                remote: Vec::new(),
+                stored: HashMap::new(),
+                on_their_way: VecDeque::new(),
+            };
+            model.publish();
+            model
+        }
+
+        fn publish(&mut self) {
+            self.remote = self.truth.clone();
+            self.stored.extend(self.truth.chunks(BLOCK as usize).map(|block| (BlockHash::of(block), block.to_vec())));
+        }
+
+        /// What is said to have changed of a block makes the block, of what servers have.
+        fn assert_changes_make_the_truth(&self) {
+            for (&block, dirty) in &self.map.dirty {
+                let expected = piece(&self.truth, block);
+                let changed = dirty.changed(expected.len() as u32);
+                let base = changed.base.map_or_else(Vec::new, |hash| self.stored[&hash].clone());
+                let patch = changed.patch(&Bytes::copy_from_slice(expected));
+                assert!(patch.apply(base) == expected, "block {block}: {dirty:?}");
+                assert!(dirty.hash().is_none_or(|hash| hash == BlockHash::of(expected)), "block {block}");
+            }
         }
 
         fn fetch(&mut self, blocks: Vec<u32>) {
@@ -373,15 +461,28 @@ mod tests {
                     self.truth.resize(size as usize, 0);
                     self.map.truncate(size);
                 }
+                Step::Take(block) => {
+                    if let Some(ticket) = self.map.take(block) {
+                        self.on_their_way.push_back((block, ticket, piece(&self.local, block).to_vec()));
+                    }
+                }
+                Step::Arrive => {
+                    if let Some((block, ticket, bytes)) = self.on_their_way.pop_front() {
+                        let hash = BlockHash::of(&bytes);
+                        self.stored.insert(hash, bytes);
+                        self.map.taken(block, ticket, hash);
+                    }
+                }
                 Step::Commit => {
                     let dirty: Vec<_> = self.map.dirty().collect();
                     let hashes: Vec<_> = dirty.iter().map(|&b| BlockHash::of(piece(&self.local, b))).collect();
                     let manifest = self.map.manifest(&hashes).unwrap();
                     assert_matches_truth(&manifest, &self.truth);
                     self.map.committed(&manifest);
-                    self.remote = self.truth.clone();
+                    self.publish();
                 }
             }
+            self.assert_changes_make_the_truth();
         }
     }
 
@@ -407,7 +508,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_commit_is_always_the_truth(start in 0..4 * BLOCK, steps in proptest::collection::vec(any_step(), 1..12)) {
+        fn a_commit_is_always_the_truth(start in 0..4 * BLOCK, steps in proptest::collection::vec(any_step(), 1..24)) {
             let mut model = Model::new((0..start).map(|i| (i % 251) as u8 + 1).collect());
             for (n, step) in steps.iter().enumerate() {
                 model.apply(step, n as u8 + 1);
@@ -455,6 +556,41 @@ mod tests {
         assert_eq!(map.needed_to_write(8 * BLOCK, 10), [3]);
         assert_eq!(map.needed_to_write(BLOCK, BLOCK), Vec::<u32>::new());
         assert_eq!(map.needed_to_write(BLOCK + 1, BLOCK), [1, 2]);
+    }
+
+    #[test]
+    fn little_changes_are_told_from_large_ones() {
+        let mut map = BlockMap::new(&manifest_of(&vec![1; 3 * BLOCK as usize + 5]), true);
+        let hash = map.hash(1);
+        map.wrote(BLOCK + 4096, 4096);
+        assert_eq!(map.changed_of(1), Some(Changed { base: hash, first: 4096, end: 8192 }));
+        map.wrote(BLOCK + 60_000, 1);
+        assert_eq!(map.changed_of(1), None, "most of the block lies between the two");
+        map.wrote(3 * BLOCK + 5, 40_000);
+        assert_eq!(map.changed_of(3), None, "it is mostly new");
+        map.wrote(9 * BLOCK, 4096);
+        assert_eq!(map.changed_of(9), None, "what was a hole and ends with the file is all there is");
+        map.truncate(10 * BLOCK);
+        assert_eq!(map.changed_of(9), Some(Changed { base: None, first: 0, end: 4096 }));
+        assert_eq!(map.changed_of(0), None, "it has not changed");
+    }
+
+    #[test]
+    fn what_changes_on_its_way_is_hashed_again() {
+        let mut map = BlockMap::new(&Manifest::empty(BITS), true);
+        map.wrote(0, 3 * BLOCK);
+        let hash = BlockHash([7; 32]);
+        let tickets: Vec<u64> = (0..3).map(|block| map.take(block).unwrap()).collect();
+        assert_eq!(map.take(0), None, "once");
+        map.wrote(BLOCK, 1);
+        assert_eq!((map.taken(0, tickets[0], hash), map.taken(1, tickets[1], hash)), (true, false));
+        assert_eq!(map.dirty().collect::<Vec<_>>(), [1, 2]);
+        assert_eq!(map.take(1), None, "and never again before a commit");
+        // The answer for the third block comes after a commit, and after the block was written and taken again.
+        map.committed(&map.manifest(&[hash, hash]).unwrap());
+        map.wrote(0, 3 * BLOCK);
+        let again = map.take(2).unwrap();
+        assert!(!map.taken(2, tickets[2], hash) && map.taken(2, again, hash));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The local cache: one sparse file on disk for each version that is or was open.
 //!
-//! Decisions about blocks are pure ([`map`], [`copy`]); [`content`] applies them to a file on
+//! Decisions about blocks are pure ([`map`], [`dirty`], [`copy`]); [`content`] applies them to a file on
 //! disk, [`arriving`] knows what is being fetched; [`shelf`] keeps closed files for the next open and throws out the least
 //! recently used. Knows nothing of FUSE and never talks to a server.
 //!
@@ -12,6 +12,7 @@ pub mod arriving;
 pub mod aside;
 pub mod content;
 pub mod copy;
+mod dirty;
 pub mod journal;
 pub mod map;
 pub mod record;

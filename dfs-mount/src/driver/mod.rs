@@ -151,6 +151,7 @@ fn run(options: &Options, parent: &mut Option<PipeWriter>) -> Result<()> {
     runtime.spawn(vfs.clone().keep_leases());
     runtime.spawn(vfs.clone().keep_recalls());
     runtime.spawn(vfs.clone().keep_locks());
+    runtime.spawn(vfs.clone().keep_sending_ahead());
     runtime.block_on(recover(&vfs));
     runtime.spawn(vfs.clone().keep_recovered());
     let mut mounted =

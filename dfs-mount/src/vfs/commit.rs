@@ -14,8 +14,13 @@ use crate::cache::Content;
 use crate::cache::content::{Plan, set_aside};
 use crate::failpoint;
 
-/// Hashing up to this many bytes of changes is done at once, more on another thread.
+/// Hashing up to this many bytes of changes is done at once, more on another thread …
 const HASH_INLINE: u64 = 1 << 20;
+/// … as is listing more than this many blocks.
+const LIST_INLINE: usize = 4096;
+
+/// Attempts to publish a file to which a mapping is stored again and again meanwhile.
+const OVERTAKEN_MAX: u32 = 5;
 
 impl Vfs {
     /// Publishes what has changed in `content`; with `durable` the disks of all copies have it when this returns.
@@ -31,7 +36,14 @@ impl Vfs {
         if content.is_aside() {
             return Err(set_aside());
         }
-        let result = self.commit_alone(node, content, durable).await;
+        let mut result = self.commit_alone(node, content, durable).await;
+        for _ in 0..OVERTAKEN_MAX {
+            // A store to a mapping came between the hash of its block and the sending.
+            if !result.as_ref().is_err_and(|e| e.kind() == ErrorKind::Invalid && content.is_mapped()) {
+                break;
+            }
+            result = self.commit_alone(node, content, durable).await;
+        }
         if let Err(e) = &result
             && is_lost(e.kind())
         {
@@ -41,7 +53,8 @@ impl Vfs {
     }
 
     async fn commit_alone(&self, node: &Arc<Node>, content: &Arc<Content>, durable: bool) -> Result<()> {
-        let plan = if content.size() <= HASH_INLINE {
+        let (bytes, blocks) = content.commit_cost();
+        let plan = if bytes <= HASH_INLINE && blocks <= LIST_INLINE {
             content.begin_commit(self.now(), durable)?
         } else {
             let (content, now) = (content.clone(), self.now());

@@ -52,7 +52,10 @@ impl Vfs {
         let handle = self.handles.file(handle)?;
         check_writer(&handle)?;
         match handle.content.write(offset, data, append, self.now()) {
-            Ok(()) => Ok(true),
+            Ok(()) => {
+                self.send_ahead(&handle);
+                Ok(true)
+            }
             Err(NotYet::Missing(_) | NotYet::Committing) => Ok(false),
             Err(NotYet::Failed(e)) => Err(e),
         }
@@ -63,7 +66,9 @@ impl Vfs {
         let handle = self.handles.file(handle)?;
         check_writer(&handle)?;
         let content = &handle.content;
-        handle.on_behalf(self.change(&handle.node, content, || content.write(offset, data, append, self.now()))).await
+        handle.on_behalf(self.change(&handle.node, content, || content.write(offset, data, append, self.now()))).await?;
+        self.send_ahead(&handle);
+        Ok(())
     }
 
     /// A write by somebody who is not root ends suid and sgid.

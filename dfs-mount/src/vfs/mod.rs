@@ -10,6 +10,7 @@
 
 pub mod accessed;
 pub mod acl;
+mod ahead;
 pub mod aside;
 pub mod attributes;
 pub mod backing;
@@ -53,6 +54,7 @@ use tokio::sync::Notify;
 
 use crate::cache::Shelf;
 use accessed::{AccessTimes, Accesses};
+use ahead::Ahead;
 use aside::Stats;
 use coherence::Place;
 use events::KernelCache;
@@ -117,6 +119,7 @@ pub struct Vfs {
     released: Mutex<Vec<InodeId>>,
     release_soon: Notify,
     accesses: Accesses,
+    ahead: Ahead,
     /// The kernel's number of this mount; 0 where it is not known.
     mount_id: AtomicU64,
     /// The kernel serves from cache files, as far as is known.
@@ -150,6 +153,7 @@ impl Vfs {
             released: Mutex::default(),
             release_soon: Notify::new(),
             accesses: Accesses::default(),
+            ahead: Ahead::default(),
             mount_id: AtomicU64::new(0),
             backs: AtomicBool::new(settings.passthrough),
             waits: Arc::default(),

@@ -115,6 +115,15 @@ impl BlockFiles {
         }
     }
 
+    /// The bytes that lie in a block's place, unchecked; `None` where there are none.
+    pub(super) fn unchecked(&self, hash: BlockHash) -> Result<Option<Vec<u8>>> {
+        match std::fs::read(self.path(hash)) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(e) if e.kind() == IoKind::NotFound || e.raw_os_error() == Some(libc::EIO) => Ok(None),
+            Err(e) => Err(Error::from_io(&e, format!("block {hash}"))),
+        }
+    }
+
     /// The length of a stored block; `None` where there is none.
     pub(super) fn len(&self, hash: BlockHash) -> Option<u64> {
         std::fs::metadata(self.path(hash)).ok().map(|m| m.len())

@@ -10,8 +10,9 @@ use bytes::Bytes;
 use dfs_common::api::Operation;
 use dfs_common::api::directory::{Publish, VersionOf};
 use dfs_common::api::file::{Commit, Missing, MissingBlocks};
-use dfs_common::block::{BlockHash, MAX_BLOCK_SIZE};
+use dfs_common::block::{BlockHash, MAX_BLOCK_SIZE, Manifest};
 use dfs_common::ids::{ServerId, SessionId, Version};
+use dfs_common::patch::{self, Patch};
 use dfs_common::user::User;
 use dfs_common::wire::{Method, Request, Response};
 use dfs_common::{Error, ErrorKind, Result};
@@ -19,8 +20,9 @@ use futures_util::future::{join, join_all};
 use tokio::time::Instant;
 
 use super::blocks::verify;
+use super::index::is_embedded;
 use super::storage::Hold;
-use super::upload::Upload;
+use super::upload::{Parts, Upload, patched_block};
 use super::{FileServer, PUBLISH_TIMEOUT, blocking};
 use crate::store::Durability;
 
@@ -28,6 +30,8 @@ use crate::store::Durability;
 const MAX_REPLICAS: usize = 16;
 /// Up to this many bytes a block is hashed and written on the runtime's thread.
 const INLINE_BYTES: usize = 256 << 10;
+/// Up to this many blocks a manifest is changed there.
+const INLINE_BLOCKS: usize = 2048;
 
 impl FileServer {
     /// Stores and publishes a version on behalf of `user`; returns the directory's reply as it came, leases included.
@@ -43,10 +47,10 @@ impl FileServer {
 
     async fn commit_checked(self: Arc<Self>, meta: Commit, body: Bytes, id: ServerId, user: Option<User>) -> Result<Response> {
         let durable = meta.durable || self.config.always_sync;
-        let upload = parse(&body, meta.manifest_len, &meta.inline).await?;
+        let upload = self.parse(&body, (&meta).into()).await?;
         let hold = self.storage.hold(&upload);
-        self.require_blocks(&upload).await?;
         let what = VersionOf { ino: meta.ino, version: Version(meta.base.0 + 1) };
+        self.require_blocks(what, &upload).await?;
         let copies = join_all(meta.replicas.iter().map(|&replica| self.copy_to(replica, what, &upload, &body, &meta, durable)));
         let store = async {
             if !meta.replicas.is_empty() {
@@ -148,28 +152,59 @@ impl FileServer {
             }
         }
         storage.unpin(Some(publish.session), &upload);
+        if !is_embedded(&upload.manifest) {
+            // What is published next is likely to be a change of this.
+            self.manifests.lock().insert(hash, upload.manifest.clone());
+        }
         Ok(reply)
     }
 
+    /// Checks and takes apart a body, on a thread of its own where that is much work. `NotFound` where it is a change of what is not here.
+    pub(super) async fn parse(&self, body: &Bytes, parts: Parts) -> Result<Arc<Upload>> {
+        let base = match parts.manifest_base {
+            None => None,
+            Some(hash) => Some(self.manifest_block(hash).await?),
+        };
+        let (storage, body) = (self.storage.clone(), body.clone());
+        let blocks = base.as_ref().map_or(0, |base| base.blocks().len());
+        let is_small = body.len() <= INLINE_BYTES && blocks <= INLINE_BLOCKS && parts.patches.len() <= 1;
+        let parse = move || Upload::parse(&body, &parts, base, |hash| storage.files.unchecked(hash)).map(Arc::new);
+        if is_small { parse() } else { blocking(parse).await }
+    }
+
+    /// A manifest that is stored as a block; `NotFound` where it is not here.
+    async fn manifest_block(&self, hash: BlockHash) -> Result<Arc<Manifest>> {
+        if let Some(manifest) = self.manifests.lock().get(hash) {
+            return Ok(manifest);
+        }
+        let storage = self.storage.clone();
+        let found = blocking(move || storage.manifest(hash, None)).await;
+        // Who names a block that is no manifest is not told more of it.
+        let found = found.ok().flatten().ok_or_else(|| Error::new(ErrorKind::NotFound, format!("manifest {hash} is not here")))?;
+        let manifest = Arc::new(found);
+        self.manifests.lock().insert(hash, manifest.clone());
+        Ok(manifest)
+    }
+
     /// `NotFound` where blocks are neither here nor in the upload.
-    pub(super) async fn require_blocks(&self, upload: &Arc<Upload>) -> Result<()> {
-        let absent = self.absent(upload).await?;
+    pub(super) async fn require_blocks(&self, what: VersionOf, upload: &Arc<Upload>) -> Result<()> {
+        let absent = self.absent(what, upload).await?;
         match absent.len() {
             0 => Ok(()),
             n => Err(Error::new(ErrorKind::NotFound, format!("{n} of {} blocks are missing here", upload.blocks.len()))),
         }
     }
 
-    /// The blocks of `upload` that are neither here nor in it.
-    pub(super) async fn absent(&self, upload: &Arc<Upload>) -> Result<Vec<BlockHash>> {
+    /// The blocks of `upload`, which shall be `what`, that are neither here nor in it.
+    pub(super) async fn absent(&self, what: VersionOf, upload: &Arc<Upload>) -> Result<Vec<BlockHash>> {
         if upload.blocks.len() == upload.inline.len() {
             return Ok(Vec::new());
         }
         if !upload.is_large() {
-            return Ok(self.storage.absent(upload));
+            return self.storage.absent(what, upload);
         }
         let (storage, upload) = (self.storage.clone(), upload.clone());
-        blocking(move || Ok(storage.absent(&upload))).await
+        blocking(move || storage.absent(what, &upload)).await
     }
 
     /// Writes what came with `upload`.
@@ -190,14 +225,23 @@ impl FileServer {
         blocking(move || storage.add(what, &upload, Durability::Process)).await
     }
 
-    /// Stores one block ahead of a commit, here and (as far as they answer) at the replicas.
-    pub(super) async fn put_block(&self, hash: BlockHash, content: Bytes, session: Option<SessionId>, replicas: &[ServerId]) -> Result<()> {
-        if content.len() > MAX_BLOCK_SIZE {
-            return Err(Error::new(ErrorKind::Invalid, format!("a block has at most {MAX_BLOCK_SIZE} bytes")));
+    /// Stores one block ahead of a commit, here and (as far as they answer) at the replicas. `sent` is the block or, by `method`
+    /// POST, a patch; `NotFound` where that cannot be applied here.
+    pub(super) async fn put_block(
+        &self,
+        hash: BlockHash,
+        (method, sent): (Method, Bytes),
+        session: Option<SessionId>,
+        replicas: &[ServerId],
+    ) -> Result<()> {
+        if sent.len() > MAX_BLOCK_SIZE + patch::HEADER {
+            return Err(Error::new(ErrorKind::TooBig, format!("a block has at most {MAX_BLOCK_SIZE} bytes")));
         }
+        let content = if method == Method::Post { self.patched(hash, &sent).await? } else { sent.clone() };
         let own = self.id().ok();
         self.storage.pin(session, &[hash]);
-        let forwards = join_all(replicas.iter().filter(|r| Some(**r) != own).map(|&replica| self.forward_block(replica, hash, content.clone())));
+        let others = replicas.iter().filter(|r| Some(**r) != own);
+        let forwards = join_all(others.map(|&replica| self.forward_block(replica, hash, (method, sent.clone()), content.clone())));
         let store = async {
             if !replicas.is_empty() {
                 tokio::task::yield_now().await;
@@ -208,6 +252,20 @@ impl FileServer {
             if small { put() } else { blocking(put).await }
         };
         join(forwards, store).await.1
+    }
+
+    /// The block `hash` as the patch `sent` makes it; `NotFound` where it makes something else.
+    async fn patched(&self, hash: BlockHash, sent: &Bytes) -> Result<Bytes> {
+        let (storage, patch) = (self.storage.clone(), Patch::decode(sent)?);
+        let is_small = patch.len as usize <= INLINE_BYTES;
+        let make = move || {
+            let block = patched_block(&patch, |base| storage.files.unchecked(base))?;
+            match BlockHash::of(&block) == hash {
+                true => Ok(block),
+                false => Err(Error::new(ErrorKind::NotFound, format!("the patch does not make block {hash} of what is stored here"))),
+            }
+        };
+        if is_small { make() } else { blocking(make).await }
     }
 
     /// Which blocks the client must send; the others are pinned for it.
@@ -224,15 +282,6 @@ impl FileServer {
         };
         Ok(MissingBlocks { missing: blocking(look).await? })
     }
-}
-
-/// Checks and takes apart a body, on a thread of its own where it is large.
-pub(super) async fn parse(body: &Bytes, manifest_len: u32, inline: &[u32]) -> Result<Arc<Upload>> {
-    if body.len() <= INLINE_BYTES {
-        return Upload::parse(body, manifest_len, inline).map(Arc::new);
-    }
-    let (body, inline) = (body.clone(), inline.to_vec());
-    blocking(move || Upload::parse(&body, manifest_len, &inline).map(Arc::new)).await
 }
 
 fn check(meta: &Commit, id: ServerId) -> Result<()> {

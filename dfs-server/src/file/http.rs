@@ -32,8 +32,8 @@ impl FileServer {
             let hash = name.parse()?;
             return match request.method {
                 Method::Get => self.block(hash).await.map(|bytes| Response::bytes(200, bytes)),
-                Method::Put => self.put_block_request(hash, request).await.map(done),
-                _ => Err(wrong_method(&path, "GET and PUT")),
+                Method::Put | Method::Post => self.put_block_request(hash, request).await.map(done),
+                _ => Err(wrong_method(&path, "GET, PUT and POST")),
             };
         }
         if let Some(rest) = path.strip_prefix(VERSIONS) {
@@ -76,7 +76,7 @@ impl FileServer {
             None if request.query.is_empty() => Vec::new(),
             None => return Err(Error::new(ErrorKind::Invalid, "the only parameter here is replicas=ID,ID")),
         };
-        self.put_block(hash, request.body, request.session, &replicas).await
+        self.put_block(hash, (request.method, request.body), request.session, &replicas).await
     }
 }
 

@@ -4,10 +4,12 @@
 //! are big endian, so versions lie in order. Two manifests may claim one version until
 //! the directory has said which one was published. A small manifest is part of its row,
 //! a larger one is a block and counted like one.
-//! Invariant: a block's count is the number of version rows that name it; both change
-//! in one batch.
+//! A row may be counted *since* another one of its file, which is there: then it counts only
+//! for the blocks that the other one lacks, so that a change of a large file costs what changed.
+//! Invariant: a block's count is the number of version rows that count for it; both change in
+//! one batch. Where a manifest cannot be read, counts stay too high: its blocks stay.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -23,6 +25,8 @@ use crate::store::{Batch, Durability, Store};
 /// Manifests of up to this many blocks lie in their version's row.
 const MAX_EMBEDDED: usize = 4;
 const FORMAT: u8 = 1;
+/// Of version rows that are counted since another one.
+const FORMAT_SINCE: u8 = 2;
 /// Rows of one page while scanning.
 const PAGE: usize = 1000;
 
@@ -33,6 +37,18 @@ pub(super) struct Row {
     pub(super) made: u64,
     /// The manifest's stored form, if it is small.
     pub(super) embedded: Option<Vec<u8>>,
+    /// The version that it is counted since, and its manifest.
+    #[serde(skip)]
+    pub(super) since: Option<(Version, BlockHash)>,
+}
+
+/// What is kept by a row that is counted since another one.
+#[derive(Clone, Debug)]
+pub(super) struct Since {
+    /// The other one, of the same file.
+    pub(super) claim: Claim,
+    /// What that keeps.
+    pub(super) blocks: HashSet<BlockHash>,
 }
 
 /// A version and the manifest that claims it.
@@ -92,6 +108,119 @@ fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
     }
 }
 
+fn encode_row(row: &Row) -> Vec<u8> {
+    match row.since {
+        None => encode(row),
+        Some(since) => postcard::to_extend(&(row, since), vec![FORMAT_SINCE]).expect("rows serialize"),
+    }
+}
+
+fn decode_row(bytes: &[u8]) -> Result<Row> {
+    match bytes.split_first() {
+        Some((&FORMAT_SINCE, rest)) => {
+            let parsed: Result<(Row, (Version, BlockHash)), _> = postcard::from_bytes(rest);
+            let (row, since) = parsed.map_err(|e| Error::new(ErrorKind::Corrupt, format!("index: {e}")))?;
+            Ok(Row { since: Some(since), ..row })
+        }
+        _ => decode(bytes),
+    }
+}
+
+/// Rows and counts as they will be, before they are committed together.
+struct Pending<'a> {
+    index: &'a Index,
+    rows: BTreeMap<Claim, Option<Row>>,
+    counts: HashMap<BlockHash, i64>,
+}
+
+impl<'a> Pending<'a> {
+    fn new(index: &'a Index) -> Self {
+        Self { index, rows: BTreeMap::new(), counts: HashMap::new() }
+    }
+
+    fn row(&self, claim: Claim) -> Result<Option<Row>> {
+        match self.rows.get(&claim) {
+            Some(row) => Ok(row.clone()),
+            None => self.index.store.get(&row_key(claim))?.map(|row| decode_row(&row)).transpose(),
+        }
+    }
+
+    fn count(&mut self, blocks: impl Iterator<Item = BlockHash>, by: i64) {
+        for hash in blocks {
+            *self.counts.entry(hash).or_default() += by;
+        }
+    }
+
+    /// Rows that are counted since `claim`.
+    fn dependents(&self, claim: Claim) -> Result<Vec<(Claim, Row)>> {
+        let last = VersionOf { version: Version(u64::MAX), ..claim.0 };
+        let (mut found, mut after) = (Vec::new(), Some(claim));
+        while after.is_some() {
+            let page = self.index.page(after, Some(last))?;
+            after = (page.len() == PAGE).then(|| page[PAGE - 1].0);
+            for (other, _) in page {
+                found.extend(self.row(other)?.filter(|row| row.since == Some((claim.0.version, claim.1))).map(|row| (other, row)));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Takes `claim` out; false where it is not there. `read` gives what a row keeps, if its manifest can be read.
+    fn remove(&mut self, claim: Claim, read: &dyn Fn(Claim, &Row) -> Option<HashSet<BlockHash>>) -> Result<bool> {
+        let Some(row) = self.row(claim)? else { return Ok(false) };
+        let base = match row.since {
+            None => Some(HashSet::new()),
+            Some((version, hash)) => {
+                let other = (VersionOf { version, ..claim.0 }, hash);
+                self.row(other)?.and_then(|row| read(other, &row))
+            }
+        };
+        let counted: Option<HashSet<BlockHash>> = read(claim, &row).zip(base.as_ref()).map(|(own, base)| own.difference(base).copied().collect());
+        let mut is_known = counted.is_some();
+        for (other, mut dependent) in self.dependents(claim)? {
+            // From here on it is counted since what this one was counted since.
+            match (read(other, &dependent), &counted, &base) {
+                (Some(blocks), Some(counted), Some(base)) => {
+                    self.count(blocks.intersection(counted).copied(), 1);
+                    let own = read(claim, &row).unwrap_or_default();
+                    self.count(blocks.intersection(base).filter(|hash| !own.contains(hash)).copied(), -1);
+                }
+                // What it does not count for stays counted by this one, for good.
+                _ => is_known = false,
+            }
+            dependent.since = row.since;
+            self.rows.insert(other, Some(dependent));
+        }
+        match counted.filter(|_| is_known) {
+            Some(counted) => self.count(counted.into_iter(), -1),
+            None if row.embedded.is_none() => {
+                log::warn!("a manifest near version {} of inode {} is unreadable: its blocks stay", claim.0.version, claim.0.ino);
+                self.count([claim.1].into_iter(), -1);
+            }
+            None => {}
+        }
+        self.rows.insert(claim, None);
+        Ok(true)
+    }
+
+    /// Commits it; returns the blocks that no row counts for any more.
+    fn commit(self, durability: Durability) -> Result<Vec<BlockHash>> {
+        let (mut batch, mut free) = (Batch::default(), Vec::new());
+        for (hash, by) in self.counts.into_iter().filter(|(_, by)| *by != 0) {
+            let left = self.index.count(hash)?.saturating_add_signed(by);
+            batch.changes.insert(count_key(hash), (left > 0).then(|| encode(&left)));
+            if left == 0 {
+                free.push(hash);
+            }
+        }
+        batch.changes.extend(self.rows.into_iter().map(|(claim, row)| (row_key(claim), row.as_ref().map(encode_row))));
+        if !batch.changes.is_empty() {
+            self.index.store.commit(&batch, durability)?;
+        }
+        Ok(free)
+    }
+}
+
 impl Index {
     /// Over `store`; counts the versions once.
     pub(super) fn open(store: Arc<dyn Store>) -> Result<Self> {
@@ -119,7 +248,7 @@ impl Index {
         let from = version_key(what);
         let to = [from.as_slice(), &[0xff; 33]].concat();
         let rows = self.store.scan(&from, &to, 16)?;
-        rows.iter().map(|(key, value)| Ok((claim_of(key)?.1, decode(value)?))).collect()
+        rows.iter().map(|(key, value)| Ok((claim_of(key)?.1, decode_row(value)?))).collect()
     }
 
     /// One page of rows in order, behind `after` and not behind `last`.
@@ -130,58 +259,54 @@ impl Index {
             return Ok(Vec::new());
         }
         let rows = self.store.scan(&from, &to, PAGE)?;
-        rows.iter().map(|(key, value)| Ok((claim_of(key)?, decode(value)?))).collect()
+        rows.iter().map(|(key, value)| Ok((claim_of(key)?, decode_row(value)?))).collect()
     }
 
-    /// Adds a version; false where it was there.
-    pub(super) fn add(&self, claim: Claim, manifest: &Manifest, encoded: &[u8], now: u64, durability: Durability) -> Result<bool> {
+    /// Adds a version, counted since another one where that is still there; false where it was there.
+    pub(super) fn add(
+        &self,
+        claim: Claim,
+        (manifest, encoded): (&Manifest, &[u8]),
+        since: Option<Since>,
+        now: u64,
+        durability: Durability,
+    ) -> Result<bool> {
         let _counts = self.counts.lock();
-        let key = row_key(claim);
-        if self.store.get(&key)?.is_some() {
+        let mut pending = Pending::new(self);
+        if pending.row(claim)?.is_some() {
             return Ok(false);
         }
+        let since = match since {
+            Some(since) if pending.row(since.claim)?.is_some() => Some(since),
+            _ => None,
+        };
+        let counts = |hash: &BlockHash| since.as_ref().is_none_or(|since| !since.blocks.contains(hash));
+        pending.count(kept_blocks(manifest, claim.1).into_iter().filter(counts), 1);
         let embedded = is_embedded(manifest).then(|| encoded.to_vec());
-        let mut batch = Batch::default();
-        batch.changes.insert(key, Some(encode(&Row { made: now, embedded })));
-        for hash in kept_blocks(manifest, claim.1) {
-            let count = self.count(hash)? + 1;
-            batch.changes.insert(count_key(hash), Some(encode(&count)));
-        }
-        self.store.commit(&batch, durability)?;
+        let since = since.map(|since| (since.claim.0.version, since.claim.1));
+        pending.rows.insert(claim, Some(Row { made: now, embedded, since }));
+        pending.commit(durability)?;
         self.versions.fetch_add(1, Ordering::Relaxed);
         Ok(true)
     }
 
-    /// Removes versions in one batch; returns the blocks that no version names any more. Each comes with the blocks
-    /// that it keeps; rows that are not there are passed over.
-    pub(super) fn remove(&self, versions: &[(Claim, HashSet<BlockHash>)]) -> Result<Vec<BlockHash>> {
+    /// Removes versions in one batch; returns the blocks that no version names any more. `read` gives what a row keeps, if
+    /// that can be read; rows that are not there are passed over.
+    pub(super) fn remove(&self, claims: &[Claim], read: &dyn Fn(Claim, &Row) -> Option<HashSet<BlockHash>>) -> Result<Vec<BlockHash>> {
         let _counts = self.counts.lock();
-        let mut batch = Batch::default();
-        let mut fewer: HashMap<BlockHash, u64> = HashMap::new();
-        let mut gone = BTreeSet::new();
-        for (claim, blocks) in versions {
-            let key = row_key(*claim);
-            if self.store.get(&key)?.is_none() || !gone.insert(key.clone()) {
-                continue;
-            }
-            batch.changes.insert(key, None);
-            for &hash in blocks {
-                *fewer.entry(hash).or_default() += 1;
-            }
+        let mut pending = Pending::new(self);
+        let mut gone = 0;
+        for &claim in claims {
+            gone += u64::from(pending.remove(claim, read)?);
         }
-        let mut free = Vec::new();
-        for (hash, fewer) in fewer {
-            let left = self.count(hash)?.saturating_sub(fewer);
-            batch.changes.insert(count_key(hash), (left > 0).then(|| encode(&left)));
-            if left == 0 {
-                free.push(hash);
-            }
-        }
-        if !batch.changes.is_empty() {
-            self.store.commit(&batch, Durability::Process)?;
-        }
-        self.versions.fetch_sub(gone.len() as u64, Ordering::Relaxed);
+        let free = pending.commit(Durability::Process)?;
+        self.versions.fetch_sub(gone, Ordering::Relaxed);
         Ok(free)
+    }
+
+    /// Whether this version with this manifest is here.
+    pub(super) fn has(&self, claim: Claim) -> Result<bool> {
+        self.store.get(&row_key(claim)).map(|row| row.is_some())
     }
 
     /// True where a version names the block.
@@ -207,6 +332,8 @@ impl Index {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -227,11 +354,11 @@ mod tests {
     }
 
     fn add(index: &Index, what: VersionOf, m: &Manifest) -> bool {
-        index.add((what, m.hash()), m, &m.encode(), 1, Durability::Process).unwrap()
+        index.add((what, m.hash()), (m, &m.encode()), None, 1, Durability::Process).unwrap()
     }
 
     fn remove(index: &Index, what: VersionOf, m: &Manifest) -> BTreeSet<BlockHash> {
-        index.remove(&[((what, m.hash()), kept_blocks(m, m.hash()))]).unwrap().into_iter().collect()
+        index.remove(&[(what, m.hash())], &|_, _| Some(kept_blocks(m, m.hash()))).unwrap().into_iter().collect()
     }
 
     #[test]
@@ -271,26 +398,81 @@ mod tests {
         assert_eq!(index.page(Some(last), None).unwrap()[0].0.0, what(2, 1));
     }
 
+    /// A step with the files 1 to 3: adds a version, since another one (by its place among those that are there), or removes some.
+    #[derive(Clone, Debug)]
+    enum Step {
+        Add(u64, u64, Vec<u8>, Option<prop::sample::Index>),
+        Remove(Vec<prop::sample::Index>),
+        /// A manifest becomes unreadable.
+        Damage(prop::sample::Index),
+    }
+
+    fn any_step() -> impl Strategy<Value = Step> {
+        let blocks = proptest::collection::vec(0u8..6, 0..7);
+        let add =
+            (1u64..4, 1u64..6, blocks, proptest::option::of(any::<prop::sample::Index>())).prop_map(|(i, v, b, since)| Step::Add(i, v, b, since));
+        let remove = proptest::collection::vec(any::<prop::sample::Index>(), 1..4).prop_map(Step::Remove);
+        prop_oneof![4 => add, 3 => remove, 1 => any::<prop::sample::Index>().prop_map(Step::Damage)]
+    }
+
     proptest! {
         #[test]
-        fn counts_follow_the_rows(steps in proptest::collection::vec((any::<bool>(), 1u64..4, 1u64..4, proptest::collection::vec(0u8..6, 0..7)), 1..60)) {
+        fn counts_follow_the_rows(steps in proptest::collection::vec(any_step(), 1..60), damages in any::<bool>()) {
             let index = Index::open(Arc::new(MemoryStore::default())).unwrap();
-            let mut model: BTreeMap<(VersionOf, BlockHash), Manifest> = BTreeMap::new();
-            for (adding, ino, version, blocks) in steps {
-                let (w, m) = (what(ino, version), manifest(&blocks));
-                if adding {
-                    let new = model.insert((w, m.hash()), m.clone()).is_none();
-                    prop_assert_eq!(add(&index, w, &m), new);
-                } else {
-                    model.remove(&(w, m.hash()));
-                    remove(&index, w, &m);
+            let mut model: BTreeMap<Claim, Manifest> = BTreeMap::new();
+            let mut damaged: HashSet<BlockHash> = HashSet::new();
+            for step in steps {
+                let at = |place: &prop::sample::Index| model.keys().nth(place.index(model.len().max(1))).copied();
+                match step {
+                    Step::Add(ino, version, blocks, since) => {
+                        let m = manifest(&blocks);
+                        let claim = (what(ino, version), m.hash());
+                        // Since whatever was there once and may be gone: an earlier version of the same file.
+                        let since = since.and_then(|place| at(&place)).filter(|other| other.0.ino == claim.0.ino && other.0.version < claim.0.version);
+                        let since = since.map(|other| Since { claim: other, blocks: kept_blocks(&model[&other], other.1) });
+                        let new = !model.contains_key(&claim);
+                        prop_assert_eq!(index.add(claim, (&m, &m.encode()), since, 1, Durability::Process).unwrap(), new);
+                        model.insert(claim, m);
+                    }
+                    Step::Remove(places) => {
+                        let claims: Vec<Claim> = places.iter().filter_map(at).collect();
+                        let read = |claim: Claim, _: &Row| (!damaged.contains(&claim.1)).then(|| kept_blocks(&model[&claim], claim.1));
+                        let free = index.remove(&claims, &read).unwrap();
+                        for claim in claims {
+                            model.remove(&claim);
+                        }
+                        let named: HashSet<_> = model.iter().flat_map(|((_, h), m)| kept_blocks(m, *h)).collect();
+                        prop_assert!(free.iter().all(|hash| !named.contains(hash)), "a block that is named is not free");
+                    }
+                    Step::Damage(place) if damages => damaged.extend(at(&place).map(|claim| claim.1)),
+                    Step::Damage(_) => {}
                 }
                 let named: HashSet<_> = model.iter().flat_map(|((_, h), m)| kept_blocks(m, *h)).collect();
                 for n in 0..6 {
-                    prop_assert_eq!(index.names(block(n)).unwrap(), named.contains(&block(n)));
+                    let (has, should) = (index.names(block(n)).unwrap(), named.contains(&block(n)));
+                    // With what cannot be read blocks stay; they never go.
+                    prop_assert!(has == should || (has && damages), "block {n}: {has} instead of {should}");
                 }
                 prop_assert_eq!(index.versions(), model.len() as u64);
             }
         }
+    }
+
+    #[test]
+    fn a_change_counts_for_what_changed_and_outlives_what_it_is_counted_since() {
+        let index = Index::open(Arc::new(MemoryStore::default())).unwrap();
+        let versions = [manifest(&[1, 2, 3, 4, 5]), manifest(&[1, 2, 9, 4, 5]), manifest(&[1, 2, 3, 4, 8])];
+        let claim = |n: usize| (what(1, n as u64 + 1), versions[n].hash());
+        for (n, m) in versions.iter().enumerate() {
+            let since = n.checked_sub(1).map(|n| Since { claim: claim(n), blocks: kept_blocks(&versions[n], claim(n).1) });
+            assert!(index.add(claim(n), (m, &m.encode()), since, 1, Durability::Process).unwrap());
+        }
+        assert_eq!((index.count(block(1)).unwrap(), index.count(block(3)).unwrap(), index.count(block(9)).unwrap()), (1, 2, 1));
+        let read = |claim: Claim, _: &Row| versions.iter().find(|m| m.hash() == claim.1).map(|m| kept_blocks(m, claim.1));
+        let free = |n: usize| index.remove(&[claim(n)], &read).unwrap().into_iter().collect::<BTreeSet<_>>();
+        assert_eq!(free(1), [block(9), claim(1).1].into());
+        assert_eq!(index.claims(claim(2).0).unwrap()[0].1.since, Some((Version(1), claim(0).1)));
+        assert_eq!(free(0), [block(5), claim(0).1].into());
+        assert_eq!(free(2), [1, 2, 3, 4, 8].map(block).into_iter().chain([claim(2).1]).collect());
     }
 }

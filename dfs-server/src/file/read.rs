@@ -42,7 +42,11 @@ impl Default for Manifests {
 }
 
 impl Manifests {
-    fn insert(&mut self, hash: BlockHash, manifest: Arc<Manifest>) {
+    pub(super) fn get(&mut self, hash: BlockHash) -> Option<Arc<Manifest>> {
+        self.cache.get(&hash).cloned()
+    }
+
+    pub(super) fn insert(&mut self, hash: BlockHash, manifest: Arc<Manifest>) {
         self.blocks += manifest.blocks().len();
         if let Some(old) = self.cache.put(hash, manifest) {
             self.blocks -= old.blocks().len();
@@ -173,8 +177,8 @@ impl FileServer {
             claims = self.storage.index.claims(what)?;
         }
         let Some((hash, row)) = claims.pop().filter(|_| claims.is_empty()) else { return Err(gone()) };
-        if let Some(manifest) = self.manifests.lock().cache.get(&hash) {
-            return Ok(manifest.clone());
+        if let Some(manifest) = self.manifests.lock().get(hash) {
+            return Ok(manifest);
         }
         let storage = self.storage.clone();
         let found = match row.embedded {

@@ -12,8 +12,7 @@ use dfs_common::wire::{Method, Request};
 use dfs_common::{Error, ErrorKind, Result};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
-use super::commit::parse;
-use super::upload::Upload;
+use super::upload::{Parts, Upload};
 use super::{FileServer, blocking};
 use crate::store::Durability;
 
@@ -25,7 +24,7 @@ const PENALTY: Duration = Duration::from_secs(5);
 const PARALLEL_FETCHES: usize = 4;
 
 impl FileServer {
-    /// Sends a version to a replica.
+    /// Sends a version to a replica: as it came, or whole where the replica lacks what that is a change of.
     pub(super) async fn copy_to(
         &self,
         replica: ServerId,
@@ -35,20 +34,32 @@ impl FileServer {
         meta: &Commit,
         durable: bool,
     ) -> Result<()> {
-        let copy = Replicate {
-            ino: what.ino,
-            version: what.version,
-            primary: self.id()?,
-            manifest_len: upload.encoded.len() as u32,
-            inline: meta.inline.clone(),
-            durable,
+        let primary = self.id()?;
+        let request = |body: Bytes, Parts { manifest_len, manifest_base, inline, patches }| {
+            let (ino, version) = (what.ino, what.version);
+            let copy = Replicate { ino, version, primary, manifest_len, manifest_base, inline, patches, durable };
+            Request::new(Method::Post, REPLICATE).meta(&copy).body(body)
         };
-        self.send_to(replica, Request::new(Method::Post, REPLICATE).meta(&copy).body(body.clone())).await.map(|_| ())
+        let sent = self.send_to(replica, request(body.clone(), meta.into())).await;
+        let is_change = meta.manifest_base.is_some() || !meta.patches.is_empty();
+        match sent {
+            Err(e) if is_change && e.kind() == ErrorKind::NotFound => {
+                let (body, parts) = upload.whole();
+                self.send_to(replica, request(body, parts)).await.map(|_| ())
+            }
+            other => other.map(|_| ()),
+        }
     }
 
-    /// Passes a block on to a replica; where that fails, the replica fetches it when the version comes.
-    pub(super) async fn forward_block(&self, replica: ServerId, hash: BlockHash, content: Bytes) {
-        if let Err(e) = self.send_to(replica, Request::new(Method::Put, format!("{BLOCKS}{hash}")).body(content)).await {
+    /// Passes a block on to a replica as it was `sent`, or whole where that is a patch that the replica cannot apply; where that
+    /// fails, the replica fetches it when the version comes.
+    pub(super) async fn forward_block(&self, replica: ServerId, hash: BlockHash, (method, sent): (Method, Bytes), content: Bytes) {
+        let request = |method, body| Request::new(method, format!("{BLOCKS}{hash}")).body(body);
+        let mut forwarded = self.send_to(replica, request(method, sent)).await;
+        if method == Method::Post && forwarded.as_ref().is_err_and(|e| e.kind() == ErrorKind::NotFound) {
+            forwarded = self.send_to(replica, request(Method::Put, content)).await;
+        }
+        if let Err(e) = forwarded {
             log::debug!("block {hash} to file server {replica}: {e}");
         }
     }
@@ -79,7 +90,7 @@ impl FileServer {
             return Err(Error::new(ErrorKind::Invalid, "a copy comes from another server and is of a file"));
         }
         let task = async move {
-            let upload = parse(&body, meta.manifest_len, &meta.inline).await?;
+            let upload = self.parse(&body, (&meta).into()).await?;
             let what = VersionOf { ino: meta.ino, version: meta.version };
             self.take_copy(what, &upload, &[meta.primary], meta.durable).await
         };
@@ -93,7 +104,7 @@ impl FileServer {
     /// Stores and indexes a version; blocks that did not come with it are fetched from one of `sources`.
     pub(super) async fn take_copy(&self, what: VersionOf, upload: &Arc<Upload>, sources: &[ServerId], durable: bool) -> Result<()> {
         let hold = self.storage.hold(upload);
-        let absent = self.absent(upload).await?;
+        let absent = self.absent(what, upload).await?;
         let fetches = absent.into_iter().map(|hash| self.fetch_block(hash, sources));
         stream::iter(fetches).buffer_unordered(PARALLEL_FETCHES).try_for_each(|_| async { Ok(()) }).await?;
         self.store(upload, durable).await?;

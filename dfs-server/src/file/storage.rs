@@ -13,13 +13,13 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use dfs_common::api::directory::VersionOf;
 use dfs_common::block::{BlockHash, Manifest};
-use dfs_common::ids::SessionId;
+use dfs_common::ids::{SessionId, Version};
 use dfs_common::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::blocks::{BlockFiles, Change, Found};
-use super::index::{Claim, Index, is_embedded, kept_blocks};
+use super::index::{Claim, Index, Since, is_embedded, kept_blocks};
 use super::journal::{Entry, Journal};
 use super::pins::{Pinner, Pins};
 use super::upload::Upload;
@@ -34,6 +34,8 @@ pub(super) struct Storage {
     pins: Mutex<Pins>,
     /// Blocks that nothing seemed to need when they were put here.
     unneeded: Mutex<HashSet<BlockHash>>,
+    /// Blocks that were no good and have not come again: a version that is here may lack them.
+    discarded: Mutex<HashSet<BlockHash>>,
     /// Something was put there.
     pub(super) collectable: Notify,
     blocks: AtomicI64,
@@ -89,6 +91,7 @@ impl Storage {
             journal,
             pins: Mutex::default(),
             unneeded: Mutex::default(),
+            discarded: Mutex::default(),
             collectable: Notify::new(),
             blocks: AtomicI64::new(0),
             bytes: AtomicI64::new(0),
@@ -98,7 +101,7 @@ impl Storage {
         };
         for (what, encoded) in unfinished {
             let upload = Upload::without_blocks(encoded)?;
-            if storage.absent(&upload).is_empty() && storage.add(what, &upload, Durability::Process)? {
+            if storage.absent(what, &upload)?.is_empty() && storage.add(what, &upload, Durability::Process)? {
                 log::info!("version {} of inode {} was being published when the server ended", what.version, what.ino);
             }
         }
@@ -189,7 +192,13 @@ impl Storage {
         if full && self.files.len(hash).is_none() {
             return Err(Error::new(ErrorKind::NoSpace, format!("no room for {len} bytes beside the {} that blocks take", self.used())));
         }
-        self.files.write(hash, content).map(|change| self.account(change))
+        let change = self.files.write(hash, content)?;
+        self.account(change);
+        let mut discarded = self.discarded.lock();
+        if !discarded.is_empty() {
+            discarded.remove(&hash);
+        }
+        Ok(())
     }
 
     /// Stores what came with `upload`, and its manifest; with `durable` all of its blocks are on disk afterwards.
@@ -206,8 +215,8 @@ impl Storage {
         }
     }
 
-    /// The blocks of `upload` that are neither here nor came with it. One of a wrong length is removed first.
-    pub(super) fn absent(&self, upload: &Upload) -> Vec<BlockHash> {
+    /// The blocks of `upload`, which shall be `what`, that are neither here nor came with it. One of a wrong length is removed first.
+    pub(super) fn absent(&self, what: VersionOf, upload: &Upload) -> Result<Vec<BlockHash>> {
         let is_absent = |(&hash, &len): (&BlockHash, &usize)| match self.files.len(hash) {
             _ if upload.inline.contains_key(&hash) => false,
             Some(found) if found == len as u64 => false,
@@ -217,11 +226,23 @@ impl Storage {
             }
             None => true,
         };
-        upload.blocks.iter().filter(|block| is_absent(*block)).map(|block| *block.0).collect()
+        // What the version before has is here, as long as that is, but for what was found to be damaged.
+        let base = upload.base.as_ref().and_then(|(hash, _)| Some((before(what)?, *hash)));
+        if let Some(base) = base
+            && self.index.has(base)?
+        {
+            let discarded = self.discarded.lock();
+            let looked_at = upload.fresh.iter().chain(discarded.iter()).filter_map(|hash| upload.blocks.get_key_value(hash));
+            let looked_at: Vec<_> = looked_at.collect();
+            drop(discarded);
+            return Ok(looked_at.into_iter().filter(|block| is_absent(*block)).map(|block| *block.0).collect());
+        }
+        Ok(upload.blocks.iter().filter(|block| is_absent(*block)).map(|block| *block.0).collect())
     }
 
     /// Removes a block that is no good.
     pub(super) fn discard(&self, hash: BlockHash) {
+        self.discarded.lock().insert(hash);
         match self.files.remove(hash) {
             Ok(change) => self.account(change),
             Err(e) => log::error!("{e}"),
@@ -241,24 +262,19 @@ impl Storage {
 
     /// Indexes a version whose blocks are here; false where it was.
     pub(super) fn add(&self, what: VersionOf, upload: &Upload, durability: Durability) -> Result<bool> {
-        self.index.add((what, upload.hash), &upload.manifest, &upload.encoded, seconds(), durability)
+        let since = upload.base.as_ref().filter(|_| !is_embedded(&upload.manifest)).and_then(|(hash, base)| {
+            let claim = (before(what)?, *hash);
+            Some(Since { claim, blocks: kept_blocks(base, *hash) })
+        });
+        self.index.add((what, upload.hash), (&upload.manifest, &upload.encoded), since, seconds(), durability)
     }
 
     /// Drops versions; their blocks are collected later, where nothing else needs them.
     pub(super) fn drop_claims(&self, claims: &[Claim]) -> Result<()> {
-        let mut versions = Vec::new();
-        for &(what, hash) in claims {
-            let Some(row) = self.index.claims(what)?.into_iter().find(|c| c.0 == hash).map(|c| c.1) else { continue };
-            let blocks = match self.manifest(hash, row.embedded.as_deref()) {
-                Ok(Some(manifest)) => kept_blocks(&manifest, hash),
-                Ok(None) | Err(_) => {
-                    log::warn!("manifest {hash} of version {} of inode {} is unreadable: its blocks stay", what.version, what.ino);
-                    HashSet::from([hash])
-                }
-            };
-            versions.push(((what, hash), blocks));
-        }
-        let free = self.index.remove(&versions)?;
+        let free = self.index.remove(claims, &|(_, hash), row| {
+            let manifest = self.manifest(hash, row.embedded.as_deref()).ok().flatten();
+            manifest.map(|manifest| kept_blocks(&manifest, hash))
+        })?;
         self.unneeded(free);
         Ok(())
     }
@@ -333,6 +349,11 @@ impl Storage {
 /// Seconds since 1970.
 pub(super) fn seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// The version that `what` is built on.
+fn before(what: VersionOf) -> Option<VersionOf> {
+    what.version.0.checked_sub(1).map(|version| VersionOf { version: Version(version), ..what })
 }
 
 /// The stored blocks that `len` bytes from `start` touch.

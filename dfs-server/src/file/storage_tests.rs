@@ -2,6 +2,7 @@
 
 use dfs_common::ids::{InodeId, Version};
 
+use super::super::upload::Parts;
 use super::*;
 use crate::store::memory::MemoryStore;
 
@@ -43,7 +44,8 @@ fn upload(letters: &str) -> Upload {
     let encoded = manifest.encode();
     let lengths: Vec<u32> = blocks.iter().map(|b| b.len() as u32).collect();
     let body = [encoded.clone(), blocks.concat()].concat();
-    Upload::parse(&body.into(), encoded.len() as u32, &lengths).unwrap()
+    let parts = Parts { manifest_len: encoded.len() as u32, inline: lengths, ..Parts::default() };
+    Upload::parse(&body.into(), &parts, None, |_| Ok(None)).unwrap()
 }
 
 fn commit(storage: &Arc<Storage>, what: VersionOf, upload: &Upload) {
@@ -99,7 +101,7 @@ fn a_restart_finds_what_a_crash_left_and_only_that() {
     b.restart();
     b.storage.sweep().unwrap();
     assert_eq!(b.collect(), 2);
-    assert!(b.storage.absent(&Upload { inline: Default::default(), ..ab }).is_empty());
+    assert!(b.storage.absent(what(9), &Upload { inline: Default::default(), ..ab }).unwrap().is_empty());
 }
 
 #[test]
@@ -137,7 +139,7 @@ fn a_block_of_a_wrong_length_counts_as_missing() {
     let hash = *ab.blocks.keys().next().unwrap();
     std::fs::write(b.storage.files.path(hash), b"short").unwrap();
     let bare = Upload { inline: Default::default(), ..ab };
-    assert_eq!(b.storage.absent(&bare), [hash]);
+    assert_eq!(b.storage.absent(what(9), &bare).unwrap(), [hash]);
     assert_eq!(b.storage.files.len(hash), None);
 }
 

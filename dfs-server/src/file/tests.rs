@@ -10,10 +10,11 @@ use dfs_common::attributes::{Entry, FileKind, Timestamp};
 use dfs_common::block::{BlockHash, Manifest};
 use dfs_common::clients::Cluster;
 use dfs_common::clients::cluster::connect_http1;
-use dfs_common::clients::commit::{InMemory, NewVersion};
+use dfs_common::clients::commit::{BlockSource, InMemory, NewVersion};
 use dfs_common::credentials::ClusterToken;
 use dfs_common::ids::{ROOT, Token};
 use dfs_common::name::Name;
+use dfs_common::patch::{Changed, Patch};
 use dfs_common::transport::Http1;
 use dfs_common::wire::{Method, Request, Response, Service};
 use tokio::net::TcpListener;
@@ -249,7 +250,9 @@ async fn fewer_copies_than_asked_for_are_an_error() {
         base: file.attributes.version,
         mtime: Timestamp(1),
         manifest_len: body.len() as u32 - 1,
+        manifest_base: None,
         inline: vec![1],
+        patches: Vec::new(),
         replicas: vec![file.layout.placement[1]],
         durable: false,
         interim: false,
@@ -367,7 +370,9 @@ async fn a_commit_hands_on_the_leases_that_publishing_gave() {
         base: file.attributes.version,
         mtime: Timestamp(1),
         manifest_len: manifest.encode().len() as u32,
+        manifest_base: None,
         inline: vec![1],
+        patches: Vec::new(),
         replicas: Vec::new(),
         durable: false,
         interim: false,
@@ -389,9 +394,98 @@ async fn a_version_whose_row_was_lost_is_indexed_again() {
     let server = &bench.files[0].server;
     // As after a crash between the directory's commit and this server's own.
     let manifest = bench.client.manifest(&entry).await.unwrap();
-    server.storage.index.remove(&[((what, manifest.hash()), index::kept_blocks(&manifest, manifest.hash()))]).unwrap();
+    server.storage.index.remove(&[(what, manifest.hash())], &|_, _| Some(index::kept_blocks(&manifest, manifest.hash()))).unwrap();
     assert!(bench.read_from(entry.layout.holders[0], &entry).await.unwrap() == content(400_000, 1));
     assert_eq!(server.storage.index.versions(), 1);
+}
+
+/// Content that says what of it has changed.
+struct Changing {
+    all: InMemory,
+    changed: HashMap<u32, Changed>,
+}
+
+impl BlockSource for Changing {
+    fn read(&self, index: u32) -> Result<Bytes> {
+        self.all.read(index)
+    }
+
+    fn changed(&self, index: u32) -> Option<Changed> {
+        self.changed.get(&index).copied()
+    }
+}
+
+impl Bench {
+    /// Overwrites `data` at `at` with `bytes`, of which servers are told that only those in `said` (of the block) have changed.
+    async fn overwrite(&self, entry: &Entry, data: &mut [u8], at: usize, bytes: &[u8], said: (u32, u32)) -> Entry {
+        let base = self.client.manifest(entry).await.unwrap();
+        data[at..at + bytes.len()].copy_from_slice(bytes);
+        let all = InMemory { content: Bytes::copy_from_slice(data), block_bits: BITS };
+        let (index, manifest) = ((at >> BITS) as u32, all.manifest().unwrap());
+        let changed = HashMap::from([(index, Changed { base: base.get(index), first: said.0, end: said.1 })]);
+        let version = NewVersion {
+            ino: entry.attributes.ino,
+            token: Token(1),
+            base: entry.attributes.version,
+            base_manifest: Some(&base),
+            manifest: &manifest,
+            mtime: Timestamp(1),
+            durable: false,
+            interim: false,
+            goes_on: false,
+        };
+        let entry = self.client.commit(&version, &entry.layout.placement, &Changing { all, changed }).await.unwrap().0;
+        assert_eq!(entry.layout.holders.len(), 2);
+        for &holder in &entry.layout.holders {
+            assert!(self.read_from(holder, &entry).await.unwrap() == data, "from {holder}");
+        }
+        entry
+    }
+}
+
+#[tokio::test]
+async fn a_change_is_made_of_what_is_here_and_sent_whole_where_that_is_not() {
+    let bench = Bench::start(2, 2, 2).await;
+    let file = bench.create("f").await;
+    let mut data = content(5_000_000, 1);
+    let mut entry = bench.write(&file, &data).await.unwrap();
+    entry = bench.overwrite(&entry, &mut data, 100, b"text", (100, 104)).await;
+    // What the client says is not true: the hash tells.
+    entry = bench.overwrite(&entry, &mut data, 200, b"text", (300, 304)).await;
+    for server in [1, 0].map(|n| entry.layout.placement[n]) {
+        let manifest = bench.client.manifest(&entry).await.unwrap();
+        let storage = &bench.files[bench.server(server)].server.storage;
+        storage.discard(manifest.get(1).unwrap());
+        entry = bench.overwrite(&entry, &mut data, 65_536 + 9, &[server.0 as u8], (9, 10)).await;
+        let manifest = bench.client.manifest(&entry).await.unwrap();
+        storage.discard(manifest.hash());
+        bench.files[bench.server(server)].server.manifests.lock().clear();
+        entry = bench.overwrite(&entry, &mut data, 65_536 + 19, &[server.0 as u8], (19, 20)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_patch_that_does_not_make_its_block_is_refused() {
+    let bench = Bench::start(1, 1, 1).await;
+    let file = bench.create("f").await;
+    bench.write(&file, b"some content").await.unwrap();
+    let patch = |base: &[u8], len| {
+        let mut out = bytes::BytesMut::new();
+        Patch { base: Some(BlockHash::of(base)), len, offset: 0, bytes: Bytes::from_static(b"more") }.encode(&mut out);
+        out.freeze()
+    };
+    let post = async |name: &[u8], body: Bytes| {
+        let path = format!("{BLOCKS}{}", BlockHash::of(name));
+        bench.send(0, Request::new(Method::Post, path).body(body)).await.into_bytes().map_err(|e| e.kind())
+    };
+    assert!(post(b"more content", patch(b"some content", 12)).await.is_ok());
+    assert_eq!(post(b"other", patch(b"some content", 12)).await, Err(ErrorKind::NotFound));
+    assert_eq!(post(b"more content", patch(b"nothing", 12)).await, Err(ErrorKind::NotFound));
+    for bad in [patch(b"some content", 3), patch(b"some content", 0), patch(b"some content", u32::MAX), Bytes::from_static(b"short")] {
+        assert_eq!(post(b"more content", bad).await, Err(ErrorKind::Invalid));
+    }
+    let huge = Bytes::from(vec![0; dfs_common::block::MAX_BLOCK_SIZE + dfs_common::patch::HEADER + 1]);
+    assert_eq!(post(b"more content", huge).await, Err(ErrorKind::TooBig));
 }
 
 #[tokio::test]
@@ -405,7 +499,9 @@ async fn bad_requests_change_nothing() {
         base: dfs_common::ids::Version(u64::MAX),
         mtime: Timestamp(1),
         manifest_len: u32::MAX,
+        manifest_base: None,
         inline: vec![u32::MAX; 3],
+        patches: Vec::new(),
         replicas: Vec::new(),
         durable: false,
         interim: false,

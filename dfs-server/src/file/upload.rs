@@ -1,18 +1,49 @@
 //! The body of a commit or a copy, checked before anything is stored. Pure.
 //!
-//! Invariant: every block of an [`Upload`] has the hash and the length that its manifest says.
+//! Invariant: every block of an [`Upload`] has the hash and the length that its manifest says. What a patch makes is
+//! checked as if it had come whole.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
+use dfs_common::api::file::{Commit, MAX_PATCHED, Replicate};
 use dfs_common::block::{BlockHash, Manifest};
+use dfs_common::patch::Patch;
 use dfs_common::{Error, ErrorKind, Result};
+
+/// How a body is made up, in this order.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Parts {
+    /// Bytes of the manifest.
+    pub(super) manifest_len: u32,
+    /// They are what differs from this manifest.
+    pub(super) manifest_base: Option<BlockHash>,
+    /// Bytes of each block.
+    pub(super) inline: Vec<u32>,
+    /// Bytes of each patch.
+    pub(super) patches: Vec<u32>,
+}
+
+impl From<&Commit> for Parts {
+    fn from(meta: &Commit) -> Self {
+        let Commit { manifest_len, manifest_base, inline, patches, .. } = meta;
+        Self { manifest_len: *manifest_len, manifest_base: *manifest_base, inline: inline.clone(), patches: patches.clone() }
+    }
+}
+
+impl From<&Replicate> for Parts {
+    fn from(meta: &Replicate) -> Self {
+        let Replicate { manifest_len, manifest_base, inline, patches, .. } = meta;
+        Self { manifest_len: *manifest_len, manifest_base: *manifest_base, inline: inline.clone(), patches: patches.clone() }
+    }
+}
 
 /// A version on its way in.
 #[derive(Clone, Debug)]
 pub(super) struct Upload {
     /// The manifest.
-    pub(super) manifest: Manifest,
+    pub(super) manifest: Arc<Manifest>,
     /// Its stored form.
     pub(super) encoded: Bytes,
     /// Its name.
@@ -21,36 +52,89 @@ pub(super) struct Upload {
     pub(super) blocks: HashMap<BlockHash, usize>,
     /// Blocks that came with it.
     pub(super) inline: HashMap<BlockHash, Bytes>,
+    /// The manifest that it came as a change of, and its name.
+    pub(super) base: Option<(BlockHash, Arc<Manifest>)>,
+    /// Its blocks that are not in the same place there; of no meaning without.
+    pub(super) fresh: Vec<BlockHash>,
 }
 
 impl Upload {
-    /// From a body of `manifest_len` bytes of manifest and blocks of the lengths in `inline`.
-    pub(super) fn parse(body: &Bytes, manifest_len: u32, inline: &[u32]) -> Result<Self> {
-        let lengths = inline.iter().fold(u64::from(manifest_len), |sum, &len| sum + u64::from(len));
+    /// From a body made up of `parts`; `base` is the manifest that they are a change of, and `read` gives what is stored as a block, which nobody
+    /// has checked. `NotFound` where a patch does not make a block of the manifest.
+    pub(super) fn parse(
+        body: &Bytes,
+        parts: &Parts,
+        base: Option<Arc<Manifest>>,
+        mut read: impl FnMut(BlockHash) -> Result<Option<Vec<u8>>>,
+    ) -> Result<Self> {
+        let all = [parts.manifest_len].into_iter().chain(parts.inline.iter().copied()).chain(parts.patches.iter().copied());
+        let lengths: u64 = all.map(u64::from).sum();
         if lengths != body.len() as u64 {
             return Err(invalid(format!("the body has {} bytes, its lengths add up to {lengths}", body.len())));
         }
-        let mut upload = Self::without_blocks(body.slice(..manifest_len as usize))?;
-        let mut at = manifest_len as usize;
-        for &len in inline {
-            let block = body.slice(at..at + len as usize);
-            at += len as usize;
+        let mut rest = body.clone();
+        let encoded = rest.split_to(parts.manifest_len as usize);
+        let mut upload = match parts.manifest_base.zip(base) {
+            Some(base) => Self::of_change(base, &encoded)?,
+            None => Self::without_blocks(encoded)?,
+        };
+        for &len in &parts.inline {
+            let block = rest.split_to(len as usize);
             let hash = BlockHash::of(&block);
-            match upload.blocks.get(&hash) {
-                Some(&expected) if expected == block.len() => upload.inline.insert(hash, block),
-                _ => return Err(invalid(format!("block {hash} of {len} bytes is not in the manifest"))),
-            };
+            if !upload.add(hash, block) {
+                return Err(invalid(format!("block {hash} of {len} bytes is not in the manifest")));
+            }
         }
+        let mut patched = 0;
+        for &len in &parts.patches {
+            let patch = Patch::decode(&rest.split_to(len as usize))?;
+            patched += patch.len as usize;
+            if patched > MAX_PATCHED {
+                return Err(Error::new(ErrorKind::TooBig, format!("the patches of one commit make at most {MAX_PATCHED} bytes")));
+            }
+            let block = patched_block(&patch, &mut read)?;
+            if !upload.add(BlockHash::of(&block), block) {
+                return Err(Error::new(ErrorKind::NotFound, "a patch does not make a block of the manifest from what is stored here"));
+            }
+        }
+        Ok(upload)
+    }
+
+    /// A block that came with it; false where the manifest does not name it.
+    fn add(&mut self, hash: BlockHash, block: Bytes) -> bool {
+        let fits = self.blocks.get(&hash) == Some(&block.len());
+        if fits {
+            self.inline.insert(hash, block);
+        }
+        fits
+    }
+
+    /// A body that holds it without reference to anything else: whole manifest, whole blocks.
+    pub(super) fn whole(&self) -> (Bytes, Parts) {
+        let blocks: Vec<&Bytes> = self.inline.values().collect();
+        let inline = blocks.iter().map(|block| block.len() as u32).collect();
+        let body = std::iter::once(&self.encoded).chain(blocks).map(|part| &part[..]).collect::<Vec<_>>().concat();
+        (body.into(), Parts { manifest_len: self.encoded.len() as u32, inline, ..Parts::default() })
+    }
+
+    /// From a manifest as the change of another one.
+    fn of_change((hash, base): (BlockHash, Arc<Manifest>), delta: &[u8]) -> Result<Self> {
+        let encoded = Manifest::from_delta(&base, delta).map_err(of_client)?.encode().into();
+        let mut upload = Self::without_blocks(encoded)?;
+        let mut old = base.blocks().iter().peekable();
+        for row in upload.manifest.blocks() {
+            while old.next_if(|other| other.0 < row.0).is_some() {}
+            if old.peek() != Some(&row) {
+                upload.fresh.push(row.1);
+            }
+        }
+        upload.base = Some((hash, base));
         Ok(upload)
     }
 
     /// From a manifest's stored form.
     pub(super) fn without_blocks(encoded: Bytes) -> Result<Self> {
-        // What a client sends is its mistake, not a broken disk.
-        let manifest = Manifest::decode(&encoded).map_err(|e| match e.kind() {
-            ErrorKind::Corrupt => invalid(e.message().to_owned()),
-            _ => e,
-        })?;
+        let manifest = Manifest::decode(&encoded).map_err(of_client)?;
         let mut blocks = HashMap::with_capacity(manifest.blocks().len());
         for &(index, hash) in manifest.blocks() {
             let len = manifest.block_len(index);
@@ -59,12 +143,30 @@ impl Upload {
             }
         }
         let hash = BlockHash::of(&encoded);
-        Ok(Self { manifest, encoded, hash, blocks, inline: HashMap::new() })
+        Ok(Self { manifest: Arc::new(manifest), encoded, hash, blocks, inline: HashMap::new(), base: None, fresh: Vec::new() })
     }
 
     /// True where storing it takes long enough to leave the runtime's thread.
     pub(super) fn is_large(&self) -> bool {
-        self.blocks.len() > 64 || self.inline.values().map(Bytes::len).sum::<usize>() > (256 << 10)
+        let (work, most) = if self.base.is_some() { (self.fresh.len(), 4096) } else { (self.blocks.len(), 64) };
+        work > 64 || self.blocks.len() > most || self.inline.values().map(Bytes::len).sum::<usize>() > (256 << 10)
+    }
+}
+
+/// The block that `patch` makes of what `read` gives; `NotFound` where that is nothing.
+pub(super) fn patched_block(patch: &Patch, mut read: impl FnMut(BlockHash) -> Result<Option<Vec<u8>>>) -> Result<Bytes> {
+    let base = match patch.base {
+        None => Vec::new(),
+        Some(hash) => read(hash)?.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("block {hash} is not here to be patched")))?,
+    };
+    Ok(patch.apply(base))
+}
+
+/// What a client sends is its mistake, not a broken disk.
+fn of_client(e: Error) -> Error {
+    match e.kind() {
+        ErrorKind::Corrupt => invalid(e.message().to_owned()),
+        _ => e,
     }
 }
 
@@ -88,14 +190,57 @@ mod tests {
         parts.concat().into()
     }
 
+    fn parts(manifest_len: u32, inline: &[u32], patches: &[u32]) -> Parts {
+        Parts { manifest_len, manifest_base: None, inline: inline.to_vec(), patches: patches.to_vec() }
+    }
+
+    fn parse(parts: &[&[u8]], lengths: &Parts) -> Result<Upload> {
+        Upload::parse(&body(parts), lengths, None, |_| Ok(None))
+    }
+
     #[test]
     fn a_whole_body() {
         let (manifest, a, b) = sample();
         let encoded = manifest.encode();
-        let upload = Upload::parse(&body(&[&encoded, &a, &b]), encoded.len() as u32, &[1 << 16, 10]).unwrap();
+        let upload = parse(&[&encoded, &a, &b], &parts(encoded.len() as u32, &[1 << 16, 10], &[])).unwrap();
         assert_eq!((upload.hash, upload.inline.len(), upload.blocks[&BlockHash::of(&b)]), (manifest.hash(), 2, 10));
-        let upload = Upload::parse(&body(&[&encoded, &b]), encoded.len() as u32, &[10]).unwrap();
+        let upload = parse(&[&encoded, &b], &parts(encoded.len() as u32, &[10], &[])).unwrap();
         assert_eq!(upload.inline.len(), 1);
+    }
+
+    #[test]
+    fn what_changed_makes_the_whole() {
+        let (manifest, a, b) = sample();
+        let old = Manifest::new(16, 1 << 16, vec![(0, BlockHash::of(b"old"))]).unwrap();
+        let delta = manifest.encode_delta(&old);
+        let mut patch = bytes::BytesMut::new();
+        Patch { base: Some(BlockHash::of(b"old")), len: 1 << 16, offset: 1, bytes: a.slice(1..) }.encode(&mut patch);
+        let lengths = Parts { manifest_base: Some(old.hash()), ..parts(delta.len() as u32, &[10], &[patch.len() as u32]) };
+        let sent = body(&[&delta, &b, &patch]);
+        let upload = Upload::parse(&sent, &lengths, Some(Arc::new(old.clone())), |_| Ok(Some(vec![1; 7]))).unwrap();
+        assert_eq!((upload.hash, upload.inline[&BlockHash::of(&a)].clone()), (manifest.hash(), a));
+        let (whole, lengths) = upload.whole();
+        let again = Upload::parse(&whole, &lengths, None, |_| unreachable!("nothing is patched")).unwrap();
+        assert_eq!((again.encoded, again.inline), (upload.encoded, upload.inline));
+        // What is stored is another block, or nothing.
+        for stored in [Some(vec![2; 7]), None] {
+            let lengths = Parts { manifest_base: Some(old.hash()), ..parts(delta.len() as u32, &[10], &[patch.len() as u32]) };
+            let refused = Upload::parse(&sent, &lengths, Some(Arc::new(old.clone())), |_| Ok(stored.clone())).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::NotFound);
+        }
+    }
+
+    #[test]
+    fn patches_do_not_make_much_of_little() {
+        let zeros = BlockHash::of(&vec![0; 1 << 20]);
+        let encoded = Manifest::new(20, 1 << 20, vec![(0, zeros)]).unwrap().encode();
+        let mut patch = bytes::BytesMut::new();
+        Patch { base: None, len: 1 << 20, offset: 0, bytes: Bytes::new() }.encode(&mut patch);
+        for (count, fits) in [(MAX_PATCHED >> 20, true), ((MAX_PATCHED >> 20) + 1, false)] {
+            let sent: Vec<&[u8]> = std::iter::once(&encoded[..]).chain(std::iter::repeat_n(&patch[..], count)).collect();
+            let parsed = parse(&sent, &parts(encoded.len() as u32, &[], &vec![patch.len() as u32; count]));
+            assert_eq!(parsed.map(|upload| upload.inline.len()).map_err(|e| e.kind()), if fits { Ok(1) } else { Err(ErrorKind::TooBig) });
+        }
     }
 
     #[test]
@@ -103,15 +248,17 @@ mod tests {
         let (manifest, a, _) = sample();
         let encoded = manifest.encode();
         let len = encoded.len() as u32;
-        for (parts, manifest_len, inline) in [
-            (vec![encoded.as_slice(), &a], len, vec![10]),
-            (vec![&encoded, &a[1..], b"x"], len, vec![1 << 16]),
-            (vec![&encoded], u32::MAX, vec![]),
-            (vec![&encoded], len, vec![u32::MAX, u32::MAX]),
-            (vec![&encoded[1..]], len - 1, vec![]),
-            (vec![&encoded, b""], len, vec![0]),
+        for (sent, manifest_len, inline, patches) in [
+            (vec![encoded.as_slice(), &a], len, vec![10], vec![]),
+            (vec![&encoded, &a[1..], b"x"], len, vec![1 << 16], vec![]),
+            (vec![&encoded], u32::MAX, vec![], vec![]),
+            (vec![&encoded], len, vec![u32::MAX, u32::MAX], vec![]),
+            (vec![&encoded], len, vec![], vec![u32::MAX]),
+            (vec![&encoded[1..]], len - 1, vec![], vec![]),
+            (vec![&encoded, b""], len, vec![0], vec![]),
+            (vec![&encoded, b"patch"], len, vec![], vec![5]),
         ] {
-            assert_eq!(Upload::parse(&body(&parts), manifest_len, &inline).unwrap_err().kind(), ErrorKind::Invalid);
+            assert_eq!(parse(&sent, &parts(manifest_len, &inline, &patches)).unwrap_err().kind(), ErrorKind::Invalid);
         }
         let twice = Manifest::new(16, (1 << 16) + 10, vec![(0, BlockHash::of(&a)), (1, BlockHash::of(&a))]).unwrap();
         assert!(Upload::without_blocks(twice.encode().into()).is_err());
@@ -120,7 +267,7 @@ mod tests {
     proptest! {
         #[test]
         fn arbitrary_bodies_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100), len in any::<u32>(), inline in proptest::collection::vec(any::<u32>(), 0..4)) {
-            prop_assert!(Upload::parse(&bytes.into(), len, &inline).is_err());
+            prop_assert!(Upload::parse(&bytes.into(), &parts(len, &inline, &[]), None, |_| Ok(None)).is_err());
         }
     }
 }

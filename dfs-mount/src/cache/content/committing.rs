@@ -1,0 +1,139 @@
+//! A commit, as the content sees it: the moment at which nothing changes, the hashes of what
+//! has changed before, and what of it servers have already.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use dfs_common::attributes::Timestamp;
+use dfs_common::block::{BlockHash, Manifest};
+use dfs_common::clients::commit::BlockSource;
+use dfs_common::ids::Version;
+use dfs_common::patch::Changed;
+use dfs_common::{Error, ErrorKind, Result};
+
+use super::Content;
+use crate::cache::BlockMap;
+use crate::cache::record::Record;
+use crate::cache::restore::compare;
+use crate::failpoint;
+
+/// Above this many bytes two threads hash.
+const HASH_ALONE: u64 = 4 << 20;
+
+/// What a commit needs to know of the moment at which it began.
+#[derive(Debug)]
+pub struct Plan {
+    /// The version that the changes are built on.
+    pub base: Version,
+    /// Their blocks, which need not be sent.
+    pub base_manifest: Arc<Manifest>,
+    /// The new content.
+    pub manifest: Manifest,
+    /// When it last changed.
+    pub mtime: Timestamp,
+}
+
+impl Content {
+    /// Begins a commit: from now on nothing changes until [`Content::end_commit`]. `None` where there is nothing to do.
+    pub fn begin_commit(&self, now: Timestamp, durable: bool) -> Result<Option<Plan>> {
+        let map = {
+            let mut state = self.state.lock();
+            if state.mapped {
+                let (map, missing) = (&state.map, state.map.missing().collect());
+                state.map = compare(&self.file, &state.base, map.size(), missing).map_err(|e| Error::from_io(&e, "cache file"))?;
+            }
+            if !state.map.is_changed() && (!durable || state.durable) {
+                return Ok(None);
+            }
+            state.committing = true;
+            state.map.clone()
+        };
+        let plan = self.plan(&map, now);
+        if plan.is_err() {
+            self.end_commit(None);
+        }
+        plan.map(Some)
+    }
+
+    fn plan(&self, map: &BlockMap, now: Timestamp) -> Result<Plan> {
+        let dirty: Vec<u32> = map.dirty().collect();
+        let manifest = map.manifest(&self.hashes(map, &dirty)?)?;
+        let state = self.state.lock();
+        Ok(Plan { base: state.version, base_manifest: state.base.clone(), manifest, mtime: state.mtime.unwrap_or(now) })
+    }
+
+    /// The hashes of `blocks`, in their order; by two threads where it is much.
+    fn hashes(&self, map: &BlockMap, blocks: &[u32]) -> Result<Vec<BlockHash>> {
+        let hash = |blocks: &[u32]| blocks.iter().map(|&block| Ok(BlockHash::of(&self.block(map, block)?))).collect::<Result<Vec<_>>>();
+        if (blocks.len() as u64) << map.bits() <= HASH_ALONE {
+            return hash(blocks);
+        }
+        let (first, second) = blocks.split_at(blocks.len() / 2);
+        std::thread::scope(|scope| {
+            let second = scope.spawn(|| hash(second));
+            let mut hashes = hash(first)?;
+            hashes.extend(second.join().expect("hashing does not panic")?);
+            Ok(hashes)
+        })
+    }
+
+    /// At most so many bytes have to be hashed for a commit, and blocks to be looked at.
+    pub fn commit_cost(&self) -> (u64, usize) {
+        let state = self.state.lock();
+        let (bytes, blocks) = state.map.cost();
+        (if state.mapped { state.map.size() } else { bytes }, blocks)
+    }
+
+    /// Ends a commit, with what was published (version, manifest, whether disks have it) or with nothing.
+    pub fn end_commit(&self, published: Option<(Version, &Manifest, bool)>) {
+        let mut state = self.state.lock();
+        state.committing = false;
+        if let Some((version, manifest, durable)) = published {
+            // Before anything else is written: it is built on this version.
+            if let Err(e) = state.note(|file| Record::Rebased(file, version, manifest.encode().into())) {
+                log::warn!("{e}; after a crash now, what is written next would be kept as a recoverable version");
+            }
+            failpoint::reach("commit.rebased");
+            state.map.committed(manifest);
+            state.base = Arc::new(manifest.clone());
+            state.version = version;
+            (state.durable, state.goes_on) = (durable, durable);
+            state.origin.clear();
+            state.run.go_on();
+        }
+        self.committed.notify_waiters();
+    }
+
+    /// Waits until no commit is under way.
+    pub async fn commit_done(&self) {
+        loop {
+            let notified = self.committed.notified();
+            if !self.state.lock().committing {
+                return;
+            }
+            notified.await;
+        }
+    }
+}
+
+impl BlockSource for Content {
+    fn read(&self, index: u32) -> Result<Bytes> {
+        failpoint::reach("commit.sending");
+        let span = {
+            let state = self.state.lock();
+            if state.map.is_missing(index) {
+                return Err(Error::new(ErrorKind::Unavailable, format!("block {index} is in no cache and on no server that answers")));
+            }
+            state.map.span(index)
+        };
+        self.bytes(span)
+    }
+
+    fn is_stored(&self, index: u32) -> bool {
+        self.state.lock().map.is_stored(index)
+    }
+
+    fn changed(&self, index: u32) -> Option<Changed> {
+        self.state.lock().map.changed_of(index)
+    }
+}
