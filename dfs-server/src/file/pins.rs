@@ -3,10 +3,10 @@
 //!
 //! Invariant: `counts` has a block exactly as often as there are holds and pins on it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use dfs_common::block::BlockHash;
+use dfs_common::block::{BlockHash, BlockSet, BlockTable};
 use dfs_common::ids::SessionId;
 
 /// A session's pins end this long after its last request.
@@ -24,13 +24,13 @@ pub(super) enum Pinner {
 #[derive(Debug)]
 struct PinSet {
     until: Instant,
-    blocks: HashSet<BlockHash>,
+    blocks: BlockSet,
 }
 
 /// All pins and holds.
 #[derive(Debug, Default)]
 pub(super) struct Pins {
-    counts: HashMap<BlockHash, u32>,
+    counts: BlockTable<u32>,
     sets: HashMap<Pinner, PinSet>,
 }
 
@@ -57,7 +57,7 @@ impl Pins {
 
     /// Keeps a block for `pinner`.
     pub(super) fn pin(&mut self, now: Instant, pinner: Pinner, hash: BlockHash) {
-        let set = self.sets.entry(pinner).or_insert_with(|| PinSet { until: now + PIN_TIME, blocks: HashSet::new() });
+        let set = self.sets.entry(pinner).or_insert_with(|| PinSet { until: now + PIN_TIME, blocks: BlockSet::default() });
         if set.blocks.insert(hash) {
             self.hold(hash);
         }
