@@ -10,6 +10,8 @@
 //! rising order of index. A manifest as the change of another one is `DFSD` and the same,
 //! with the blocks that differ; 32 zero bytes make a hole, and what lies behind the size goes.
 
+use std::collections::{HashMap, HashSet};
+
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::{Error, ErrorKind, Result};
@@ -39,13 +41,24 @@ const ROW: usize = 36;
 type Row = (u32, BlockHash);
 
 /// The BLAKE3 of a block; 64 hex digits as text.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct BlockHash(pub [u8; 32]);
+
+/// Blocks by name. A large file has thousands, and every commit of it goes through all of them.
+pub type BlockTable<T> = HashMap<BlockHash, T, foldhash::quality::RandomState>;
+/// Names of blocks.
+pub type BlockSet = HashSet<BlockHash, foldhash::quality::RandomState>;
 
 impl BlockHash {
     /// The hash of `bytes`.
     pub fn of(bytes: &[u8]) -> Self {
         Self(*blake3::hash(bytes).as_bytes())
+    }
+}
+
+impl std::hash::Hash for BlockHash {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        state.write(&self.0);
     }
 }
 

@@ -103,7 +103,7 @@ pub struct Replicate {
     pub durable: bool,
 }
 
-/// Asks which blocks must still be sent. Those that the server has stay pinned for the session (ten minutes after its last request).
+/// Asks which blocks must still be sent. Those that the server has stay pinned for the session: for an hour, and for ten minutes after its last request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Missing {

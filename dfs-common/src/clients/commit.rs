@@ -1,8 +1,6 @@
 //! Writing a version: what changed of the blocks that the primary lacks, then the commit;
 //! another primary where this one does not answer.
 
-use std::collections::HashSet;
-
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use tokio::time::{Instant, sleep};
@@ -11,7 +9,7 @@ use super::Cluster;
 use crate::api::directory::{Granted, Place};
 use crate::api::file::{BLOCKS, COMMIT, Commit, MAX_INLINE, MAX_PATCHED, Missing};
 use crate::attributes::{Entry, Timestamp};
-use crate::block::{BlockHash, Manifest};
+use crate::block::{BlockHash, BlockSet, Manifest};
 use crate::ids::{InodeId, ServerId, Token, Version};
 use crate::patch::Changed;
 use crate::wire::{Method, Request};
@@ -316,7 +314,7 @@ fn encode_manifest(manifest: &Manifest, base: Option<&Manifest>) -> (Vec<u8>, Op
 
 /// The blocks of `manifest` that `base` lacks, each hash once.
 fn fresh_blocks(manifest: &Manifest, base: Option<&Manifest>) -> Vec<(u32, BlockHash)> {
-    let mut known: HashSet<BlockHash> = base.map(|b| b.blocks().iter().map(|b| b.1).collect()).unwrap_or_default();
+    let mut known: BlockSet = base.map(|b| b.blocks().iter().map(|b| b.1).collect()).unwrap_or_default();
     manifest.blocks().iter().filter(|block| known.insert(block.1)).copied().collect()
 }
 

@@ -9,12 +9,12 @@
 //! Invariant: a block's count is the number of version rows that count for it; both change in
 //! one batch. Where a manifest cannot be read, counts stay too high: its blocks stay.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use dfs_common::api::directory::VersionOf;
-use dfs_common::block::{BlockHash, Manifest};
+use dfs_common::block::{BlockHash, BlockSet, BlockTable, Manifest};
 use dfs_common::ids::{InodeId, Version};
 use dfs_common::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
@@ -47,8 +47,8 @@ pub(super) struct Row {
 pub(super) struct Since {
     /// The other one, of the same file.
     pub(super) claim: Claim,
-    /// What that keeps.
-    pub(super) blocks: HashSet<BlockHash>,
+    /// What is kept that it lacks.
+    pub(super) counted: BlockSet,
 }
 
 /// A version and the manifest that claims it.
@@ -60,7 +60,7 @@ pub(super) fn is_embedded(manifest: &Manifest) -> bool {
 }
 
 /// The blocks that a version keeps: those it names, and the manifest where that is one.
-pub(super) fn kept_blocks(manifest: &Manifest, hash: BlockHash) -> HashSet<BlockHash> {
+pub(super) fn kept_blocks(manifest: &Manifest, hash: BlockHash) -> BlockSet {
     let own = (!is_embedded(manifest)).then_some(hash);
     manifest.blocks().iter().map(|b| b.1).chain(own).collect()
 }
@@ -130,12 +130,12 @@ fn decode_row(bytes: &[u8]) -> Result<Row> {
 struct Pending<'a> {
     index: &'a Index,
     rows: BTreeMap<Claim, Option<Row>>,
-    counts: HashMap<BlockHash, i64>,
+    counts: BlockTable<i64>,
 }
 
 impl<'a> Pending<'a> {
     fn new(index: &'a Index) -> Self {
-        Self { index, rows: BTreeMap::new(), counts: HashMap::new() }
+        Self { index, rows: BTreeMap::new(), counts: BlockTable::default() }
     }
 
     fn row(&self, claim: Claim) -> Result<Option<Row>> {
@@ -166,23 +166,23 @@ impl<'a> Pending<'a> {
     }
 
     /// Takes `claim` out; false where it is not there. `read` gives what a row keeps, if its manifest can be read.
-    fn remove(&mut self, claim: Claim, read: &dyn Fn(Claim, &Row) -> Option<HashSet<BlockHash>>) -> Result<bool> {
+    fn remove(&mut self, claim: Claim, read: &dyn Fn(Claim, &Row) -> Option<BlockSet>) -> Result<bool> {
         let Some(row) = self.row(claim)? else { return Ok(false) };
         let base = match row.since {
-            None => Some(HashSet::new()),
+            None => Some(BlockSet::default()),
             Some((version, hash)) => {
                 let other = (VersionOf { version, ..claim.0 }, hash);
                 self.row(other)?.and_then(|row| read(other, &row))
             }
         };
-        let counted: Option<HashSet<BlockHash>> = read(claim, &row).zip(base.as_ref()).map(|(own, base)| own.difference(base).copied().collect());
+        let own = read(claim, &row);
+        let counted: Option<BlockSet> = own.as_ref().zip(base.as_ref()).map(|(own, base)| own.difference(base).copied().collect());
         let mut is_known = counted.is_some();
         for (other, mut dependent) in self.dependents(claim)? {
             // From here on it is counted since what this one was counted since.
-            match (read(other, &dependent), &counted, &base) {
-                (Some(blocks), Some(counted), Some(base)) => {
+            match (read(other, &dependent), &own, &counted, &base) {
+                (Some(blocks), Some(own), Some(counted), Some(base)) => {
                     self.count(blocks.intersection(counted).copied(), 1);
-                    let own = read(claim, &row).unwrap_or_default();
                     self.count(blocks.intersection(base).filter(|hash| !own.contains(hash)).copied(), -1);
                 }
                 // What it does not count for stays counted by this one, for good.
@@ -280,10 +280,12 @@ impl Index {
             Some(since) if pending.row(since.claim)?.is_some() => Some(since),
             _ => None,
         };
-        let counts = |hash: &BlockHash| since.as_ref().is_none_or(|since| !since.blocks.contains(hash));
-        pending.count(kept_blocks(manifest, claim.1).into_iter().filter(counts), 1);
         let embedded = is_embedded(manifest).then(|| encoded.to_vec());
-        let since = since.map(|since| (since.claim.0.version, since.claim.1));
+        let (since, counted) = match since {
+            Some(Since { claim, counted }) => (Some((claim.0.version, claim.1)), counted),
+            None => (None, kept_blocks(manifest, claim.1)),
+        };
+        pending.count(counted.into_iter(), 1);
         pending.rows.insert(claim, Some(Row { made: now, embedded, since }));
         pending.commit(durability)?;
         self.versions.fetch_add(1, Ordering::Relaxed);
@@ -292,7 +294,7 @@ impl Index {
 
     /// Removes versions in one batch; returns the blocks that no version names any more. `read` gives what a row keeps, if
     /// that can be read; rows that are not there are passed over.
-    pub(super) fn remove(&self, claims: &[Claim], read: &dyn Fn(Claim, &Row) -> Option<HashSet<BlockHash>>) -> Result<Vec<BlockHash>> {
+    pub(super) fn remove(&self, claims: &[Claim], read: &dyn Fn(Claim, &Row) -> Option<BlockSet>) -> Result<Vec<BlockHash>> {
         let _counts = self.counts.lock();
         let mut pending = Pending::new(self);
         let mut gone = 0;
@@ -361,6 +363,10 @@ mod tests {
         index.remove(&[(what, m.hash())], &|_, _| Some(kept_blocks(m, m.hash()))).unwrap().into_iter().collect()
     }
 
+    fn since_of(claim: Claim, m: &Manifest, other: Claim, base: &Manifest) -> Since {
+        Since { claim: other, counted: kept_blocks(m, claim.1).difference(&kept_blocks(base, other.1)).copied().collect() }
+    }
+
     #[test]
     fn a_block_is_free_when_its_last_version_goes() {
         let index = Index::open(Arc::new(MemoryStore::default())).unwrap();
@@ -420,7 +426,7 @@ mod tests {
         fn counts_follow_the_rows(steps in proptest::collection::vec(any_step(), 1..60), damages in any::<bool>()) {
             let index = Index::open(Arc::new(MemoryStore::default())).unwrap();
             let mut model: BTreeMap<Claim, Manifest> = BTreeMap::new();
-            let mut damaged: HashSet<BlockHash> = HashSet::new();
+            let mut damaged: BlockSet = BlockSet::default();
             for step in steps {
                 let at = |place: &prop::sample::Index| model.keys().nth(place.index(model.len().max(1))).copied();
                 match step {
@@ -429,7 +435,7 @@ mod tests {
                         let claim = (what(ino, version), m.hash());
                         // Since whatever was there once and may be gone: an earlier version of the same file.
                         let since = since.and_then(|place| at(&place)).filter(|other| other.0.ino == claim.0.ino && other.0.version < claim.0.version);
-                        let since = since.map(|other| Since { claim: other, blocks: kept_blocks(&model[&other], other.1) });
+                        let since = since.map(|other| since_of(claim, &m, other, &model[&other]));
                         let new = !model.contains_key(&claim);
                         prop_assert_eq!(index.add(claim, (&m, &m.encode()), since, 1, Durability::Process).unwrap(), new);
                         model.insert(claim, m);
@@ -441,13 +447,13 @@ mod tests {
                         for claim in claims {
                             model.remove(&claim);
                         }
-                        let named: HashSet<_> = model.iter().flat_map(|((_, h), m)| kept_blocks(m, *h)).collect();
+                        let named: BlockSet = model.iter().flat_map(|((_, h), m)| kept_blocks(m, *h)).collect();
                         prop_assert!(free.iter().all(|hash| !named.contains(hash)), "a block that is named is not free");
                     }
                     Step::Damage(place) if damages => damaged.extend(at(&place).map(|claim| claim.1)),
                     Step::Damage(_) => {}
                 }
-                let named: HashSet<_> = model.iter().flat_map(|((_, h), m)| kept_blocks(m, *h)).collect();
+                let named: BlockSet = model.iter().flat_map(|((_, h), m)| kept_blocks(m, *h)).collect();
                 for n in 0..6 {
                     let (has, should) = (index.names(block(n)).unwrap(), named.contains(&block(n)));
                     // With what cannot be read blocks stay; they never go.
@@ -464,7 +470,7 @@ mod tests {
         let versions = [manifest(&[1, 2, 3, 4, 5]), manifest(&[1, 2, 9, 4, 5]), manifest(&[1, 2, 3, 4, 8])];
         let claim = |n: usize| (what(1, n as u64 + 1), versions[n].hash());
         for (n, m) in versions.iter().enumerate() {
-            let since = n.checked_sub(1).map(|n| Since { claim: claim(n), blocks: kept_blocks(&versions[n], claim(n).1) });
+            let since = n.checked_sub(1).map(|before| since_of(claim(n), m, claim(before), &versions[before]));
             assert!(index.add(claim(n), (m, &m.encode()), since, 1, Durability::Process).unwrap());
         }
         assert_eq!((index.count(block(1)).unwrap(), index.count(block(3)).unwrap(), index.count(block(9)).unwrap()), (1, 2, 1));

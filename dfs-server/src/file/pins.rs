@@ -3,14 +3,16 @@
 //!
 //! Invariant: `counts` has a block exactly as often as there are holds and pins on it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use dfs_common::block::BlockHash;
+use dfs_common::block::{BlockHash, BlockTable};
 use dfs_common::ids::SessionId;
 
 /// A session's pins end this long after its last request.
 pub(super) const PIN_TIME: Duration = Duration::from_secs(600);
+/// And each this long after it was made: what was sent ahead of a commit that did without it goes while the session goes on.
+const LONGEST: Duration = Duration::from_secs(3600);
 
 /// Who pins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -24,13 +26,14 @@ pub(super) enum Pinner {
 #[derive(Debug)]
 struct PinSet {
     until: Instant,
-    blocks: HashSet<BlockHash>,
+    /// With the time of the pin.
+    blocks: BlockTable<Instant>,
 }
 
 /// All pins and holds.
 #[derive(Debug, Default)]
 pub(super) struct Pins {
-    counts: HashMap<BlockHash, u32>,
+    counts: BlockTable<u32>,
     sets: HashMap<Pinner, PinSet>,
 }
 
@@ -57,8 +60,8 @@ impl Pins {
 
     /// Keeps a block for `pinner`.
     pub(super) fn pin(&mut self, now: Instant, pinner: Pinner, hash: BlockHash) {
-        let set = self.sets.entry(pinner).or_insert_with(|| PinSet { until: now + PIN_TIME, blocks: HashSet::new() });
-        if set.blocks.insert(hash) {
+        let set = self.sets.entry(pinner).or_insert_with(|| PinSet { until: now + PIN_TIME, blocks: BlockTable::default() });
+        if set.blocks.insert(hash, now).is_none() {
             self.hold(hash);
         }
     }
@@ -83,7 +86,7 @@ impl Pins {
         }
         for hash in hashes {
             for pinner in &sets {
-                if self.sets.get_mut(pinner).is_some_and(|set| set.blocks.remove(&hash)) {
+                if self.sets.get_mut(pinner).is_some_and(|set| set.blocks.remove(&hash).is_some()) {
                     self.let_go(hash);
                 }
             }
@@ -93,16 +96,14 @@ impl Pins {
 
     /// Ends what is over; returns the blocks that nothing keeps any more.
     pub(super) fn expire(&mut self, now: Instant) -> Vec<BlockHash> {
-        let over: Vec<Pinner> = self.sets.iter().filter(|(_, set)| set.until <= now).map(|(p, _)| *p).collect();
-        let mut free = Vec::new();
-        for pinner in over {
-            for hash in self.sets.remove(&pinner).map(|set| set.blocks).unwrap_or_default() {
-                if self.let_go(hash) {
-                    free.push(hash);
-                }
-            }
-        }
-        free
+        let mut over = Vec::new();
+        self.sets.retain(|_, set| {
+            let all = set.until <= now;
+            over.extend(set.blocks.extract_if(|_, pinned| all || *pinned + LONGEST <= now).map(|(hash, _)| hash));
+            !set.blocks.is_empty()
+        });
+        over.retain(|&hash| self.let_go(hash));
+        over
     }
 }
 
@@ -124,6 +125,24 @@ mod tests {
         assert_eq!(pins.expire(start + PIN_TIME * 2), [a]);
         assert!(!pins.contains(a) && pins.contains(b));
         assert!(pins.let_go(b) && pins.counts.is_empty() && pins.sets.is_empty());
+    }
+
+    #[test]
+    fn what_nobody_commits_is_free_after_an_hour_though_its_session_goes_on() {
+        let (start, mut pins) = (Instant::now(), Pins::default());
+        let (a, b, session) = (BlockHash::of(b"a"), BlockHash::of(b"b"), SessionId(1));
+        pins.pin(start, Pinner::Session(session), a);
+        pins.pin(start, Pinner::Session(session), b);
+        let mut now = start;
+        while now < start + LONGEST {
+            now += PIN_TIME / 2;
+            pins.renew(now, session);
+            assert!(now >= start + LONGEST || pins.expire(now).is_empty());
+            if now == start + PIN_TIME {
+                pins.pin(now, Pinner::Session(session), b);
+            }
+        }
+        assert_eq!((pins.expire(now), pins.contains(b)), (vec![a], true), "b was pinned again meanwhile");
     }
 
     #[test]

@@ -4,7 +4,6 @@
 //! it, and both are looked at while no pin can be added. It knows no other server.
 //! Calls are synchronous; large ones belong on a thread of their own.
 
-use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -12,7 +11,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use dfs_common::api::directory::VersionOf;
-use dfs_common::block::{BlockHash, Manifest};
+use dfs_common::block::{BlockHash, BlockSet, Manifest};
 use dfs_common::ids::{SessionId, Version};
 use dfs_common::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
@@ -33,9 +32,9 @@ pub(super) struct Storage {
     journal: Journal,
     pins: Mutex<Pins>,
     /// Blocks that nothing seemed to need when they were put here.
-    unneeded: Mutex<HashSet<BlockHash>>,
+    unneeded: Mutex<BlockSet>,
     /// Blocks that were no good and have not come again: a version that is here may lack them.
-    discarded: Mutex<HashSet<BlockHash>>,
+    discarded: Mutex<BlockSet>,
     /// Something was put there.
     pub(super) collectable: Notify,
     blocks: AtomicI64,
@@ -150,7 +149,8 @@ impl Storage {
 
     /// Keeps every block of `upload`, and its manifest, from being collected.
     pub(super) fn hold(self: &Arc<Self>, upload: &Upload) -> Hold {
-        let hashes: Vec<_> = kept_blocks(&upload.manifest, upload.hash).into_iter().collect();
+        let own = (!is_embedded(&upload.manifest)).then_some(upload.hash);
+        let hashes: Vec<_> = upload.blocks.keys().copied().chain(own).collect();
         let mut pins = self.pins.lock();
         for &hash in &hashes {
             pins.hold(hash);
@@ -262,10 +262,7 @@ impl Storage {
 
     /// Indexes a version whose blocks are here; false where it was.
     pub(super) fn add(&self, what: VersionOf, upload: &Upload, durability: Durability) -> Result<bool> {
-        let since = upload.base.as_ref().filter(|_| !is_embedded(&upload.manifest)).and_then(|(hash, base)| {
-            let claim = (before(what)?, *hash);
-            Some(Since { claim, blocks: kept_blocks(base, *hash) })
-        });
+        let since = before(what).zip(upload.kept_since()).map(|(before, (hash, counted))| Since { claim: (before, hash), counted });
         self.index.add((what, upload.hash), (&upload.manifest, &upload.encoded), since, seconds(), durability)
     }
 

@@ -3,14 +3,18 @@
 //! Invariant: every block of an [`Upload`] has the hash and the length that its manifest says. What a patch makes is
 //! checked as if it had come whole.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use dfs_common::api::file::{Commit, MAX_PATCHED, Replicate};
-use dfs_common::block::{BlockHash, Manifest};
+use dfs_common::block::{BlockHash, BlockSet, BlockTable, Manifest};
 use dfs_common::patch::Patch;
 use dfs_common::{Error, ErrorKind, Result};
+
+use super::index::is_embedded;
+
+/// So many blocks are looked for one by one.
+const FEW: usize = 8;
 
 /// How a body is made up, in this order.
 #[derive(Clone, Debug, Default)]
@@ -49,9 +53,9 @@ pub(super) struct Upload {
     /// Its name.
     pub(super) hash: BlockHash,
     /// Each block that the manifest names, once, with its length.
-    pub(super) blocks: HashMap<BlockHash, usize>,
+    pub(super) blocks: BlockTable<usize>,
     /// Blocks that came with it.
-    pub(super) inline: HashMap<BlockHash, Bytes>,
+    pub(super) inline: BlockTable<Bytes>,
     /// The manifest that it came as a change of, and its name.
     pub(super) base: Option<(BlockHash, Arc<Manifest>)>,
     /// Its blocks that are not in the same place there; of no meaning without.
@@ -132,10 +136,24 @@ impl Upload {
         Ok(upload)
     }
 
+    /// The manifest that it came as a change of, and what it keeps that a version with that one does not.
+    pub(super) fn kept_since(&self) -> Option<(BlockHash, BlockSet)> {
+        let (base_hash, base) = self.base.as_ref().filter(|_| !is_embedded(&self.manifest))?;
+        // For a few it is not worth it to make a set of thousands.
+        let all: BlockSet = if self.fresh.len() > FEW { base.blocks().iter().map(|row| row.1).collect() } else { BlockSet::default() };
+        let is_kept = |hash: &BlockHash| match self.fresh.len() > FEW {
+            true => all.contains(hash),
+            false => base.blocks().iter().any(|row| row.1 == *hash),
+        };
+        let is_base = |hash: &BlockHash| hash == base_hash && !is_embedded(base);
+        let own = self.fresh.iter().chain([&self.hash]).filter(|hash| !is_base(hash) && !is_kept(hash));
+        Some((*base_hash, own.copied().collect()))
+    }
+
     /// From a manifest's stored form.
     pub(super) fn without_blocks(encoded: Bytes) -> Result<Self> {
         let manifest = Manifest::decode(&encoded).map_err(of_client)?;
-        let mut blocks = HashMap::with_capacity(manifest.blocks().len());
+        let mut blocks = BlockTable::with_capacity_and_hasher(manifest.blocks().len(), Default::default());
         for &(index, hash) in manifest.blocks() {
             let len = manifest.block_len(index);
             if *blocks.entry(hash).or_insert(len) != len {
@@ -143,7 +161,7 @@ impl Upload {
             }
         }
         let hash = BlockHash::of(&encoded);
-        Ok(Self { manifest: Arc::new(manifest), encoded, hash, blocks, inline: HashMap::new(), base: None, fresh: Vec::new() })
+        Ok(Self { manifest: Arc::new(manifest), encoded, hash, blocks, inline: BlockTable::default(), base: None, fresh: Vec::new() })
     }
 
     /// True where storing it takes long enough to leave the runtime's thread.
@@ -178,6 +196,7 @@ fn invalid(message: String) -> Error {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::index::kept_blocks;
     use super::*;
 
     fn sample() -> (Manifest, Bytes, Bytes) {
@@ -218,7 +237,8 @@ mod tests {
         let lengths = Parts { manifest_base: Some(old.hash()), ..parts(delta.len() as u32, &[10], &[patch.len() as u32]) };
         let sent = body(&[&delta, &b, &patch]);
         let upload = Upload::parse(&sent, &lengths, Some(Arc::new(old.clone())), |_| Ok(Some(vec![1; 7]))).unwrap();
-        assert_eq!((upload.hash, upload.inline[&BlockHash::of(&a)].clone()), (manifest.hash(), a));
+        assert_eq!((upload.hash, upload.inline[&BlockHash::of(&a)].clone()), (manifest.hash(), a.clone()));
+        assert_eq!(upload.kept_since().map(|since| since.0), None, "small manifests lie in their rows");
         let (whole, lengths) = upload.whole();
         let again = Upload::parse(&whole, &lengths, None, |_| unreachable!("nothing is patched")).unwrap();
         assert_eq!((again.encoded, again.inline), (upload.encoded, upload.inline));
@@ -227,6 +247,28 @@ mod tests {
             let lengths = Parts { manifest_base: Some(old.hash()), ..parts(delta.len() as u32, &[10], &[patch.len() as u32]) };
             let refused = Upload::parse(&sent, &lengths, Some(Arc::new(old.clone())), |_| Ok(stored.clone())).unwrap_err();
             assert_eq!(refused.kind(), ErrorKind::NotFound);
+        }
+    }
+
+    #[test]
+    fn what_is_kept_since_another_version_is_the_difference() {
+        let hash = |n: u8| BlockHash([n; 32]);
+        let manifest = |blocks: &[u8]| Manifest::new(16, 20 << 16, (0..).zip(blocks).map(|(i, &n)| (i, hash(n))).collect()).unwrap();
+        let mut old = manifest(&[1, 2, 3, 4, 5, 6]);
+        // Few and many changes, blocks that moved, and manifests that are blocks of each other's content.
+        for blocks in [&[1, 2, 9, 4, 5, 6][..], &[6, 5, 4, 3, 2, 1, 7], &[11; 9], &[1, 2, 3], &[7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 1]] {
+            let mut rows = manifest(blocks).blocks().to_vec();
+            rows.push((18, old.hash()));
+            let new = Manifest::new(16, 20 << 16, rows).unwrap();
+            let upload = Upload::of_change((old.hash(), Arc::new(old.clone())), &new.encode_delta(&old)).unwrap();
+            let (own, before) = (kept_blocks(&new, new.hash()), kept_blocks(&old, old.hash()));
+            let expected = own.difference(&before).copied().collect();
+            if is_embedded(&new) {
+                assert!(upload.kept_since().is_none());
+            } else {
+                assert_eq!(upload.kept_since().unwrap(), (old.hash(), expected));
+            }
+            old = new;
         }
     }
 
