@@ -68,16 +68,17 @@ fn what_a_mount_has_cached_is_never_called_cold() {
     assert!(out.text.contains("fuse.dfs-mount file system has caches"), "{}", out.text);
 }
 
-/// Starts a run that waits in its cold command, and ends it by `signal`.
+/// Starts a run that waits in its cold command, and ends both by `signal`, as a terminal does.
 fn interrupted(mount: &Mount, signal: i32) {
     let waits = mount.cache().join("waits");
-    let cold = format!("touch {}; exec sleep 60 >/dev/null", waits.display());
+    let cold = format!("echo $$ > {}; exec sleep 60", waits.display());
     let mut child =
         bench(&[text(mount.path()), "--quick", "--only", "cold-find", "--cold", &cold]).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
-    eventually(20, "the cold command runs", || waits.exists());
+    let number = || std::fs::read_to_string(&waits).ok()?.strip_suffix('\n')?.parse().ok();
+    eventually(20, "the cold command runs", || number().is_some());
+    let sleep: i32 = number().unwrap();
     std::fs::remove_file(&waits).unwrap();
     assert!(!empty(mount.path()), "it has made its files");
-    let sleep: i32 = shell::run(Path::new("/"), &format!("pgrep -P {}", child.id())).trim().parse().unwrap();
     sys::signal(child.id() as i32, signal);
     sys::signal(sleep, signal);
     assert_eq!(child.wait().unwrap().code(), Some(130));

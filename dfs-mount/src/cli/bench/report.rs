@@ -100,6 +100,9 @@ struct CellReport {
     failed: Option<String>,
 }
 
+/// From so many operations on, what 99 of 100 do not exceed says more than the median.
+const ENOUGH: usize = 20;
+
 /// Of all single operations of all rounds.
 #[derive(Debug, Serialize)]
 struct Percentiles {
@@ -148,8 +151,10 @@ impl CellReport {
 
     fn text(&self, unit: Unit) -> String {
         match (self.median, &self.operations_us) {
-            (Some(value), Some(operations)) => format!("{} [{}]", shown(value, unit), shown(operations.p99, Unit::Microseconds)),
-            (Some(value), None) => shown(value, unit),
+            (Some(value), Some(operations)) if operations.count >= ENOUGH => {
+                format!("{} [{}]", shown(value, unit), shown(operations.p99, Unit::Microseconds))
+            }
+            (Some(value), _) => shown(value, unit),
             (None, _) if self.failed.is_some() => "FAILED".to_owned(),
             (None, _) => "skipped".to_owned(),
         }
@@ -198,7 +203,7 @@ impl Report {
         let lines = self.rows.iter().map(|row| {
             let mut line = vec![row.title.to_owned(), row.per.to_owned()];
             line.extend(row.results.iter().map(|cell| cell.text(row.unit)));
-            line.extend(row.times_as_fast.iter().map(|ratio| ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.2}"))));
+            line.extend(row.times_as_fast.iter().map(|ratio| ratio.map_or("-".to_owned(), ratio_text)));
             line
         });
         table(&header, 2, lines.collect())?;
@@ -263,6 +268,11 @@ fn shown(value: f64, unit: Unit) -> String {
     }
 }
 
+/// Below a tenth, two decimals would hide most of it.
+fn ratio_text(ratio: f64) -> String {
+    if ratio < 0.0995 { format!("{ratio:.3}") } else { format!("{ratio:.2}") }
+}
+
 fn digits(value: f64) -> String {
     match value {
         value if value >= 99.95 => format!("{value:.0}"),
@@ -292,6 +302,7 @@ mod tests {
         ] {
             assert_eq!(shown(value, unit), expected);
         }
+        assert_eq!([0.0112, 0.0994, 0.0996, 12.3].map(ratio_text), ["0.011", "0.099", "0.10", "12.30"]);
     }
 
     #[test]
