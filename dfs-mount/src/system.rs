@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsRawFd, IntoRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
@@ -84,6 +85,35 @@ pub(crate) fn space(path: &Path) -> io::Result<(u64, u64)> {
     // SAFETY: a NUL-terminated path and a buffer of the right type, both alive during the call.
     check(unsafe { libc::statvfs(path.as_ptr(), &mut stat) })?;
     Ok((stat.f_bavail * stat.f_frsize, stat.f_blocks * stat.f_frsize))
+}
+
+static ASKED_TO_END: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn note_signal(_signal: libc::c_int) {
+    if ASKED_TO_END.swap(true, Ordering::Relaxed) {
+        // SAFETY: a number only; allowed in a handler.
+        unsafe { libc::_exit(130) };
+    }
+}
+
+/// From now on SIGINT, SIGTERM and SIGHUP are noted, and the second of them ends this process at once.
+///
+/// They are noted before the wait for a child that got the same signal returns.
+pub(crate) fn note_signals() -> io::Result<()> {
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        // SAFETY: sigaction is plain data, for which zeros are valid.
+        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+        action.sa_sigaction = note_signal as extern "C" fn(libc::c_int) as libc::sighandler_t;
+        action.sa_flags = libc::SA_RESTART;
+        // SAFETY: a structure of the right type, and a handler that only touches an atomic and may end the process.
+        check(unsafe { libc::sigaction(signal, &action, std::ptr::null_mut()) })?;
+    }
+    Ok(())
+}
+
+/// Whether one of the signals of [`note_signals`] has come.
+pub(crate) fn is_asked_to_end() -> bool {
+    ASKED_TO_END.load(Ordering::Relaxed)
 }
 
 /// Which side of a fork this is.

@@ -4,43 +4,13 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::system;
 
-/// Set when a signal asks for the end.
-static STOPPED: AtomicBool = AtomicBool::new(false);
-
-/// The error of whoever is asked to end; workloads ask before every operation.
+/// The error of whoever is asked to end by a signal; workloads ask before every operation.
 pub(super) fn go_on() -> io::Result<()> {
-    if is_stopped() { Err(io::Error::new(io::ErrorKind::Interrupted, "interrupted")) } else { Ok(()) }
-}
-
-/// True after the first signal.
-pub(super) fn is_stopped() -> bool {
-    STOPPED.load(Ordering::Relaxed)
-}
-
-/// Lets the first SIGINT, SIGTERM or SIGHUP end the workload, and the second one the process.
-pub(super) fn stop_on_signals() -> io::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
-    let guard = runtime.enter();
-    let (mut int, mut term, mut hup) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, signal(SignalKind::hangup())?);
-    drop(guard);
-    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
-        runtime.block_on(async {
-            loop {
-                tokio::select! { _ = int.recv() => {}, _ = term.recv() => {}, _ = hup.recv() => {} }
-                if STOPPED.swap(true, Ordering::Relaxed) {
-                    eprintln!("dfs: interrupted again: ending without cleaning up");
-                    std::process::exit(130);
-                }
-            }
-        });
-    })?;
-    Ok(())
+    if system::is_asked_to_end() { Err(io::Error::new(io::ErrorKind::Interrupted, "interrupted")) } else { Ok(()) }
 }
 
 /// A daemon whose processor time counts: a process, or a file whose first word is its number.

@@ -55,7 +55,7 @@ pub(crate) fn bench(globals: &Globals, arguments: &Bench) -> Outcome {
     for process in &arguments.pids {
         process.time()?;
     }
-    meter::stop_on_signals()?;
+    system::note_signals()?;
     let seed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as u64);
     let mut places = Vec::new();
     for (number, directory) in arguments.directories.iter().enumerate() {
@@ -116,7 +116,7 @@ fn measure(rows: &[&'static Row], places: &mut [Place], rounds: usize, processes
                 progress.step(&format!("round {} of {rounds}: {} in {}", round + 1, row.name, places[at].given.display()));
                 let Cell::Measured(done) = &mut cells[at] else { continue };
                 let outcome = run(row, places, at, if at == 0 { processes } else { &[] });
-                if meter::is_stopped() {
+                if system::is_asked_to_end() {
                     return Err(Failure::new(ErrorKind::Interrupted, "interrupted"));
                 }
                 match outcome {
