@@ -55,12 +55,21 @@ pub(crate) fn topmost(text: &str, mountpoint: &Path) -> Option<Row> {
 /// The mount that holds `path`, which is absolute, and the path inside of its file system.
 pub(crate) fn holder(text: &str, path: &Path) -> Option<(Row, PathBuf)> {
     let path = normal(path);
-    let all: Vec<(Row, &str)> = text.lines().filter_map(fields).collect();
-    let longest = all.iter().filter(|(row, _)| path.starts_with(&row.mountpoint)).map(|(row, _)| row.mountpoint.as_os_str().len()).max()?;
-    let at = all.into_iter().rfind(|(row, _)| path.starts_with(&row.mountpoint) && row.mountpoint.as_os_str().len() == longest)?;
-    let (row, _) = Some(at).filter(|(_, kind)| *kind == KIND)?;
+    let (row, _) = innermost(text, &path).filter(|(_, kind)| *kind == KIND)?;
     let inside = row.root.join(path.strip_prefix(&row.mountpoint).unwrap_or(Path::new("")));
     Some((row, inside))
+}
+
+/// The type of the file system that holds `path`, which is absolute, as in "ext4" or "fuse.sshfs".
+pub(crate) fn kind<'a>(text: &'a str, path: &Path) -> Option<&'a str> {
+    innermost(text, &normal(path)).map(|(_, kind)| kind)
+}
+
+/// The mount, of whatever type, that holds `path`.
+fn innermost<'a>(text: &'a str, path: &Path) -> Option<(Row, &'a str)> {
+    let all: Vec<(Row, &str)> = text.lines().filter_map(fields).collect();
+    let longest = all.iter().filter(|(row, _)| path.starts_with(&row.mountpoint)).map(|(row, _)| row.mountpoint.as_os_str().len()).max()?;
+    all.into_iter().rfind(|(row, _)| path.starts_with(&row.mountpoint) && row.mountpoint.as_os_str().len() == longest)
 }
 
 /// `path` without `.` and `..`, by its letters alone: symlinks are not looked at.
@@ -110,5 +119,7 @@ mod tests {
         assert_eq!(inside("/bind/f"), Some((39, "/sub/f".to_owned())));
         assert_eq!(inside("/mnt/a b/other/f"), None);
         assert_eq!((inside("/etc/passwd"), inside("/x/f")), (None, None));
+        let kinds = ["/etc", "/x/f", "/mnt/a b/f", "/mnt/a b/../b"].map(|path| kind(TEXT, Path::new(path)));
+        assert_eq!(kinds, [Some("ext4"), Some("tmpfs"), Some("fuse.dfs-mount"), Some("ext4")]);
     }
 }

@@ -5,9 +5,11 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, IntoRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
@@ -93,6 +95,35 @@ pub(crate) fn space(path: &Path) -> io::Result<(u64, u64)> {
     Ok((stat.f_bavail * stat.f_frsize, stat.f_blocks * stat.f_frsize))
 }
 
+static ASKED_TO_END: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn note_signal(_signal: libc::c_int) {
+    if ASKED_TO_END.swap(true, Ordering::Relaxed) {
+        // SAFETY: a number only; allowed in a handler.
+        unsafe { libc::_exit(130) };
+    }
+}
+
+/// From now on SIGINT, SIGTERM and SIGHUP are noted, and the second of them ends this process at once.
+///
+/// They are noted before the wait for a child that got the same signal returns.
+pub(crate) fn note_signals() -> io::Result<()> {
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        // SAFETY: sigaction is plain data, for which zeros are valid.
+        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+        action.sa_sigaction = note_signal as extern "C" fn(libc::c_int) as libc::sighandler_t;
+        action.sa_flags = libc::SA_RESTART;
+        // SAFETY: a structure of the right type, and a handler that only touches an atomic and may end the process.
+        check(unsafe { libc::sigaction(signal, &action, std::ptr::null_mut()) })?;
+    }
+    Ok(())
+}
+
+/// Whether one of the signals of [`note_signals`] has come.
+pub(crate) fn is_asked_to_end() -> bool {
+    ASKED_TO_END.load(Ordering::Relaxed)
+}
+
 /// Which side of a fork this is.
 pub(crate) enum Forked {
     /// The parent.
@@ -151,4 +182,79 @@ pub(crate) fn host_name() -> String {
 pub(crate) fn user() -> (u32, u32) {
     // SAFETY: no arguments, cannot fail.
     unsafe { (libc::geteuid(), libc::getegid()) }
+}
+
+/// Closes a file and returns what close(2) does: that is where some file systems say what they could not store.
+pub(crate) fn close(file: File) -> io::Result<()> {
+    // SAFETY: nobody else owns the descriptor, `file` has given it up.
+    check(unsafe { libc::close(file.into_raw_fd()) }).map(|_| ())
+}
+
+/// Writes out everything that is dirty in the file system that holds `file`.
+pub(crate) fn sync_file_system(file: &File) -> io::Result<()> {
+    // SAFETY: a descriptor that `file` keeps open.
+    check(unsafe { libc::syncfs(file.as_raw_fd()) }).map(|_| ())
+}
+
+/// Asks the kernel to forget the pages of a file that are not dirty; whether it did, [`Mapping::resident`] says.
+pub(crate) fn drop_pages(file: &File) -> io::Result<()> {
+    // SAFETY: plain integers and a descriptor that `file` keeps open.
+    match unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) } {
+        0 => Ok(()),
+        errno => Err(io::Error::from_raw_os_error(errno)),
+    }
+}
+
+/// How long a process has been running on a processor, with all its threads, also those that ended.
+pub(crate) fn processor_time(pid: libc::pid_t) -> io::Result<Duration> {
+    let mut clock: libc::clockid_t = 0;
+    // SAFETY: a number, and a place for the clock's that lives until the call returns.
+    match unsafe { libc::clock_getcpuclockid(pid, &mut clock) } {
+        0 => {}
+        errno => return Err(io::Error::from_raw_os_error(errno)),
+    }
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a number, and a structure of the right type that lives until the call returns.
+    check(unsafe { libc::clock_gettime(clock, &mut time) })?;
+    Ok(Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0)))
+}
+
+/// The first bytes of a file, mapped for reading.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    address: *mut libc::c_void,
+    len: usize,
+}
+
+impl Mapping {
+    /// Maps the first `len` bytes, of which there must be at least one. Who reads what the file has lost since gets SIGBUS.
+    pub(crate) fn new(file: &File, len: usize) -> io::Result<Self> {
+        // SAFETY: a new mapping at an address of the kernel's choice, of a descriptor that `file` keeps open.
+        let address = unsafe { libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0) };
+        if address == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(Self { address, len }) }
+    }
+
+    /// Copies what stands from `offset` on into `out`; panics where that is beyond what was mapped.
+    pub(crate) fn read(&self, offset: usize, out: &mut [u8]) {
+        assert!(offset.checked_add(out.len()).is_some_and(|end| end <= self.len), "inside of the mapping");
+        // SAFETY: the range was checked; no reference into the mapping is made, so others may write into the file.
+        unsafe { std::ptr::copy_nonoverlapping(self.address.cast::<u8>().add(offset), out.as_mut_ptr(), out.len()) };
+    }
+
+    /// How many of its pages are in memory.
+    pub(crate) fn resident(&self) -> io::Result<usize> {
+        // SAFETY: a number only.
+        let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).map_err(io::Error::other)?;
+        let mut pages = vec![0_u8; self.len.div_ceil(page)];
+        // SAFETY: the mapping lives as long as `self`, and there is one byte for each of its pages.
+        check(unsafe { libc::mincore(self.address, self.len, pages.as_mut_ptr()) })?;
+        Ok(pages.iter().filter(|&&page| page & 1 != 0).count())
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: made by mmap with this length, and no reference into it exists.
+        unsafe { libc::munmap(self.address, self.len) };
+    }
 }

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use super::bench;
+
 /// Where a directory service on the same machine listens.
 pub(crate) const DEFAULT_SERVER: &str = "http://127.0.0.1:7400";
 
@@ -83,6 +85,8 @@ pub(crate) enum Command {
     Undelete(Undelete),
     /// List, look at, restore or discard content that could not be published
     Recover(Recover),
+    /// Measure everyday work in directories, of a mount or not, and compare them
+    Bench(Bench),
     /// Type commands one after the other in one session
     Shell,
     /// Explain how to work with this program
@@ -318,6 +322,36 @@ pub(crate) struct Status {
 }
 
 #[derive(Clone, Debug, Args)]
+#[command(after_help = "Needs no cluster. Works in a new directory below each DIR, which is removed at the end, and compares all that it reads\n\
+with what it wrote. The directories take turns, workload by workload. What cannot be made cold is skipped, and the reason is printed.")]
+pub(crate) struct Bench {
+    /// Where to work; the first is compared with each of the others
+    #[arg(value_name = "DIR", required_unless_present = "list")]
+    pub(crate) directories: Vec<PathBuf>,
+    /// Only list the workloads
+    #[arg(long)]
+    pub(crate) list: bool,
+    /// Only these workloads
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = clap::builder::PossibleValuesParser::new(bench::names()), hide_possible_values = true)]
+    pub(crate) only: Vec<String>,
+    /// How often each is done; the median counts [default: 5, with --quick 1]
+    #[arg(long, value_name = "N", value_parser = rounds)]
+    pub(crate) rounds: Option<usize>,
+    /// The size of the large file, which is held in memory, too: 1M to 4G, whole MiB [default: 256M, with --quick 4M]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) size: Option<u64>,
+    /// Few and small files, to see that everything works
+    #[arg(long)]
+    pub(crate) quick: bool,
+    /// Run this by sh before each workload that must find nothing cached, with the directory in $DIR
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) cold: Option<String>,
+    /// Also count the processor time and memory of these daemons, which serve the first DIR; FILE holds the pid as its first word
+    #[arg(long, value_name = "NAME=PID|NAME=FILE", value_delimiter = ',')]
+    pub(crate) pids: Vec<bench::Process>,
+}
+
+#[derive(Clone, Debug, Args)]
 pub(crate) struct Man {
     /// The directory for the pages
     pub(crate) directory: PathBuf,
@@ -339,6 +373,24 @@ fn seconds(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_secs_f64(seconds))
 }
 
+/// 1 to 1000.
+fn rounds(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|rounds| (1..=1000).contains(rounds)).ok_or_else(|| "expected a number, 1 to 1000".to_owned())
+}
+
+/// 1M to 4G in whole MiB, as in 64M; returns bytes.
+fn size(text: &str) -> Result<u64, String> {
+    let bad = || "expected a size as in 64M, 1M to 4G".to_owned();
+    let unit = text.chars().last().ok_or_else(bad)?;
+    let shift = match unit {
+        'M' | 'm' => 20,
+        'G' | 'g' => 30,
+        _ => return Err(bad()),
+    };
+    let number: u64 = text[..text.len() - 1].parse().map_err(|_| bad())?;
+    number.checked_mul(1 << shift).filter(|bytes| (1 << 20..=4 << 30).contains(bytes)).ok_or_else(bad)
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -356,6 +408,22 @@ mod tests {
         for bad in ["-1", "x", "86401", "NaN", "inf"] {
             assert!(seconds(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn sizes_and_rounds_are_bounded() {
+        assert_eq!((size("1M"), size("2g"), rounds("3")), (Ok(1 << 20), Ok(2 << 30), Ok(3)));
+        for bad in ["", "M", "0M", "5G", "4096", "1K", "-1M", "99999999999999999999G", "1\u{b5}"] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
+        assert!(rounds("0").is_err() && rounds("1001").is_err());
+    }
+
+    #[test]
+    fn a_benchmark_wants_a_directory_and_known_workloads() {
+        let parsed = |words: &[&str]| Arguments::try_parse_from(["dfs", "bench"].iter().chain(words)).is_ok();
+        assert!(parsed(&["--list"]) && parsed(&["a", "b", "--only", "create,stat", "--pids", "x=1,y=/f"]));
+        assert!(!parsed(&[]) && !parsed(&["a", "--only", "nothing"]) && !parsed(&["a", "--pids", "1"]));
     }
 
     #[test]

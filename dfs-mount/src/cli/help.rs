@@ -27,6 +27,7 @@ write locks, file servers hold the content. This program talks to them directly;
   why [PATH|PID]       what hangs, and whom it waits for
   mkdir, mv, ln, rm    as you know them
   status, servers      how the cluster is
+  bench DIR [OTHER]    how fast everyday work is there (not in the shell)
   quit, bye            leave the shell
 
 One writer at a time: write and edit take the file's write lock, first come first served,
@@ -60,7 +61,7 @@ mod tests {
     fn every_command_has_a_page() {
         let directory = tempfile::tempdir().unwrap();
         super::man(directory.path()).unwrap();
-        for page in ["dfs.1", "dfs-write.1", "dfs-history.1", "dfs-undelete.1", "dfs-recover-restore.1", "dfs-why.1", "dfs-mount.8"] {
+        for page in ["dfs.1", "dfs-write.1", "dfs-history.1", "dfs-undelete.1", "dfs-recover-restore.1", "dfs-why.1", "dfs-bench.1", "dfs-mount.8"] {
             assert!(directory.path().join(page).exists(), "{page}");
         }
         let mount = std::fs::read_to_string(directory.path().join("dfs-mount.8")).unwrap();

@@ -7,6 +7,7 @@
 //! there is one file per family of commands.
 
 mod args;
+mod bench;
 mod content;
 mod edit;
 mod failure;
@@ -43,6 +44,7 @@ pub fn main() -> ExitCode {
         Command::Man(man) => Some(help::man(&man.directory)),
         Command::Completions(completions) => Some(help::completions(completions.shell)),
         Command::Instructions => Some(render::text(help::INSTRUCTIONS)),
+        Command::Bench(arguments) => Some(bench::bench(&globals, arguments)),
         _ => None,
     };
     let code = match local {
@@ -121,6 +123,8 @@ async fn execute(session: &Session, command: &Command) -> Outcome {
         Command::Man(arguments) => help::man(&arguments.directory),
         Command::Completions(arguments) => help::completions(arguments.shell),
         Command::Instructions => render::text(help::INSTRUCTIONS),
+        // It would hold up the session.
+        Command::Bench(_) => Err(Failure::new(ErrorKind::Invalid, "a benchmark runs outside of the shell: dfs bench")),
         Command::Shell => Err(Failure::new(ErrorKind::Invalid, "a shell runs no shell")),
     }
 }

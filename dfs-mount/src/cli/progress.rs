@@ -1,4 +1,4 @@
-//! A bar for transfers that take longer than a second, on a terminal only.
+//! Bars for transfers and other work that take longer than a second, on a terminal only.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -48,5 +48,35 @@ impl Progress {
 impl Drop for Progress {
     fn drop(&mut self) {
         self.finish();
+    }
+}
+
+/// How far work of several steps is.
+#[derive(Debug)]
+pub(crate) struct Steps(Option<ProgressBar>);
+
+impl Steps {
+    /// Of `total` steps.
+    pub(crate) fn new(total: u64) -> Self {
+        Self(std::io::stderr().is_terminal().then(|| {
+            let style = ProgressStyle::with_template("{bar:20} {pos}/{len} {msg}").expect("the template is well-formed");
+            ProgressBar::new(total).with_style(style)
+        }))
+    }
+
+    /// The next step begins.
+    pub(crate) fn step(&self, what: &str) {
+        if let Some(bar) = &self.0 {
+            bar.set_message(what.to_owned());
+            bar.inc(1);
+        }
+    }
+}
+
+impl Drop for Steps {
+    fn drop(&mut self) {
+        if let Some(bar) = self.0.take() {
+            bar.finish_and_clear();
+        }
     }
 }
