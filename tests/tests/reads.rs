@@ -248,3 +248,32 @@ fn a_read_goes_on_where_the_server_was_away_for_a_while() {
     file.read_to_end(&mut read).unwrap();
     assert!(read == content);
 }
+
+/// Requests for the content of files so far.
+fn fetches(cluster: &Cluster) -> u64 {
+    cluster.proxy(Role::File(0)).requests().iter().filter(|(path, _)| path.ends_with("/data")).map(|(_, count)| count).sum()
+}
+
+#[test]
+fn small_files_that_are_read_in_order_are_fetched_before_they_are_opened_and_once() {
+    const FILES: usize = 60;
+    let cluster = Cluster::builder().proxied().start();
+    let (mount, other) = (cluster.mount(), cluster.mount());
+    fs::create_dir(other.at("d")).unwrap();
+    for n in 0..FILES {
+        fs::write(other.at(format!("d/{n:03}")), format!("content of {n}")).unwrap();
+    }
+    assert_eq!(mount.run("ls -l d | wc -l").trim(), (FILES + 1).to_string());
+    let read = |n: usize| assert_eq!(fs::read_to_string(mount.at(format!("d/{n:03}"))).unwrap(), format!("content of {n}"));
+    read(40);
+    assert_eq!(fetches(&cluster), 1, "nobody reads in order yet");
+    (0..3).for_each(read);
+    eventually(20, "the next ones are fetched", || fetches(&cluster) > 12);
+    // One of them changes, and another one is replaced: what was fetched is not what is read.
+    fs::write(other.at("d/007"), "changed").unwrap();
+    assert_eq!(fs::read_to_string(mount.at("d/007")).unwrap(), "changed");
+    fs::write(other.at("d/007"), "content of 7").unwrap();
+    (3..FILES).for_each(read);
+    let once = FILES as u64;
+    assert!((once..=once + 4).contains(&fetches(&cluster)), "{} fetches of {FILES} files", fetches(&cluster));
+}

@@ -261,6 +261,12 @@ impl Content {
         (state.base.clone(), missing)
     }
 
+    /// The version that the content is built on, and its blocks.
+    pub fn source(&self) -> (Version, Arc<Manifest>) {
+        let state = self.state.lock();
+        (state.version, state.base.clone())
+    }
+
     /// Notes which servers have the blocks that are copied into this content.
     pub fn set_origin(&self, servers: &[ServerId]) {
         self.state.lock().origin = servers.to_vec();

@@ -257,6 +257,11 @@ impl Shelf {
         self.directory.join(if writing { "writing" } else { "files" }).join(format!("{ino}.{serial:x}"))
     }
 
+    /// True where there is a closed file of `ino`, whatever version it is.
+    pub fn has(&self, ino: InodeId) -> bool {
+        self.inner.lock().closed.contains(&ino)
+    }
+
     /// The closed file of `ino`, whatever version it is.
     pub fn take(&self, ino: InodeId) -> Option<Content> {
         let closed = {

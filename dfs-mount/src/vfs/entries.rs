@@ -63,6 +63,17 @@ impl Entries {
         }
     }
 
+    /// The names behind `name` that are known to be there, in order.
+    pub(crate) fn behind(&self, name: &Name) -> Vec<(Name, InodeId)> {
+        if !self.leased {
+            return Vec::new();
+        }
+        let present = self.known.iter().filter_map(|(known, entry)| entry.leads_to.filter(|_| known > name).map(|ino| (known.clone(), ino)));
+        let mut behind: Vec<(Name, InodeId)> = present.collect();
+        behind.sort_unstable();
+        behind
+    }
+
     /// How long the kernel may keep an entry, of the time `wanted`: not at all where clearing it would have to wait.
     pub(crate) fn keep_for(&self, wanted: Duration, now: Instant) -> Duration {
         if !self.leased || self.contended_until.is_some_and(|until| until > now) { Duration::ZERO } else { wanted }

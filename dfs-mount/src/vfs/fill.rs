@@ -62,9 +62,9 @@ impl Vfs {
     }
 
     async fn fetch_run(&self, entry: &Entry, content: &Content, first: u32, last: u32) -> Result<()> {
-        let (manifest, mut entry) = (content.base(&[]).0, entry.clone());
+        let ((version, manifest), mut entry) = (content.source(), entry.clone());
         // Servers keep earlier versions for a while, so one that was open before is still read as it was.
-        entry.attributes.version = content.version();
+        entry.attributes.version = version;
         let bytes = match self.cluster.blocks(&entry, &manifest, first, last).await {
             // A version that only fsync made ends with the next one, which has most of its blocks.
             Err(gone) if gone.kind() == ErrorKind::Stale => {

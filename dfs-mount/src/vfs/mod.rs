@@ -33,6 +33,7 @@ mod paging;
 pub mod past;
 mod process;
 pub mod ranges;
+mod read_ahead;
 pub mod recalls;
 mod reclaim;
 pub mod recovery;
@@ -65,6 +66,7 @@ use node::{Node, Nodes};
 use open::SentBack;
 use past::{Past, is_past};
 use ranges::Ranges;
+use read_ahead::Readers;
 use waits::Waits;
 
 /// What a mount may be told to do differently.
@@ -120,6 +122,7 @@ pub struct Vfs {
     release_soon: Notify,
     accesses: Accesses,
     ahead: Ahead,
+    readers: Readers,
     /// The kernel's number of this mount; 0 where it is not known.
     mount_id: AtomicU64,
     /// The kernel serves from cache files, as far as is known.
@@ -154,6 +157,7 @@ impl Vfs {
             release_soon: Notify::new(),
             accesses: Accesses::default(),
             ahead: Ahead::default(),
+            readers: Readers::default(),
             mount_id: AtomicU64::new(0),
             backs: AtomicBool::new(settings.passthrough),
             waits: Arc::default(),

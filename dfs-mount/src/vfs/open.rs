@@ -212,6 +212,7 @@ impl Vfs {
         let entry = self.current_entry(node, intent, caller).await?;
         let shared = node.state.lock().content.clone();
         let is_loaded = shared.is_none();
+        let is_cold = is_loaded && !self.shelf.has(node.ino);
         let content = match shared {
             Some(content) => content,
             None => Arc::new(self.load(&entry, intent).await?),
@@ -242,8 +243,12 @@ impl Vfs {
         state.opens += 1;
         state.writers += u32::from(intent.write);
         drop(state);
-        if !intent.write && !content.is_complete() {
-            self.stream(node, &content);
+        if !intent.write {
+            if !content.is_complete() {
+                self.stream(node, &content);
+            } else if is_loaded {
+                self.read_in_order(node, is_cold);
+            }
         }
         Ok(Some(content))
     }
