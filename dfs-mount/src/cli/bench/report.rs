@@ -270,7 +270,12 @@ fn shown(value: f64, unit: Unit) -> String {
 
 /// Below a tenth, two decimals would hide most of it.
 fn ratio_text(ratio: f64) -> String {
-    if ratio < 0.0995 { format!("{ratio:.3}") } else { format!("{ratio:.2}") }
+    match ratio {
+        ratio if ratio < 0.000_995 => format!("{ratio:.5}"),
+        ratio if ratio < 0.009_95 => format!("{ratio:.4}"),
+        ratio if ratio < 0.0995 => format!("{ratio:.3}"),
+        ratio => format!("{ratio:.2}"),
+    }
 }
 
 fn digits(value: f64) -> String {
@@ -302,7 +307,7 @@ mod tests {
         ] {
             assert_eq!(shown(value, unit), expected);
         }
-        assert_eq!([0.0112, 0.0994, 0.0996, 12.3].map(ratio_text), ["0.011", "0.099", "0.10", "12.30"]);
+        assert_eq!([0.000_234, 0.0112, 0.0994, 0.0996, 12.3].map(ratio_text), ["0.00023", "0.011", "0.099", "0.10", "12.30"]);
     }
 
     #[test]
