@@ -26,9 +26,9 @@ struct State {
 enum Stream {
     #[default]
     None,
+    /// Whoever reads something that is missing begins it, behind that: also where it has failed before.
+    Wanted,
     Runs,
-    /// It failed; who gets a block all the same lets it go on.
-    Failed,
 }
 
 /// Blocks that one fetcher fetches, until this is dropped.
@@ -83,25 +83,27 @@ impl Arriving {
         }
     }
 
-    /// Everything shall be fetched: true where the caller is to do that.
-    pub fn begin_stream(&self) -> bool {
+    /// Everything shall be fetched, once something of it was read.
+    pub fn want_stream(&self) {
         let mut state = self.state.lock();
-        std::mem::replace(&mut state.stream, Stream::Runs) != Stream::Runs
+        if state.stream == Stream::None {
+            state.stream = Stream::Wanted;
+        }
     }
 
-    /// The same, where that was begun and has failed.
-    pub fn resume_stream(&self) -> bool {
+    /// Something was read that had been missing: true where the caller is to fetch the rest.
+    pub fn begin_stream(&self) -> bool {
         let mut state = self.state.lock();
-        let failed = state.stream == Stream::Failed;
-        if failed {
+        let wanted = state.stream == Stream::Wanted;
+        if wanted {
             state.stream = Stream::Runs;
         }
-        failed
+        wanted
     }
 
     /// Nobody fetches in the background any more, as all is here or as it `failed`.
     pub fn end_stream(&self, failed: bool) {
-        self.state.lock().stream = if failed { Stream::Failed } else { Stream::None };
+        self.state.lock().stream = if failed { Stream::Wanted } else { Stream::None };
     }
 }
 
@@ -144,11 +146,14 @@ mod tests {
     #[test]
     fn one_stream_at_a_time_and_again_after_a_failure() {
         let arriving = Arriving::default();
-        assert!(!arriving.resume_stream());
-        assert!(arriving.begin_stream() && !arriving.begin_stream() && !arriving.resume_stream());
+        assert!(!arriving.begin_stream());
+        arriving.want_stream();
+        assert!(arriving.begin_stream() && !arriving.begin_stream());
+        arriving.want_stream();
+        assert!(!arriving.begin_stream());
         arriving.end_stream(true);
-        assert!(arriving.resume_stream() && !arriving.resume_stream());
+        assert!(arriving.begin_stream() && !arriving.begin_stream());
         arriving.end_stream(false);
-        assert!(!arriving.resume_stream() && arriving.begin_stream());
+        assert!(!arriving.begin_stream());
     }
 }

@@ -79,21 +79,11 @@ impl Vfs {
         content.fetched(first, &bytes)
     }
 
-    /// Fetches the rest of what is open in the background, as long as it is open.
+    /// A read got what it needed: the rest of what is open for reading comes in the background, as long as it is open.
     pub(super) fn stream(self: &Arc<Self>, node: &Arc<Node>, content: &Arc<Content>) {
-        if content.arriving.begin_stream() {
-            self.stream_alone(node, content);
+        if !content.arriving.begin_stream() {
+            return;
         }
-    }
-
-    /// A read got what it needed: where the background had failed it goes on.
-    pub(super) fn resume_stream(self: &Arc<Self>, node: &Arc<Node>, content: &Arc<Content>) {
-        if content.arriving.resume_stream() {
-            self.stream_alone(node, content);
-        }
-    }
-
-    fn stream_alone(self: &Arc<Self>, node: &Arc<Node>, content: &Arc<Content>) {
         let (vfs, node, content, opener) = (self.clone(), node.clone(), content.clone(), opener(node, false));
         let rest = async move {
             let fetches = join_all((0..PARALLEL_FETCHES).map(|_| vfs.fetch_along(&node, &content)));

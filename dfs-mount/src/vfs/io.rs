@@ -41,7 +41,7 @@ impl Vfs {
                 Ok(bytes) => return Ok(bytes),
                 Err(problem) => {
                     handle.on_behalf(self.overcome(&handle.node, &handle.content, problem)).await?;
-                    self.resume_stream(&handle.node, &handle.content);
+                    self.stream(&handle.node, &handle.content);
                 }
             }
         }

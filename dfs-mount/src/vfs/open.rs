@@ -245,7 +245,7 @@ impl Vfs {
         drop(state);
         if !intent.write {
             if !content.is_complete() {
-                self.stream(node, &content);
+                content.arriving.want_stream();
             } else if is_loaded {
                 self.read_in_order(node, is_cold);
             }
