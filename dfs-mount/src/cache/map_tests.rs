@@ -1,3 +1,5 @@
+//! The block map beside a file of bytes, and a server that has only what it was sent.
+
 use std::collections::{HashMap, VecDeque};
 
 use bytes::Bytes;
