@@ -1,4 +1,5 @@
-//! A turn that operations on one file take one after the other.
+//! Waiting for one another: a turn that operations on one file take one after the other,
+//! and the wait until something is so.
 //!
 //! Where servers do not answer, an operation fails after its timeout. Those that waited
 //! for it meanwhile must not each try for as long again: they share its failure. Who is
@@ -8,7 +9,7 @@ use std::time::Instant;
 
 use dfs_common::clients::steps::{self, Target};
 use dfs_common::{Error, Result};
-use tokio::sync::{Mutex, MutexGuard, TryLockError};
+use tokio::sync::{Mutex, MutexGuard, Notify, TryLockError};
 
 /// When and how the last turn failed, if its servers did not answer.
 type LastFailure = Option<(Instant, Error)>;
@@ -21,6 +22,18 @@ pub(crate) struct Turn {
 /// A turn, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Taken<'a>(MutexGuard<'a, LastFailure>);
+
+/// Waits until `is_so`; whoever makes it so calls [`Notify::notify_waiters`] of `changed` afterwards.
+pub(crate) async fn until(changed: &Notify, is_so: impl Fn() -> bool) {
+    loop {
+        // Before the look, so that no change falls between the two.
+        let next = changed.notified();
+        if is_so() {
+            return;
+        }
+        next.await;
+    }
+}
 
 impl Turn {
     /// Waits for its turn; `what` says in which way the others are busy. Fails as the one before did, where that was waited for.

@@ -6,6 +6,8 @@ use std::collections::BTreeSet;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use crate::turn::until;
+
 /// Which blocks of one file are being fetched.
 #[derive(Debug, Default)]
 pub struct Arriving {
@@ -74,13 +76,7 @@ impl Arriving {
 
     /// Waits until nobody fetches any of `blocks`.
     pub async fn landed(&self, blocks: &[u32]) {
-        loop {
-            let landed = self.landed.notified();
-            if !blocks.iter().any(|block| self.state.lock().under_way.contains(block)) {
-                return;
-            }
-            landed.await;
-        }
+        until(&self.landed, || !blocks.iter().any(|block| self.state.lock().under_way.contains(block))).await;
     }
 
     /// Everything shall be fetched, once something of it was read.

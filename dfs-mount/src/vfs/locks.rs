@@ -17,6 +17,7 @@ use super::interrupt::{ask_in_line, interruptible};
 use super::process::{is_descendant, process_of};
 use super::recalls::Making;
 use super::{Caller, Vfs};
+use crate::turn::until;
 
 /// How long a lock stays with a mount whose open was sent back to look the name up again.
 const GRACE: Duration = Duration::from_millis(50);
@@ -105,13 +106,7 @@ impl Guarded {
 
     /// Returns once nothing is being given back.
     async fn nothing_leaves(&self) {
-        loop {
-            let left = self.left.notified();
-            if !self.slot.lock().leaving {
-                return;
-            }
-            left.await;
-        }
+        until(&self.left, || !self.slot.lock().leaving).await;
     }
 
     /// Uses a lock that the service has granted. False where it was given back before its answer was heard.

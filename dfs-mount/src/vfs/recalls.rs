@@ -16,6 +16,7 @@ use tokio::time::sleep;
 use super::Vfs;
 use super::locks::{Guarded, Locks};
 use super::process::program_of;
+use crate::turn::until;
 
 /// A lock that nobody has used for so long goes back: should this client die, others wait for it for a lease.
 const KEEP: Duration = Duration::from_secs(10);
@@ -71,13 +72,7 @@ impl Making {
     /// Returns once every file is made that was being made at the call.
     async fn done_so_far(&self) {
         let last = self.under_way.lock().last;
-        loop {
-            let done = self.done.notified();
-            if self.under_way.lock().numbers.first().is_none_or(|first| *first > last) {
-                return;
-            }
-            done.await;
-        }
+        until(&self.done, || self.under_way.lock().numbers.first().is_none_or(|first| *first > last)).await;
     }
 
     fn is_busy(&self) -> bool {

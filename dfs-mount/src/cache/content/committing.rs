@@ -16,6 +16,7 @@ use crate::cache::BlockMap;
 use crate::cache::record::Record;
 use crate::cache::restore::compare;
 use crate::failpoint;
+use crate::turn::until;
 
 /// Above this many bytes two threads hash.
 const HASH_ALONE: u64 = 4 << 20;
@@ -106,13 +107,7 @@ impl Content {
 
     /// Waits until no commit is under way.
     pub async fn commit_done(&self) {
-        loop {
-            let notified = self.committed.notified();
-            if !self.state.lock().committing {
-                return;
-            }
-            notified.await;
-        }
+        until(&self.committed, || !self.state.lock().committing).await;
     }
 }
 
