@@ -471,10 +471,8 @@ impl Filesystem for Adapter {
         if is_past(ino.0) {
             return xattr_reply(reply, size, Ok(Vec::new()));
         }
-        let (vfs, caller) = (self.vfs.clone(), caller(request));
-        self.run(question("listxattr", request, ino), async move { vfs.list_xattrs(ino.0, caller).await }, move |result| {
-            xattr_reply(reply, size, result)
-        });
+        let vfs = self.vfs.clone();
+        self.run(question("listxattr", request, ino), async move { vfs.list_xattrs(ino.0).await }, move |result| xattr_reply(reply, size, result));
     }
 
     fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
