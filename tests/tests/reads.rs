@@ -188,14 +188,19 @@ fn stored(directory: &Path) -> u64 {
     entries.filter_map(|e| e.metadata().ok().map(|m| if m.is_dir() { stored(&e.path()) } else { m.blocks() * 512 })).sum()
 }
 
-#[test]
-fn a_large_file_is_read_while_it_arrives_the_wanted_range_first() {
+/// A cluster whose file server answers `delay` late, two mounts, and the content of a large file that the second one wrote.
+fn slow_cluster(delay: Duration) -> (Cluster, Mount, Mount, Vec<u8>) {
     let cluster = Cluster::builder().proxied().start();
     let (mount, other) = (cluster.mount(), cluster.mount());
     let content = random(40 << 20);
     fs::write(other.at("f"), &content).unwrap();
-    let slow = Duration::from_millis(300);
-    cluster.proxy(Role::File(0)).set(Direction::ToClient, Mode::Delay(slow, slow));
+    cluster.proxy(Role::File(0)).set(Direction::ToClient, Mode::Delay(delay, delay));
+    (cluster, mount, other, content)
+}
+
+#[test]
+fn a_large_file_is_read_while_it_arrives_the_wanted_range_first() {
+    let (cluster, mount, _other, content) = slow_cluster(Duration::from_millis(300));
     let file = File::open(mount.at("f")).unwrap();
     let end = content.len() - 4096;
     assert!(read_at(&file, end as u64, 4096) == content[end..]);
@@ -213,12 +218,7 @@ fn a_large_file_is_read_while_it_arrives_the_wanted_range_first() {
 
 #[test]
 fn a_download_ends_with_the_last_close_and_goes_on_with_the_next_open() {
-    let cluster = Cluster::builder().proxied().start();
-    let (mount, other) = (cluster.mount(), cluster.mount());
-    let content = random(40 << 20);
-    fs::write(other.at("f"), &content).unwrap();
-    let slow = Duration::from_millis(200);
-    cluster.proxy(Role::File(0)).set(Direction::ToClient, Mode::Delay(slow, slow));
+    let (cluster, mount, other, content) = slow_cluster(Duration::from_millis(200));
     let file = File::open(mount.at("f")).unwrap();
     assert!(read_at(&file, 5 << 20, 4096) == content[5 << 20..][..4096]);
     drop(file);
@@ -233,12 +233,7 @@ fn a_download_ends_with_the_last_close_and_goes_on_with_the_next_open() {
 
 #[test]
 fn a_read_goes_on_where_the_server_was_away_for_a_while() {
-    let mut cluster = Cluster::builder().proxied().start();
-    let (mount, other) = (cluster.mount(), cluster.mount());
-    let content = random(40 << 20);
-    fs::write(other.at("f"), &content).unwrap();
-    let slow = Duration::from_millis(100);
-    cluster.proxy(Role::File(0)).set(Direction::ToClient, Mode::Delay(slow, slow));
+    let (mut cluster, mount, _other, content) = slow_cluster(Duration::from_millis(100));
     let mut file = File::open(mount.at("f")).unwrap();
     let mut read = vec![0; 1 << 20];
     file.read_exact(&mut read).unwrap();
