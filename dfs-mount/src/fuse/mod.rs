@@ -1,10 +1,11 @@
-//! The only folder that names the FUSE library: [`operations`] are its callbacks,
+//! The only folder that names the FUSE library: [`operations`] are its callbacks, [`begun`] how they are carried out,
 //! [`convert`] its types, [`opened`] what opens are answered with, [`notify`] what is sent to the kernel unasked, `past` the
 //! callbacks about old versions and removed files.
 //!
 //! No callback waits: what can be answered at once is answered by the calling thread, all
 //! else goes on as a task on the mount's runtime and replies from there.
 
+mod begun;
 mod convert;
 mod notify;
 mod opened;
@@ -18,7 +19,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
 
 use dfs_common::Error;
 use dfs_common::attributes::{Attributes, FileKind};
@@ -146,18 +146,16 @@ impl Adapter {
         T: Send + 'static,
         F: Future<Output = Result<T, Error>> + Send + 'static,
     {
+        let waits_only = about.given_up_on == Signals::None;
         let wait = Wait::begin(about);
         let mut operation: Pin<Box<_>> = Box::pin(wait.observe(wait.on_behalf(operation)));
-        let first = {
-            let _runtime = self.runtime.enter();
-            operation.as_mut().poll(&mut Context::from_waker(Waker::noop()))
-        };
-        match first {
-            Poll::Ready(result) => answer(result.map_err(|e| errno(&e))),
-            // The task polls it again, so no wake-up is lost.
-            Poll::Pending => {
+        match begun::begin(&self.runtime, operation.as_mut()) {
+            Ok(result) => answer(result.map_err(|e| errno(&e))),
+            Err(left) => {
                 let entered = self.vfs.waits().enter(wait);
-                self.runtime.spawn(async move { answer(entered.finish(operation).await.map_err(|e| errno(&e))) });
+                let task = async move { answer(entered.finish(operation).await.map_err(|e| errno(&e))) };
+                // Who looks for signals meanwhile waits for the clock, too.
+                if waits_only { left.go_on(task) } else { left.go_on_now(task) }
             }
         }
     }

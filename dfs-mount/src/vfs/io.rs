@@ -12,7 +12,6 @@ use dfs_common::{Error, ErrorKind, Result};
 
 use super::handles::FileHandle;
 use super::node::Node;
-use super::process::process_of;
 use super::{Caller, Vfs};
 use crate::cache::Content;
 use crate::cache::content::{CopyNotYet, NotYet};
@@ -95,7 +94,7 @@ impl Vfs {
         }
         if let Some(held) = handle.held {
             // A process's first thread has its number, so that most need not be looked up.
-            let is_own = [0, held.process].contains(&caller.pid) || held.process == 0 || process_of(caller.pid).0 == held.process;
+            let is_own = [0, held.process].contains(&caller.pid) || held.process == 0 || self.locks.processes.of(caller.pid).0 == held.process;
             if !is_own && self.has_another_descriptor(held.process, &handle.node) {
                 return Ok(());
             }

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::interrupt::{ask_in_line, interruptible};
-use super::process::{is_descendant, process_of};
+use super::process::{Processes, is_descendant};
 use super::recalls::Making;
 use super::{Caller, Vfs};
 use crate::turn::until;
@@ -127,6 +127,7 @@ impl Guarded {
 pub(crate) struct Locks {
     pub(super) slots: Mutex<HashMap<InodeId, Arc<Guarded>>>,
     pub(super) making: Making,
+    pub(super) processes: Processes,
 }
 
 /// How an open wants its lock.
@@ -175,7 +176,7 @@ impl Vfs {
     /// Processes of this mount share the lock. But where other clients wait for it, a process that does not have the file
     /// open for writing yet, nor was started by one that does, waits behind them.
     pub(crate) async fn lock(&self, file: Lockable, caller: Caller, wait: Wait) -> Result<Held> {
-        let (process, program) = if caller.pid == 0 { (0, String::new()) } else { process_of(caller.pid) };
+        let (process, program) = self.locks.processes.of(caller.pid);
         let guarded = self.locks.slot(file.ino);
         let result = self.lock_slot(&guarded, file, (process, &program), caller, wait).await;
         if result.is_err() {

@@ -1,9 +1,48 @@
 //! What /proc says of the processes that ask.
 
 use std::io::Read;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use lru::LruCache;
+use parking_lot::Mutex;
 
 /// How far back a process is asked for those who started it.
 const GENERATIONS: u32 = 16;
+
+/// For so long nobody looks again which process and program a thread belongs to; no number is used for another thread that soon.
+const REMEMBERED: Duration = Duration::from_millis(250);
+/// So many threads are remembered.
+const THREADS: NonZeroUsize = NonZeroUsize::new(256).expect("not 0");
+
+/// The threads that asked last: a program that writes many files asks for each of them.
+#[derive(Debug)]
+pub(super) struct Processes(Mutex<LruCache<u32, (Instant, u32, Arc<str>)>>);
+
+impl Default for Processes {
+    fn default() -> Self {
+        Self(Mutex::new(LruCache::new(THREADS)))
+    }
+}
+
+impl Processes {
+    /// The process behind a thread and its program, as they were a moment ago; for no thread, nobody.
+    pub(super) fn of(&self, thread: u32) -> (u32, Arc<str>) {
+        if thread == 0 {
+            return (0, "".into());
+        }
+        if let Some((seen, process, program)) = self.0.lock().get(&thread)
+            && seen.elapsed() < REMEMBERED
+        {
+            return (*process, program.clone());
+        }
+        let (process, program) = process_of(thread);
+        let program: Arc<str> = program.into();
+        self.0.lock().put(thread, (Instant::now(), process, program.clone()));
+        (process, program)
+    }
+}
 
 /// Whether `process` was started by one of those that `is_one` accepts, or by their children.
 pub(super) fn is_descendant(process: u32, is_one: impl Fn(u32) -> bool) -> bool {
