@@ -40,9 +40,18 @@ pub struct Told {
     node: Option<Arc<Node>>,
     stamp: Stamp,
     place: Option<Place>,
+    /// It was made and opened for writing by the call that is answered, so nothing is written yet.
+    is_new: bool,
 }
 
 impl Told {
+    /// It was made by the call that opened it for writing. The kernel knows what its own writes change, but for the bits
+    /// that a write ends.
+    pub(crate) fn new_file(mut self) -> Self {
+        self.is_new = self.attributes.as_ref().is_some_and(|attributes| attributes.mode & 0o6000 == 0);
+        self
+    }
+
     /// With attributes that the kernel is not to keep: those of SETATTR and LINK it takes in without looking whether an
     /// event has come before.
     pub(crate) fn for_now(mut self) -> Self {
@@ -240,7 +249,7 @@ impl Telling<'_> {
             }
             None => (None, false),
         };
-        Told { attributes, leased, node, stamp, place }
+        Told { attributes, leased, node, stamp, place, is_new: false }
     }
 
     /// Takes over what an answer said of `node`.
@@ -351,7 +360,7 @@ impl Telling<'_> {
             && (told.place.is_none() || node.id == node.ino.0)
             && self.leases.covers(&told.stamp, node.ino)
             // What is written here changes without a word to anybody.
-            && node.state.lock().writers == 0
+            && node.state.lock().writers == u32::from(told.is_new)
         {
             keep.attributes = self.believed.min(self.vfs.settings.attr_ttl);
         }

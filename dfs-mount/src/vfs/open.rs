@@ -156,8 +156,9 @@ impl Vfs {
                 self.forget(id, 1);
                 return Err(e);
             }
+            return Ok((told, opened));
         }
-        Ok((told, opened))
+        Ok((if intent.write { told.new_file() } else { told }, opened))
     }
 
     pub(crate) async fn open_for(self: &Arc<Self>, node: &Arc<Node>, intent: Intent, caller: Caller) -> Result<FileHandle> {
