@@ -18,7 +18,14 @@ const THREADS: NonZeroUsize = NonZeroUsize::new(256).expect("not 0");
 
 /// The threads that asked last: a program that writes many files asks for each of them.
 #[derive(Debug)]
-pub(super) struct Processes(Mutex<LruCache<u32, (Instant, u32, Arc<str>)>>);
+pub(super) struct Processes(Mutex<LruCache<u32, Seen>>);
+
+#[derive(Debug)]
+struct Seen {
+    at: Instant,
+    process: u32,
+    program: Arc<str>,
+}
 
 impl Default for Processes {
     fn default() -> Self {
@@ -32,14 +39,14 @@ impl Processes {
         if thread == 0 {
             return (0, "".into());
         }
-        if let Some((seen, process, program)) = self.0.lock().get(&thread)
-            && seen.elapsed() < REMEMBERED
+        if let Some(seen) = self.0.lock().get(&thread)
+            && seen.at.elapsed() < REMEMBERED
         {
-            return (*process, program.clone());
+            return (seen.process, seen.program.clone());
         }
         let (process, program) = process_of(thread);
         let program: Arc<str> = program.into();
-        self.0.lock().put(thread, (Instant::now(), process, program.clone()));
+        self.0.lock().put(thread, Seen { at: Instant::now(), process, program: program.clone() });
         (process, program)
     }
 }

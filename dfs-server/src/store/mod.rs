@@ -6,6 +6,7 @@
 
 #[cfg(test)]
 mod conformance;
+mod log;
 pub mod memory;
 pub mod overlay;
 pub mod sqlite;

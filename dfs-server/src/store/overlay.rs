@@ -63,23 +63,55 @@ impl View for Overlay<'_> {
     }
 
     fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Key, Value)>> {
-        if from >= to {
-            return Ok(Vec::new());
+        scan_above(&self.changes, from, to, limit, |from, limit| self.below.scan(from, to, limit))
+    }
+}
+
+/// At most `limit` pairs with `from <= key < to`, where `changes` lie above what `below` has: that gives at most so many
+/// pairs with `key < to` from a key on.
+pub(super) fn scan_above(
+    changes: &BTreeMap<Key, Option<Value>>,
+    from: &[u8],
+    to: &[u8],
+    limit: usize,
+    below: impl Fn(&[u8], usize) -> Result<Vec<(Key, Value)>>,
+) -> Result<Vec<(Key, Value)>> {
+    if from >= to {
+        return Ok(Vec::new());
+    }
+    if changes.range::<[u8], _>((Bound::Included(from), Bound::Excluded(to))).next().is_none() {
+        return below(from, limit);
+    }
+    let (mut found, mut from, mut page) = (Vec::new(), from.to_vec(), limit);
+    while found.len() < limit {
+        let pairs = below(&from, page)?;
+        // Where that is all there is, changes count up to the end, else up to the last pair.
+        let last = if pairs.len() < page { None } else { pairs.last().map(|pair| pair.0.clone()) };
+        let end = last.as_ref().map_or(Bound::Excluded(to), |last| Bound::Included(last.as_slice()));
+        let above = changes.range::<[u8], _>((Bound::Included(from.as_slice()), end));
+        merge(pairs, above, limit, &mut found);
+        let Some(last) = last else { break };
+        from = [last.as_slice(), &[0]].concat();
+        // Deletions have hidden some, perhaps many more follow.
+        page = page.saturating_mul(2);
+    }
+    Ok(found)
+}
+
+/// Adds pairs and what `changes` make of them to `found`, in order, until that has `limit`.
+fn merge<'a>(pairs: Vec<(Key, Value)>, changes: impl Iterator<Item = (&'a Key, &'a Option<Value>)>, limit: usize, found: &mut Vec<(Key, Value)>) {
+    let (mut pairs, mut changes) = (pairs.into_iter().peekable(), changes.peekable());
+    while found.len() < limit {
+        let changed = match (pairs.peek(), changes.peek()) {
+            (None, None) => return,
+            (Some((key, _)), Some((changed, _))) => *changed <= key,
+            (pair, _) => pair.is_none(),
+        };
+        if !changed {
+            found.extend(pairs.next());
+        } else if let Some((key, value)) = changes.next() {
+            pairs.next_if(|pair| pair.0 == *key);
+            found.extend(value.clone().map(|value| (key.clone(), value)));
         }
-        let range = || self.changes.range::<[u8], _>((Bound::Included(from), Bound::Excluded(to)));
-        if range().next().is_none() {
-            return self.below.scan(from, to, limit);
-        }
-        // Each deletion in the range may hide one pair below.
-        let hidden = range().filter(|change| change.1.is_none()).count();
-        let below = self.below.scan(from, to, limit.saturating_add(hidden))?;
-        let mut merged: BTreeMap<Key, Value> = below.into_iter().collect();
-        for (key, change) in range() {
-            match change {
-                Some(value) => merged.insert(key.clone(), value.clone()),
-                None => merged.remove(key),
-            };
-        }
-        Ok(merged.into_iter().take(limit).collect())
     }
 }

@@ -1,56 +1,84 @@
-//! The embedded engine: one table of SQLite in WAL mode.
+//! The embedded engine: one table of SQLite in WAL mode, behind a log.
 //!
-//! A commit survives the process being killed without an fsync, and the loss of power
-//! with one ([`Durability::Disk`]). Checkpoints run on a thread and a connection of
-//! their own, because one in the writer costs milliseconds now and then. The revision
-//! is counted in memory above a high-water mark that is stored once in many commits.
-//! Invariant: one process at a time has the database open; a lock file sees to it.
+//! A commit is one write to the [`log`](super::log) and is kept in memory; a thread takes what has
+//! gathered to the database, in one transaction, and then checkpoints that. Many commits
+//! change the same rows and pages, and each page costs as much as a whole commit does here.
+//! A commit survives the process being killed without a sync, and the loss of power with
+//! one of the log ([`Durability::Disk`]). After a clean end everything is in the database.
+//! Invariant: what a key is stands in `young`, else in `moving`, else in the database; one process at a time has
+//! it open; a lock file sees to it.
 
+use std::cell::Cell;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dfs_common::{Error, ErrorKind, Result};
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use rusqlite::{Connection, OptionalExtension, ffi, params};
 
+use super::log::{Changes, Left, Log, Place};
+use super::overlay::scan_above;
 use super::{Batch, Durability, Key, Store, Value, View};
 
-/// Revisions that one stored high-water mark covers.
-const REVISION_STEP: u64 = 1 << 16;
-/// Between two looks at the write-ahead log.
-const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(300);
-/// Above this many frames (32 MiB) the log is made to start over.
+/// What was committed goes to the database after this time at the latest …
+const MOVE_INTERVAL: Duration = Duration::from_millis(500);
+/// … and once it is this much.
+const MOVE_BYTES: usize = 4 << 20;
+/// Above this a commit waits until the database has taken what came before.
+const WAIT_BYTES: usize = 16 << 20;
+/// For so long; then it fails with what keeps the database from it.
+const WAIT: Duration = Duration::from_secs(10);
+/// Above this many frames (32 MiB) SQLite's own log is made to start over.
 const RESTART_FRAMES: i64 = 8_000;
-/// How long a commit waits for a checkpoint that makes the log start over.
+/// How long a checkpoint that makes it start over waits for a read.
 const BUSY: Duration = Duration::from_secs(10);
+/// What a pair costs in memory besides its bytes.
+const PAIR_BYTES: usize = 100;
 
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS kv (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS high_water (one INTEGER PRIMARY KEY CHECK (one = 1), revision INTEGER NOT NULL);
+    CREATE TABLE IF NOT EXISTS moved (one INTEGER PRIMARY KEY CHECK (one = 1), log INTEGER NOT NULL, chain BLOB NOT NULL);
     INSERT OR IGNORE INTO high_water VALUES (1, 0);
+    INSERT OR IGNORE INTO moved VALUES (1, 0, zeroblob(32));
 ";
 
-/// A database file.
+/// A database file with its log.
 #[derive(Debug)]
 pub struct SqliteStore {
-    writer: Mutex<Writer>,
-    commits: Arc<AtomicU64>,
-    /// Dropped first, which ends the thread.
-    stop: Option<mpsc::Sender<()>>,
-    checkpointer: Option<JoinHandle<()>>,
+    shared: Arc<Shared>,
+    mover: Option<JoinHandle<()>>,
     /// Locked while the store lives.
     _lock: File,
 }
 
 #[derive(Debug)]
-struct Writer {
+struct Shared {
+    state: Mutex<State>,
+    /// There is much to move, or the end has come.
+    work: Condvar,
+    /// Something was moved, or could not be.
+    moved: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    /// For reads.
     connection: Connection,
+    log: Log,
     revision: u64,
-    high_water: u64,
+    /// Committed since the other file of the log was begun.
+    young: Changes,
+    /// About as much memory as it has.
+    young_bytes: usize,
+    /// Committed before and on its way to the database.
+    moving: Arc<Changes>,
+    /// Why the database did not take it.
+    problem: Option<Error>,
+    ending: bool,
 }
 
 impl SqliteStore {
@@ -58,136 +86,256 @@ impl SqliteStore {
     pub fn open(path: &Path) -> Result<Self> {
         let lock = lock(path)?;
         let context = |e: rusqlite::Error| database_error(&e).context(path.display());
-        let connection = connect(path).map_err(context)?;
-        connection.execute_batch(SCHEMA).map_err(context)?;
-        let revision = connection.query_row("SELECT revision FROM high_water", [], |row| row.get::<_, i64>(0)).map_err(context)?.cast_unsigned();
-        let (stop, stopped) = mpsc::channel();
-        let commits = Arc::new(AtomicU64::new(1));
-        let second = connect(path).map_err(context)?;
-        let counter = commits.clone();
-        let checkpointer = std::thread::Builder::new()
-            .name("checkpoint".to_owned())
-            .spawn(move || checkpoint_until(&stopped, &second, &counter))
-            .map_err(|e| Error::from_io(&e, "checkpoint thread"))?;
-        let writer = Writer { connection, revision, high_water: revision };
-        Ok(Self { writer: Mutex::new(writer), commits, stop: Some(stop), checkpointer: Some(checkpointer), _lock: lock })
+        let mut second = connect(path).map_err(context)?;
+        second.execute_batch(SCHEMA).map_err(context)?;
+        let (revision, moved) = progress(&second).map_err(context)?;
+        let (mut log, Left { changes, revision: last, end }) = Log::open(path, moved)?;
+        let revision = revision.max(last);
+        if end != moved {
+            take(&mut second, &changes, revision, end).map_err(context)?;
+            log.shrink()?;
+        }
+        log.next(revision)?;
+        log.moved();
+        let state = State {
+            connection: connect(path).map_err(context)?,
+            log,
+            revision,
+            young: Changes::new(),
+            young_bytes: 0,
+            moving: Arc::default(),
+            problem: None,
+            ending: false,
+        };
+        let shared = Arc::new(Shared { state: Mutex::new(state), work: Condvar::new(), moved: Condvar::new() });
+        let moving = shared.clone();
+        let mover = std::thread::Builder::new().name("mover".to_owned()).spawn(move || moving.move_until_the_end(&mut second));
+        Ok(Self { shared, mover: Some(mover.map_err(|e| Error::from_io(&e, "mover thread"))?), _lock: lock })
+    }
+}
+
+#[cfg(test)]
+impl SqliteStore {
+    /// Copies the files to the folder `to` as they are at a moment between two commits, half moved or not.
+    pub(super) fn copy_files(&self, to: &Path) {
+        let mut state = self.shared.state.lock();
+        while !state.moving.is_empty() {
+            self.shared.moved.wait(&mut state);
+        }
+        let folder = PathBuf::from(state.connection.path().expect("a file")).parent().expect("a folder").to_owned();
+        for file in std::fs::read_dir(folder).unwrap() {
+            let file = file.unwrap();
+            std::fs::copy(file.path(), to.join(file.file_name())).unwrap();
+        }
     }
 }
 
 impl Drop for SqliteStore {
     fn drop(&mut self) {
-        self.stop.take();
-        if let Some(thread) = self.checkpointer.take()
+        self.shared.state.lock().ending = true;
+        self.shared.work.notify_one();
+        if let Some(thread) = self.mover.take()
             && thread.join().is_err()
         {
-            log::error!("the checkpoint thread panicked");
+            log::error!("the mover thread panicked");
         }
     }
 }
 
 impl View for SqliteStore {
     fn get(&self, key: &[u8]) -> Result<Option<Value>> {
-        get(&self.writer.lock().connection, key).map_err(|e| database_error(&e))
+        self.shared.state.lock().get(key)
     }
 
     fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Key, Value)>> {
-        scan(&self.writer.lock().connection, from, to, limit).map_err(|e| database_error(&e))
+        self.shared.state.lock().scan(from, to, limit)
     }
 }
 
 impl Store for SqliteStore {
     fn commit(&self, batch: &Batch, durability: Durability) -> Result<u64> {
-        let mut writer = self.writer.lock();
-        let result = writer.commit(batch, durability);
-        self.commits.fetch_add(1, Ordering::Relaxed);
-        result
+        let mut state = self.shared.state.lock();
+        if state.young_bytes > WAIT_BYTES {
+            self.shared.make_room(&mut state)?;
+        }
+        for (key, expected) in &batch.expected {
+            if state.get(key)? != *expected {
+                return Err(Error::new(ErrorKind::Conflict, "a row changed since it was read"));
+            }
+        }
+        let revision = state.revision + 1;
+        state.log.append(revision, &batch.changes)?;
+        state.revision = revision;
+        for (key, value) in &batch.changes {
+            state.young_bytes += PAIR_BYTES + key.len() + value.as_ref().map_or(0, Vec::len);
+            state.young.insert(key.clone(), value.clone());
+        }
+        if state.young_bytes > MOVE_BYTES {
+            self.shared.work.notify_one();
+        }
+        if durability == Durability::Disk {
+            state.log.sync()?;
+        }
+        Ok(revision)
     }
 
     fn snapshot(&self) -> Box<dyn View + '_> {
-        let writer = self.writer.lock();
-        // Where this fails each read is a transaction of its own and reports what is wrong.
-        let begun = writer.run("BEGIN").is_ok();
-        Box::new(Snapshot { writer, begun })
+        Box::new(Snapshot { state: self.shared.state.lock(), begun: Cell::new(false) })
     }
 }
 
-/// Reads within one transaction: locking the database costs more than a read.
+impl State {
+    /// What was done to `key` since the database was told.
+    fn recent(&self, key: &[u8]) -> Option<&Option<Value>> {
+        self.young.get(key).or_else(|| self.moving.get(key))
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<Value>> {
+        match self.recent(key) {
+            Some(change) => Ok(change.clone()),
+            None => get(&self.connection, key).map_err(|e| database_error(&e)),
+        }
+    }
+
+    fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Key, Value)>> {
+        let database = |from: &[u8], limit| scan(&self.connection, from, to, limit).map_err(|e| database_error(&e));
+        let moving = |from: &[u8], limit| scan_above(&self.moving, from, to, limit, database);
+        scan_above(&self.young, from, to, limit, moving)
+    }
+}
+
+/// Several reads: the lock is held, and the database's own taken once, as that costs more than a read.
 struct Snapshot<'a> {
-    writer: MutexGuard<'a, Writer>,
-    begun: bool,
+    state: MutexGuard<'a, State>,
+    begun: Cell<bool>,
+}
+
+impl Snapshot<'_> {
+    fn begin(&self) {
+        if !self.begun.get() {
+            // Where this fails each read is a transaction of its own and reports what is wrong.
+            self.begun.set(run(&self.state.connection, "BEGIN").is_ok());
+        }
+    }
 }
 
 impl View for Snapshot<'_> {
     fn get(&self, key: &[u8]) -> Result<Option<Value>> {
-        get(&self.writer.connection, key).map_err(|e| database_error(&e))
+        if self.state.recent(key).is_none() {
+            self.begin();
+        }
+        self.state.get(key)
     }
 
     fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Key, Value)>> {
-        scan(&self.writer.connection, from, to, limit).map_err(|e| database_error(&e))
+        self.begin();
+        self.state.scan(from, to, limit)
     }
 }
 
 impl Drop for Snapshot<'_> {
     fn drop(&mut self) {
-        if self.begun
-            && let Err(e) = self.writer.run("COMMIT")
+        if self.begun.get()
+            && let Err(e) = run(&self.state.connection, "COMMIT")
         {
             log::error!("end of a read: {e}");
         }
     }
 }
 
-impl Writer {
-    fn run(&self, sql: &str) -> rusqlite::Result<()> {
-        self.connection.prepare_cached(sql)?.execute([]).map(|_| ())
+impl Shared {
+    /// Waits until the database has taken what came before.
+    fn make_room(&self, state: &mut MutexGuard<'_, State>) -> Result<()> {
+        let deadline = Instant::now() + WAIT;
+        self.work.notify_one();
+        while state.young_bytes > WAIT_BYTES {
+            if self.moved.wait_until(state, deadline).timed_out() || state.problem.is_some() {
+                let problem = state.problem.clone();
+                return Err(problem.unwrap_or_else(|| Error::new(ErrorKind::TimedOut, "the database does not keep up with its log")));
+            }
+        }
+        Ok(())
     }
 
-    fn commit(&mut self, batch: &Batch, durability: Durability) -> Result<u64> {
-        let disk = durability == Durability::Disk;
-        if disk {
-            self.connection.pragma_update(None, "synchronous", "FULL").map_err(|e| database_error(&e))?;
+    fn move_until_the_end(&self, connection: &mut Connection) {
+        let mut state = self.state.lock();
+        loop {
+            if !state.ending && (state.young_bytes <= MOVE_BYTES || state.problem.is_some()) {
+                self.work.wait_for(&mut state, MOVE_INTERVAL);
+            }
+            let took = self.move_once(&mut state, connection);
+            if let Err(e) = &took
+                // Once for each new reason: it may last.
+                && state.problem.as_ref().is_none_or(|before| before.kind() != e.kind())
+            {
+                log::error!("the database does not take what is in its log: {e}");
+            }
+            state.problem = took.err();
+            self.moved.notify_all();
+            // What cannot be moved now is found in the log by the next process.
+            if state.ending && (state.problem.is_some() || (state.young.is_empty() && state.moving.is_empty())) {
+                return;
+            }
         }
-        let revision = self.revision + 1;
-        // SQLite syncs nothing for a transaction that changes nothing, so one for the disk always moves the mark.
-        let high_water = if disk || revision > self.high_water { revision + REVISION_STEP } else { self.high_water };
-        let result = self
-            .run("BEGIN IMMEDIATE")
-            .map_err(|e| database_error(&e))
-            .and_then(|()| self.apply(batch, high_water))
-            .and_then(|()| self.run("COMMIT").map_err(|e| database_error(&e)));
-        if result.is_err() && !self.connection.is_autocommit() {
-            self.run("ROLLBACK").map_err(|e| database_error(&e))?;
-        }
-        if disk {
-            self.connection.pragma_update(None, "synchronous", "NORMAL").map_err(|e| database_error(&e))?;
-        }
-        result?;
-        (self.revision, self.high_water) = (revision, high_water);
-        Ok(revision)
     }
 
-    fn apply(&self, batch: &Batch, high_water: u64) -> Result<()> {
-        for (key, expected) in &batch.expected {
-            if get(&self.connection, key).map_err(|e| database_error(&e))? != *expected {
-                return Err(Error::new(ErrorKind::Conflict, "a row changed since it was read"));
+    /// Takes what was committed so far to the database. Commits go on meanwhile, in the log's other file.
+    fn move_once(&self, state: &mut MutexGuard<'_, State>, connection: &mut Connection) -> Result<()> {
+        if state.moving.is_empty() {
+            if state.young.is_empty() {
+                return Ok(());
             }
+            let revision = state.revision;
+            state.log.next(revision)?;
+            (state.moving, state.young_bytes) = (Arc::new(std::mem::take(&mut state.young)), 0);
         }
-        let change = || -> rusqlite::Result<()> {
-            let mut put = self.connection.prepare_cached("INSERT OR REPLACE INTO kv VALUES (?1, ?2)")?;
-            let mut delete = self.connection.prepare_cached("DELETE FROM kv WHERE key = ?1")?;
-            for (key, value) in &batch.changes {
-                match value {
-                    Some(value) => put.execute(params![key, value])?,
-                    None => delete.execute(params![key])?,
-                };
+        let (moving, revision, end) = (state.moving.clone(), state.revision, state.log.before());
+        MutexGuard::unlocked(state, || take(connection, &moving, revision, end)).map_err(|e| database_error(&e))?;
+        state.moving = Arc::default();
+        state.log.moved();
+        MutexGuard::unlocked(state, || {
+            if let Err(e) = checkpoint(connection) {
+                log::warn!("checkpoint: {e}");
             }
-            if high_water > self.high_water {
-                self.connection.prepare_cached("UPDATE high_water SET revision = ?1")?.execute(params![high_water.cast_signed()])?;
-            }
-            Ok(())
-        };
-        change().map_err(|e| database_error(&e))
+        });
+        Ok(())
     }
+}
+
+/// The last revision that is stored, and how far the log is.
+fn progress(connection: &Connection) -> rusqlite::Result<(u64, Place)> {
+    let sql = "SELECT revision, log, chain FROM high_water, moved";
+    let number = |row: &rusqlite::Row<'_>, at| row.get::<_, i64>(at).map(i64::cast_unsigned);
+    connection.query_row(sql, [], |row| Ok((number(row, 0)?, Place { number: number(row, 1)?, chain: row.get(2)? })))
+}
+
+/// Stores `changes`, which are all up to `end` of the log, and returns when the disk has them.
+fn take(connection: &mut Connection, changes: &Changes, revision: u64, end: Place) -> rusqlite::Result<()> {
+    let transaction = connection.transaction()?;
+    {
+        let mut put = transaction.prepare_cached("INSERT OR REPLACE INTO kv VALUES (?1, ?2)")?;
+        let mut delete = transaction.prepare_cached("DELETE FROM kv WHERE key = ?1")?;
+        for (key, value) in changes {
+            match value {
+                Some(value) => put.execute(params![key, value])?,
+                None => delete.execute(params![key])?,
+            };
+        }
+        transaction.prepare_cached("UPDATE high_water SET revision = max(revision, ?1)")?.execute([revision.cast_signed()])?;
+        transaction.prepare_cached("UPDATE moved SET log = ?1, chain = ?2")?.execute(params![end.number.cast_signed(), end.chain])?;
+    }
+    transaction.commit()
+}
+
+fn checkpoint(connection: &Connection) -> rusqlite::Result<()> {
+    let checkpoint = |mode: &str| connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| row.get::<_, i64>(1));
+    // The log's length counts from its start, so one that is read to the end while commits go on only ever grows.
+    let frames = checkpoint("PASSIVE")?;
+    if frames > RESTART_FRAMES { checkpoint("RESTART").map(|_| ()) } else { Ok(()) }
+}
+
+fn run(connection: &Connection, sql: &str) -> rusqlite::Result<()> {
+    connection.prepare_cached(sql)?.execute([]).map(|_| ())
 }
 
 fn get(connection: &Connection, key: &[u8]) -> rusqlite::Result<Option<Value>> {
@@ -200,13 +348,13 @@ fn scan(connection: &Connection, from: &[u8], to: &[u8], limit: usize) -> rusqli
     statement.query_map(params![from, to, limit], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
 }
 
-/// A connection that never checkpoints on its own.
+/// A connection that never checkpoints on its own. A transaction of it is on the disk when it is committed.
 fn connect(path: &Path) -> rusqlite::Result<Connection> {
     let connection = Connection::open(path)?;
     connection.busy_timeout(BUSY)?;
     connection.pragma_update(None, "page_size", 4096)?;
     connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
-    connection.pragma_update(None, "synchronous", "NORMAL")?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
     connection.query_row("PRAGMA wal_autocheckpoint = 0", [], |_| Ok(()))?;
     connection.set_prepared_statement_cache_capacity(16);
     Ok(connection)
@@ -224,23 +372,6 @@ fn lock(path: &Path) -> Result<File> {
             Err(Error::new(ErrorKind::Busy, format!("{} is in use by another process (it holds {})", path.display(), name.display())))
         }
         Err(TryLockError::Error(e)) => Err(Error::from_io(&e, name.display())),
-    }
-}
-
-fn checkpoint_until(stopped: &mpsc::Receiver<()>, connection: &Connection, commits: &AtomicU64) {
-    let mut seen = 0;
-    while stopped.recv_timeout(CHECKPOINT_INTERVAL) == Err(mpsc::RecvTimeoutError::Timeout) {
-        let now = commits.load(Ordering::Relaxed);
-        if now == seen {
-            continue;
-        }
-        let checkpoint = |mode: &str| connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| row.get::<_, i64>(1));
-        // The log's length counts from its start, so one that is read to the end while commits go on only ever grows.
-        let result = checkpoint("PASSIVE").and_then(|frames| if frames > RESTART_FRAMES { checkpoint("RESTART") } else { Ok(frames) });
-        match result {
-            Ok(_) => seen = now,
-            Err(e) => log::warn!("checkpoint: {e}"),
-        }
     }
 }
 
