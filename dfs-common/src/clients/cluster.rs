@@ -81,7 +81,7 @@ pub struct Cluster {
     reopening: tokio::sync::Mutex<()>,
 }
 
-/// Transports for the hot path: hyper, one pool a server. For mounts.
+/// Transports for the hot path: one pool of connections a server. For mounts.
 pub fn connect_http1(token: &ClusterToken) -> Connect {
     let token = token.clone();
     Arc::new(move |url| Ok(Arc::new(Http1::new(url, &token)?) as Arc<dyn Transport>))
