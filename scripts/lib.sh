@@ -58,6 +58,14 @@ require_fuse() {
 # Where cargo puts release binaries.
 release_directory() { printf '%s/release' "${CARGO_TARGET_DIR:-$root/target}"; }
 
+# Builds what is to be installed or measured, into $(dist_directory).
+build_dist() {
+    require_cargo
+    say "building (optimized across crates, which takes some minutes)"
+    (cd "$root" && cargo build --profile dist --locked --quiet -p dfs-server -p dfs-mount) || die "the build failed"
+}
+dist_directory() { printf '%s/dist' "${CARGO_TARGET_DIR:-$root/target}"; }
+
 default_data() { printf '%s/dfs-demo' "${XDG_DATA_HOME:-$HOME/.local/share}"; }
 
 # The start time of a process in clock ticks since boot: field 22 of its stat, counted behind the name's ')'.
