@@ -87,6 +87,10 @@ struct Noted {
 }
 
 impl State {
+    fn note_version(&self, version: Version, manifest: &Arc<Manifest>) -> Result<()> {
+        self.noted.as_ref().map_or(Ok(()), |noted| noted.journal.rebased(noted.file, version, manifest))
+    }
+
     fn note(&self, record: impl FnOnce(u64) -> Record) -> Result<()> {
         match &self.noted {
             Some(noted) => noted.journal.append(&record(noted.file)),
@@ -237,11 +241,11 @@ impl Content {
         self.state.lock().noted.take().map(|noted| noted.file)
     }
 
-    /// What the journal must know before the first change.
-    pub fn begun(&self, ino: InodeId, path: String, owned: Owned) -> Begun {
+    /// What the journal must know before the first change, and the manifest, which is not in it.
+    pub fn begun(&self, ino: InodeId, path: String, owned: Owned) -> (Begun, Arc<Manifest>) {
         let state = self.state.lock();
-        let (version, manifest) = (state.version, state.base.encode().into());
-        Begun { ino, path, owned, version, manifest, missing: runs(state.map.missing()) }
+        let begun = Begun { ino, path, owned, version: state.version, manifest: Bytes::new(), missing: runs(state.map.missing()) };
+        (begun, state.base.clone())
     }
 
     /// Nothing is written here from now on. False where that was so before.

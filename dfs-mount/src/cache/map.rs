@@ -8,6 +8,7 @@
 //! it was hashed and not changed since.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use dfs_common::Result;
 use dfs_common::block::{BlockHash, Manifest};
@@ -24,8 +25,8 @@ const MIN_SAVED: u32 = 16 << 10;
 pub struct BlockMap {
     bits: u8,
     size: u64,
-    /// Clean and missing blocks.
-    hashes: BTreeMap<u32, BlockHash>,
+    /// Clean and missing blocks. A copy of the map shares them until one of the two changes.
+    hashes: Arc<BTreeMap<u32, BlockHash>>,
     missing: BTreeSet<u32>,
     dirty: BTreeMap<u32, Dirty>,
     /// Takes of blocks so far, see [`Self::take`].
@@ -39,7 +40,8 @@ impl BlockMap {
     pub fn new(manifest: &Manifest, present: bool) -> Self {
         let hashes: BTreeMap<u32, BlockHash> = manifest.blocks().iter().copied().collect();
         let missing = if present { BTreeSet::new() } else { hashes.keys().copied().collect() };
-        Self { bits: manifest.block_bits(), size: manifest.size(), hashes, missing, dirty: BTreeMap::new(), takes: 0, changed: false }
+        let (bits, size, hashes) = (manifest.block_bits(), manifest.size(), Arc::new(hashes));
+        Self { bits, size, hashes, missing, dirty: BTreeMap::new(), takes: 0, changed: false }
     }
 
     /// What has become of `manifest`: a file of `size` bytes that lacks the blocks `missing`, in which `dirty` are new and
@@ -51,7 +53,7 @@ impl BlockMap {
         let missing = missing.into_iter().filter(|block| hashes.contains_key(block)).collect();
         let changed = size != manifest.size() || !dirty.is_empty() || !gone.is_empty();
         let dirty = dirty.into_iter().map(|block| (block, Dirty::unlike_anything())).collect();
-        Self { bits: manifest.block_bits(), size, hashes, missing, dirty, takes: 0, changed }
+        Self { bits: manifest.block_bits(), size, hashes: Arc::new(hashes), missing, dirty, takes: 0, changed }
     }
 
     /// The file's length in bytes, changes included.
@@ -215,7 +217,7 @@ impl BlockMap {
     /// Whole blocks `first..last` became holes.
     pub fn punch(&mut self, first: u32, last: u32) {
         for block in first..last {
-            self.hashes.remove(&block);
+            self.hashes_mut().remove(&block);
             self.missing.remove(&block);
             self.dirty.remove(&block);
         }
@@ -226,7 +228,7 @@ impl BlockMap {
     pub fn link(&mut self, block: u32, hash: BlockHash) {
         self.missing.remove(&block);
         self.dirty.remove(&block);
-        self.hashes.insert(block, hash);
+        self.hashes_mut().insert(block, hash);
         self.changed = true;
     }
 
@@ -240,13 +242,17 @@ impl BlockMap {
     /// Bytes `written` (first, behind the last) of `block` changed, which has the length that it had before.
     fn mark_dirty(&mut self, block: u32, written: (u32, u32)) {
         let len = self.span(block).1 as u32;
-        let hash = self.hashes.remove(&block);
+        let hash = self.hash(block).and_then(|_| self.hashes_mut().remove(&block));
         self.missing.remove(&block);
         self.dirty.entry(block).or_insert_with(|| Dirty::since(hash, len)).wrote(written, len);
     }
 
+    fn hashes_mut(&mut self) -> &mut BTreeMap<u32, BlockHash> {
+        Arc::make_mut(&mut self.hashes)
+    }
+
     fn forget_from(&mut self, block: u32) {
-        self.hashes.split_off(&block);
+        self.hashes_mut().split_off(&block);
         self.missing.split_off(&block);
         self.dirty.split_off(&block);
     }
@@ -299,10 +305,12 @@ impl BlockMap {
 
     /// The version that a commit publishes, given the hashes of [`Self::dirty`] in the same order.
     pub fn manifest(&self, dirty: &[BlockHash]) -> Result<Manifest> {
-        let mut blocks = self.hashes.clone();
         let mut hashes = dirty.iter().copied();
-        blocks.extend(self.dirty.iter().filter_map(|(block, dirty)| Some((*block, dirty.hash().or_else(|| hashes.next())?))));
-        Manifest::new(self.bits, self.size, blocks.into_iter().collect())
+        let dirty = self.dirty.iter().filter_map(|(block, dirty)| Some((*block, dirty.hash().or_else(|| hashes.next())?)));
+        // No block is in both; two runs in order are merged as fast as they are read.
+        let mut blocks: Vec<(u32, BlockHash)> = self.hashes.iter().map(|(block, hash)| (*block, *hash)).chain(dirty).collect();
+        blocks.sort_by_key(|block| block.0);
+        Manifest::new(self.bits, self.size, blocks)
     }
 
     /// The version as it was committed or fetched; only without changes.
@@ -314,8 +322,10 @@ impl BlockMap {
     /// `manifest` was published from exactly this state.
     pub fn committed(&mut self, manifest: &Manifest) {
         assert_eq!(manifest.size(), self.size, "nothing changes while a commit is under way");
-        self.hashes = manifest.blocks().iter().copied().collect();
-        self.dirty.clear();
+        let dirty = std::mem::take(&mut self.dirty);
+        let hashes = self.hashes_mut();
+        hashes.extend(dirty.into_keys().filter_map(|block| Some((block, manifest.get(block)?))));
+        debug_assert!(hashes.iter().map(|(block, hash)| (*block, *hash)).eq(manifest.blocks().iter().copied()), "it is of this map");
         self.changed = false;
     }
 
@@ -334,7 +344,7 @@ impl BlockMap {
         let missing = hashes.iter().filter(|(block, hash)| !here(block, hash)).map(|(block, _)| *block).collect();
         let cleared = self.hashes.keys().filter(|block| !hashes.contains_key(block)).copied().collect();
         self.missing = missing;
-        self.hashes = hashes;
+        self.hashes = Arc::new(hashes);
         self.size = manifest.size();
         cleared
     }

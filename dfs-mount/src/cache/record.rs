@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use dfs_common::attributes::{Attributes, Timestamp};
+use dfs_common::block::Manifest;
 use dfs_common::ids::{InodeId, SessionId, Version};
 use serde::{Deserialize, Serialize};
 
@@ -76,6 +77,10 @@ pub enum Record {
     Rebased(u64, Version, Bytes),
     /// Everything that was written is elsewhere.
     End(u64),
+    /// As `Begin`, with the manifest as what differs from the last one of another file, which may have ended.
+    BeginSince(u64, u64, Begun),
+    /// As `Rebased`, with what differs from the file's manifest before.
+    Changed(u64, Version, Bytes),
 }
 
 impl Record {
@@ -88,6 +93,8 @@ impl Record {
             | Self::Cut(file, _)
             | Self::Timed(file, ..)
             | Self::Rebased(file, ..)
+            | Self::BeginSince(file, ..)
+            | Self::Changed(file, ..)
             | Self::End(file) => Some(*file),
         }
     }
@@ -144,6 +151,8 @@ pub struct History {
     pub runs: Vec<Run>,
     /// Files that were being written, by number.
     pub files: BTreeMap<u64, Left>,
+    /// The last manifests of others, by which later ones are told.
+    ended: BTreeMap<u64, Bytes>,
     /// Bytes of whole records.
     pub len: usize,
 }
@@ -172,7 +181,16 @@ impl History {
             Record::Timed(file, mtime, written) => self.change(file, |left| left.timed = Some((mtime, written))),
             Record::Rebased(file, version, manifest) => self.change(file, |left| (left.begun.version, left.begun.manifest) = (version, manifest)),
             Record::End(file) => {
-                self.files.remove(&file);
+                self.ended.extend(self.files.remove(&file).map(|left| (file, left.begun.manifest)));
+            }
+            Record::BeginSince(file, since, begun) => {
+                let base = self.files.get(&since).map(|left| &left.begun.manifest).or_else(|| self.ended.get(&since));
+                let manifest = changed(base, begun.manifest);
+                self.apply(Record::Begin(file, Begun { manifest, ..begun }));
+            }
+            Record::Changed(file, version, delta) => {
+                let manifest = changed(self.files.get(&file).map(|left| &left.begun.manifest), delta);
+                self.apply(Record::Rebased(file, version, manifest));
             }
         }
     }
@@ -201,6 +219,13 @@ impl History {
     }
 }
 
+/// The manifest that `delta` makes of `base`. Where it makes none, `delta` itself: whoever reads that finds that it is no
+/// manifest, and the file is kept as it is.
+fn changed(base: Option<&Bytes>, delta: Bytes) -> Bytes {
+    let manifest = base.and_then(|base| Manifest::decode(base).ok()).and_then(|base| Manifest::from_delta(&base, &delta).ok());
+    manifest.map_or(delta, |manifest| manifest.encode().into())
+}
+
 /// The numbers in `runs` that are not in `gone`.
 fn without(runs: &[(u32, u32)], gone: &[(u32, u32)]) -> Vec<(u32, u32)> {
     let mut left = runs.to_vec();
@@ -217,6 +242,7 @@ fn without(runs: &[(u32, u32)], gone: &[(u32, u32)]) -> Vec<(u32, u32)> {
 
 #[cfg(test)]
 mod tests {
+    use dfs_common::block::BlockHash;
     use proptest::prelude::*;
 
     use super::*;
@@ -231,9 +257,28 @@ mod tests {
             path: "/a/b".into(),
             owned: Owned::default(),
             version: Version(3),
-            manifest: Bytes::from_static(b"manifest"),
+            manifest: manifest(0).encode().into(),
             missing: missing.to_vec(),
         }
+    }
+
+    /// Of two blocks, the second one of which is `n`'s own.
+    fn manifest(n: u64) -> Manifest {
+        Manifest::new(16, 2 << 16, vec![(0, BlockHash::of(b"")), (1, BlockHash::of(&n.to_le_bytes()))]).unwrap()
+    }
+
+    #[test]
+    fn a_manifest_is_told_by_the_one_before() {
+        let delta = |n: u64, before: u64| Bytes::from(manifest(n).encode_delta(&manifest(before)));
+        let since =
+            |file: u64, other: u64, n: u64, before: u64| Record::BeginSince(file, other, Begun { manifest: delta(n, before), ..begun(1, &[]) });
+        let mut records = vec![Record::Start(run(1)), Record::Begin(7, begun(1, &[])), Record::Changed(7, Version(4), delta(4, 0))];
+        let last = |records: &[Record], file: u64| History::read(&encoded(records)).files[&file].begun.manifest.clone();
+        assert_eq!(last(&records, 7), manifest(4).encode());
+        records.extend([Record::End(7), since(8, 7, 5, 4), since(9, 8, 6, 5)]);
+        assert_eq!((last(&records, 8), last(&records, 9)), (manifest(5).encode().into(), manifest(6).encode().into()));
+        records.push(since(10, 99, 7, 6));
+        assert!(Manifest::decode(&last(&records, 10)).is_err(), "of nothing that is known nothing is made");
     }
 
     fn encoded(records: &[Record]) -> Vec<u8> {
@@ -292,7 +337,8 @@ mod tests {
             (file.clone(), 0u32..20).prop_map(|(file, from)| Record::Cut(file, from)),
             (file.clone(), any::<i64>()).prop_map(|(file, at)| Record::Timed(file, Timestamp(at), Timestamp(at))),
             (file.clone(), any::<u64>()).prop_map(|(file, v)| Record::Rebased(file, Version(v), Bytes::from_static(b"m"))),
-            file.prop_map(Record::End),
+            file.clone().prop_map(Record::End),
+            (file, 0u64..20).prop_map(|(file, hash)| Record::Changed(file, Version(hash), manifest(hash).encode_delta(&manifest(0)).into())),
             (1u64..9).prop_map(|s| Record::Start(run(s))),
         ]
     }

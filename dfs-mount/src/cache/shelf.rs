@@ -308,7 +308,8 @@ impl Shelf {
         let now_at = content.path();
         let placed = serial_of(&now_at).filter(|_| is_in_writing(&now_at));
         let file = placed.unwrap_or_else(|| self.serial.fetch_add(1, Ordering::Relaxed));
-        self.journal.append(&Record::Begin(file, content.begun(ino, path(), owned)))?;
+        let (begun, manifest) = content.begun(ino, path(), owned);
+        self.journal.begin(file, begun, &manifest)?;
         content.note_in(self.journal.clone(), file);
         failpoint::reach("open.journalled");
         if placed.is_none() {

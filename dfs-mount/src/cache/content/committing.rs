@@ -13,7 +13,6 @@ use dfs_common::{Error, ErrorKind, Result};
 
 use super::Content;
 use crate::cache::BlockMap;
-use crate::cache::record::Record;
 use crate::cache::restore::compare;
 use crate::failpoint;
 use crate::turn::until;
@@ -91,12 +90,13 @@ impl Content {
         state.committing = false;
         if let Some((version, manifest, durable)) = published {
             // Before anything else is written: it is built on this version.
-            if let Err(e) = state.note(|file| Record::Rebased(file, version, manifest.encode().into())) {
+            let base = Arc::new(manifest.clone());
+            if let Err(e) = state.note_version(version, &base) {
                 log::warn!("{e}; after a crash now, what is written next would be kept as a recoverable version");
             }
             failpoint::reach("commit.rebased");
             state.map.committed(manifest);
-            state.base = Arc::new(manifest.clone());
+            state.base = base;
             state.version = version;
             (state.durable, state.goes_on) = (durable, durable);
             state.origin.clear();
