@@ -14,6 +14,7 @@ pub mod cluster;
 pub mod contention;
 pub mod crash;
 pub mod disk;
+pub mod growth;
 pub mod history;
 pub mod http;
 pub mod model;

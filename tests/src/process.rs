@@ -24,9 +24,10 @@ pub fn binaries() -> PathBuf {
     if let Some(dir) = std::env::var_os("DFS_TEST_BINARIES") {
         return PathBuf::from(dir);
     }
-    let test = std::env::current_exe().expect("a test has a path");
-    // TARGET/PROFILE/deps/test-hash
-    test.ancestors().nth(2).expect("tests run from the target directory").to_owned()
+    let program = std::env::current_exe().expect("a program has a path");
+    let dir = program.parent().expect("a program is in a directory");
+    // A test is TARGET/PROFILE/deps/test-hash, a program of this crate TARGET/PROFILE/program.
+    if dir.ends_with("deps") { dir.parent().expect("tests run from the target directory") } else { dir }.to_owned()
 }
 
 /// The root of the checkout.

@@ -60,6 +60,30 @@ pub fn reset_on_close(stream: &std::net::TcpStream) {
     }
 }
 
+/// How long a process has been on a processor, with the threads of it that have ended.
+pub fn processor_time(pid: i32) -> io::Result<std::time::Duration> {
+    let mut clock: libc::clockid_t = 0;
+    // SAFETY: a number, and a place for the clock's that lives until the call returns.
+    match unsafe { libc::clock_getcpuclockid(pid, &mut clock) } {
+        0 => {}
+        errno => return Err(io::Error::from_raw_os_error(errno)),
+    }
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a number, and a structure of the right type that lives until the call returns.
+    check(i64::from(unsafe { libc::clock_gettime(clock, &mut time) }))?;
+    Ok(std::time::Duration::new(time.tv_sec as u64, time.tv_nsec as u32))
+}
+
+/// Raises this process's soft limit of descriptors to `count` where it is lower. An error where the hard limit is.
+pub fn want_descriptors(count: u64) -> io::Result<()> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: a structure of the right type that lives until the call returns.
+    check(i64::from(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) }))?;
+    limit.rlim_cur = limit.rlim_cur.max(count);
+    // SAFETY: as above.
+    check(i64::from(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) })).map(|_| ())
+}
+
 /// renameat2(2) with `flags`.
 pub fn rename2(from: &Path, to: &Path, flags: u32) -> io::Result<()> {
     let (from, to) = (path(from), path(to));
