@@ -12,6 +12,7 @@ pub mod bulk;
 pub mod clock;
 pub mod cluster;
 pub mod contention;
+pub mod costs;
 pub mod crash;
 pub mod disk;
 pub mod growth;
@@ -26,6 +27,7 @@ pub mod rng;
 pub mod rules;
 pub mod shell;
 pub mod sys;
+pub mod trace;
 pub mod tree;
 pub mod wait;
 

@@ -84,6 +84,83 @@ pub fn want_descriptors(count: u64) -> io::Result<()> {
     check(i64::from(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) })).map(|_| ())
 }
 
+/// A thread of another process, traced by the calling thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Traced(pub i32);
+
+/// Where a traced thread is in a system call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum At {
+    /// It begins, with these arguments.
+    Entry(u64, [u64; 6]),
+    /// It has returned this.
+    Exit(i64),
+    /// In none.
+    Elsewhere,
+}
+
+impl Traced {
+    fn request(self, request: u32, address: usize, data: usize) -> io::Result<i64> {
+        // SAFETY: none of the requests made here writes anywhere but into what `call` gives it.
+        check(unsafe { libc::ptrace(request, self.0, address, data) })
+    }
+
+    /// Begins to trace it, and threads that it starts from then on; it stops for the first time soon.
+    pub fn begin(thread: i32) -> io::Result<Self> {
+        let this = Self(thread);
+        this.request(libc::PTRACE_SEIZE, 0, (libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_TRACECLONE) as usize)?;
+        this.stop()?;
+        Ok(this)
+    }
+
+    /// Lets it stop wherever it is.
+    pub fn stop(self) -> io::Result<()> {
+        self.request(libc::PTRACE_INTERRUPT, 0, 0).map(|_| ())
+    }
+
+    /// Lets it go on, with a signal or 0, until the next beginning or end of a system call.
+    pub fn go_on(self, signal: i32) -> io::Result<()> {
+        self.request(libc::PTRACE_SYSCALL, 0, signal as usize).map(|_| ())
+    }
+
+    /// Leaves it where it was in a group that has stopped.
+    pub fn listen(self) -> io::Result<()> {
+        self.request(libc::PTRACE_LISTEN, 0, 0).map(|_| ())
+    }
+
+    /// Lets it go on, with a signal or 0, and traces it no more.
+    pub fn end(self, signal: i32) -> io::Result<()> {
+        self.request(libc::PTRACE_DETACH, 0, signal as usize).map(|_| ())
+    }
+
+    /// Where it has stopped.
+    pub fn call(self) -> io::Result<At> {
+        let mut info = std::mem::MaybeUninit::<libc::ptrace_syscall_info>::zeroed();
+        self.request(libc::PTRACE_GET_SYSCALL_INFO, size_of::<libc::ptrace_syscall_info>(), info.as_mut_ptr() as usize)?;
+        // SAFETY: the kernel has filled as much of it as `op` says, and all zeros is a valid value anyway.
+        let info = unsafe { info.assume_init() };
+        Ok(match info.op {
+            // SAFETY: `op` says which member counts.
+            libc::PTRACE_SYSCALL_INFO_ENTRY => unsafe { At::Entry(info.u.entry.nr, info.u.entry.args) },
+            // SAFETY: as above.
+            libc::PTRACE_SYSCALL_INFO_EXIT => At::Exit(unsafe { info.u.exit.sval }),
+            _ => At::Elsewhere,
+        })
+    }
+}
+
+/// Waits until a thread that the calling thread traces stops or ends; with its status as waitpid(2) says it, `None` where it traces none.
+pub fn wait_traced() -> io::Result<Option<(Traced, i32)>> {
+    let mut status = 0;
+    // SAFETY: a place for the status that lives until the call returns.
+    let result = unsafe { libc::waitpid(-1, &mut status, libc::__WALL | libc::__WNOTHREAD) };
+    match check(i64::from(result)) {
+        Ok(thread) => Ok(Some((Traced(thread as i32), status))),
+        Err(e) if e.raw_os_error() == Some(libc::ECHILD) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
 /// renameat2(2) with `flags`.
 pub fn rename2(from: &Path, to: &Path, flags: u32) -> io::Result<()> {
     let (from, to) = (path(from), path(to));

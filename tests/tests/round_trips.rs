@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use dfs_common::api::directory::{Sessions, Status};
+use dfs_tests::costs::is_work;
 use dfs_tests::{Cluster, Mount, Role, eventually};
 
 type Counts = BTreeMap<String, u64>;
@@ -14,32 +15,19 @@ type Counts = BTreeMap<String, u64>;
 const FILES: usize = 1_000;
 const LEASE: u64 = 4;
 
-/// What a session costs by itself, however little its client does.
-const STANDING: &[&str] = &[
-    "/v1/directory/events",
-    "/v1/directory/renew-session",
-    "/v1/directory/claim-leases",
-    "/v1/directory/accessed",
-    "/v1/lock/renew",
-    "/v1/lock/recalls",
-];
-/// What only servers and this test ask.
-const OTHERS: &[&str] = &["status", "sessions", "servers", "waits", "heartbeat", "held-versions", "report-copy", "register-server", "resolve"];
-
 /// Requests of the mounts so far, by service and path.
 fn asked(cluster: &Cluster) -> Counts {
     let mut all = Counts::new();
     for (role, proxy) in cluster.roles().into_iter().zip(cluster.proxies()) {
         for (path, count) in proxy.requests() {
-            if !STANDING.iter().any(|s| path.ends_with(s)) {
+            if is_work(&path) {
                 all.insert(format!("{role:?} {path}"), count);
             }
         }
     }
     let status = cluster.directory(&Status {}).unwrap();
     for (path, count) in status.requests {
-        let known = STANDING.contains(&path.as_str()) || OTHERS.iter().any(|o| path.ends_with(o));
-        if !known {
+        if is_work(&path) {
             all.insert(format!("counted by the directory {path}"), count);
         }
     }
