@@ -145,6 +145,65 @@ pub(crate) fn fork_daemon() -> io::Result<Forked> {
     }
 }
 
+/// A process that does a part of this one's work; it is killed where this value is dropped.
+#[derive(Debug)]
+pub(crate) struct Worker(libc::pid_t);
+
+impl Worker {
+    /// Splits off a process that does `work`. It ends with it, and where this one ends.
+    ///
+    /// `work` may allocate, but takes no lock that another thread may hold just now: not even those of the standard streams.
+    pub(crate) fn start(work: impl FnOnce() -> io::Result<()>) -> io::Result<Self> {
+        // SAFETY: the child has this thread only, and the C library's allocator is usable in it; `work` takes no lock.
+        match check(unsafe { libc::fork() })? {
+            0 => {
+                // SAFETY: takes numbers only; it cannot fail for a signal that exists.
+                unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+                let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+                let code = match done {
+                    Ok(Ok(())) => 0,
+                    Ok(Err(e)) => e.raw_os_error().filter(|errno| (1..=254).contains(errno)).unwrap_or(libc::EIO),
+                    Err(_) => 255,
+                };
+                // SAFETY: ends the process without running what belongs to the parent: destructors, buffers.
+                unsafe { libc::_exit(code) }
+            }
+            pid => Ok(Self(pid)),
+        }
+    }
+
+    /// Waits for its end; its error is that of the work.
+    pub(crate) fn wait(mut self) -> io::Result<()> {
+        let mut status = 0;
+        loop {
+            // SAFETY: a place for the status that lives until the call returns.
+            match check(unsafe { libc::waitpid(self.0, &mut status, 0) }) {
+                Ok(_) => break,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        // It is nobody's any more.
+        self.0 = 0;
+        match libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status)) {
+            Some(0) => Ok(()),
+            Some(errno @ 1..=254) => Err(io::Error::from_raw_os_error(errno)),
+            _ => Err(io::Error::other("a process that did a part of the work was killed, or panicked")),
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if self.0 > 0 {
+            // SAFETY: takes numbers only; a child that nobody has waited for keeps its number.
+            unsafe { libc::kill(self.0, libc::SIGKILL) };
+            // SAFETY: no place for a status is asked for.
+            unsafe { libc::waitpid(self.0, std::ptr::null_mut(), 0) };
+        }
+    }
+}
+
 /// Makes standard input, output and (unless `keep_stderr`) error those of `file`.
 pub(crate) fn redirect_standard_streams(file: &File, keep_stderr: bool) -> io::Result<()> {
     let streams = [libc::STDIN_FILENO, libc::STDOUT_FILENO, libc::STDERR_FILENO];

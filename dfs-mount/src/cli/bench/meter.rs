@@ -55,11 +55,37 @@ impl Process {
         self.pid().and_then(system::processor_time).map_err(|e| io::Error::new(e.kind(), format!("process {}: {e}", self.name)))
     }
 
-    /// The most resident memory that it ever had, in bytes; `None` where it is gone.
-    pub(super) fn peak_memory(&self) -> Option<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid().ok()?)).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-        line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib << 10)
+    /// Its memory now. From here on its peak is that of what comes, where this may be asked for.
+    fn begin_peak(&self) -> io::Result<Memory> {
+        // See proc(5): 5 resets the peak. That takes the rights of its user.
+        let is_reset = std::fs::write(format!("/proc/{}/clear_refs", self.pid()?), "5").is_ok();
+        Ok(Memory { is_reset, ..self.memory()? })
+    }
+
+    fn memory(&self) -> io::Result<Memory> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()?))?;
+        let bytes = |key: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(key));
+            let kib = line.and_then(|line| line.split_whitespace().next()).and_then(|word| word.parse::<u64>().ok());
+            kib.map(|kib| kib << 10).ok_or_else(|| io::Error::other(format!("process {}: its status has no {key}", self.name)))
+        };
+        Ok(Memory { resident: bytes("VmRSS:")?, peak: bytes("VmHWM:")?, is_reset: false })
+    }
+}
+
+/// Resident memory of a process, in bytes.
+#[derive(Clone, Copy, Debug)]
+struct Memory {
+    resident: u64,
+    /// The most since its start, or since this was reset.
+    peak: u64,
+    is_reset: bool,
+}
+
+impl Memory {
+    /// The most between `self` and a later look. A peak that could not be reset and has not grown says nothing; then it is what was seen.
+    fn most_until(self, later: Self) -> u64 {
+        if self.is_reset || later.peak > self.peak { later.peak } else { self.resident.max(later.resident) }
     }
 }
 
@@ -75,17 +101,21 @@ pub(super) struct Meter {
     pub(super) operations: Vec<Duration>,
     /// Processor time, in the order of the processes.
     pub(super) processor: Vec<Duration>,
+    /// The most memory that each of them had in a section, in bytes.
+    pub(super) memory: Vec<u64>,
 }
 
 impl Meter {
     /// One that looks at these daemons.
     pub(super) fn new(processes: &[Process]) -> Self {
-        Self { processes: processes.to_vec(), processor: vec![Duration::ZERO; processes.len()], ..Self::default() }
+        let (processor, memory) = (vec![Duration::ZERO; processes.len()], vec![0; processes.len()]);
+        Self { processes: processes.to_vec(), processor, memory, ..Self::default() }
     }
 
     /// A section: does `work`, which is `count` units of the workload.
     pub(super) fn section<T>(&mut self, count: u64, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         go_on()?;
+        let memory: Vec<Memory> = self.processes.iter().map(Process::begin_peak).collect::<io::Result<_>>()?;
         let before = self.processor_times()?;
         let start = Instant::now();
         let result = work()?;
@@ -94,6 +124,9 @@ impl Meter {
         let after = self.processor_times()?;
         for ((sum, before), after) in self.processor.iter_mut().zip(before).zip(after) {
             *sum += after.saturating_sub(before);
+        }
+        for ((most, process), before) in self.memory.iter_mut().zip(&self.processes).zip(memory) {
+            *most = (*most).max(before.most_until(process.memory()?));
         }
         Ok(result)
     }
@@ -130,7 +163,7 @@ mod tests {
     fn processes_are_named_by_number_or_by_file() {
         let own = std::process::id();
         let process: Process = format!("me={own}").parse().unwrap();
-        assert!(process.time().unwrap() > Duration::ZERO && process.peak_memory().unwrap() > 1 << 20);
+        assert!(process.time().unwrap() > Duration::ZERO && process.memory().unwrap().peak > 1 << 20);
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), format!("{own} 12345\n")).unwrap();
         let process: Process = format!("me={}", file.path().display()).parse().unwrap();
@@ -140,6 +173,35 @@ mod tests {
         for bad in ["", "x", "=1", "x="] {
             assert!(bad.parse::<Process>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn the_peak_is_that_of_the_section() {
+        use std::io::{BufRead, BufReader, Write};
+        use std::process::{Command, Stdio};
+        // It takes memory and gives it back, line by line.
+        let script = "while read -r size; do text=$(head -c $size /dev/zero | tr '\\0' x); text=; echo done; done";
+        let mut child = Command::new("sh").args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let (mut to, mut from) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+        let mut meter = Meter::new(&[format!("sh={}", child.id()).parse().unwrap()]);
+        let mut peak = |size: &str| {
+            meter.memory[0] = 0;
+            let work = || writeln!(to, "{size}").and_then(|()| from.read_line(&mut String::new()));
+            meter.section(1, work).unwrap();
+            meter.memory[0]
+        };
+        let peaks = ["32M", "1", "32M"].map(&mut peak);
+        assert!(peaks[0] > 32 << 20 && peaks[1] < 32 << 20 && peaks[2] > 32 << 20, "{peaks:?}");
+        drop(to);
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_peak_that_cannot_be_reset_counts_where_it_grows() {
+        let memory = |resident: u64, peak: u64| Memory { resident, peak, is_reset: false };
+        assert_eq!(Memory { is_reset: true, ..memory(10, 10) }.most_until(memory(8, 10)), 10, "it was reset");
+        assert_eq!(memory(10, 50).most_until(memory(12, 60)), 60, "it has grown");
+        assert_eq!(memory(10, 50).most_until(memory(12, 50)), 12, "it is from before");
     }
 
     #[test]

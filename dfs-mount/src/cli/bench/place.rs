@@ -31,7 +31,7 @@ pub(super) struct Scale {
     pub(super) files: usize,
     /// Small files that are created one by one.
     pub(super) created: u64,
-    /// Small files that each of eight threads creates.
+    /// Small files that each of eight processes, or threads, creates.
     pub(super) created_by_each: u64,
     /// Files of the tree.
     pub(super) tree: usize,

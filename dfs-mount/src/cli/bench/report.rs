@@ -32,6 +32,8 @@ pub(super) struct Round {
     operations: Vec<f64>,
     /// Processor time of the daemons for one unit of work, in microseconds.
     processor: Vec<f64>,
+    /// The most memory of each of them, in bytes.
+    memory: Vec<u64>,
 }
 
 impl Round {
@@ -39,7 +41,8 @@ impl Round {
     pub(super) fn new(unit: Unit, meter: &Meter) -> Self {
         let microseconds = |time: &std::time::Duration| time.as_secs_f64() * 1e6;
         let processor = meter.processor.iter().map(|time| microseconds(time) / meter.count as f64).collect();
-        Self { value: unit.of(meter.count, meter.elapsed), operations: meter.operations.iter().map(microseconds).collect(), processor }
+        let operations = meter.operations.iter().map(microseconds).collect();
+        Self { value: unit.of(meter.count, meter.elapsed), operations, processor, memory: meter.memory.clone() }
     }
 }
 
@@ -94,6 +97,8 @@ struct CellReport {
     operations_us: Option<Percentiles>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     processor_us: BTreeMap<String, f64>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    peak_memory_bytes: BTreeMap<String, u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     skipped: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -114,6 +119,7 @@ struct Percentiles {
 #[derive(Debug, Serialize)]
 struct ProcessReport {
     name: String,
+    /// Of all workloads.
     peak_memory_bytes: Option<u64>,
 }
 
@@ -146,7 +152,9 @@ impl CellReport {
             percentile(&operations, 50.0).zip(percentile(&operations, 99.0)).map(|(p50, p99)| Percentiles { count: operations.len(), p50, p99 });
         let of_process = |at: usize| median(&rounds.iter().filter_map(|round| round.processor.get(at).copied()).collect::<Vec<_>>());
         let processor_us = processes.iter().enumerate().filter_map(|(at, process)| Some((process.name.clone(), of_process(at)?))).collect();
-        Self { median: median(&values), rounds: values, operations_us, processor_us, ..Self::default() }
+        let most = |at: usize| rounds.iter().filter_map(|round| round.memory.get(at).copied()).max();
+        let peak_memory_bytes = processes.iter().enumerate().filter_map(|(at, process)| Some((process.name.clone(), most(at)?))).collect();
+        Self { median: median(&values), rounds: values, operations_us, processor_us, peak_memory_bytes, ..Self::default() }
     }
 
     fn text(&self, unit: Unit) -> String {
@@ -175,7 +183,9 @@ impl Report {
             let times_as_fast = results[1..].iter().map(against).collect();
             RowReport { name: row.name, title: row.title, unit: row.unit, per: row.per, results, times_as_fast }
         };
-        let process = |process: &Process| ProcessReport { name: process.name.clone(), peak_memory_bytes: process.peak_memory() };
+        let rows: Vec<RowReport> = rows.iter().zip(cells).map(row).collect();
+        let most = |name: &String| rows.iter().filter_map(|row| row.results[0].peak_memory_bytes.get(name).copied()).max();
+        let process = |process: &Process| ProcessReport { name: process.name.clone(), peak_memory_bytes: most(&process.name) };
         Self {
             version: env!("CARGO_PKG_VERSION"),
             finished: chrono::Local::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, false),
@@ -184,8 +194,8 @@ impl Report {
             quick: false,
             large_bytes: places[0].scale.large,
             directories: directories.collect(),
-            rows: rows.iter().zip(cells).map(row).collect(),
             processes: processes.iter().map(process).collect(),
+            rows,
         }
     }
 
@@ -236,19 +246,22 @@ impl Report {
         if self.processes.is_empty() {
             return Ok(());
         }
-        render::text(&format!("\nProcessor time of daemons for one unit of work in {}, and their peak memory:\n\n", self.directories[0].name))?;
+        render::text(&format!(
+            "\nProcessor time of daemons for one unit of work in {}, and the most memory that they had meanwhile:\n\n",
+            self.directories[0].name
+        ))?;
         let mut header = vec!["WORKLOAD".to_owned(), "FOR".to_owned()];
         header.extend(self.processes.iter().map(|process| process.name.clone()));
         let measured = self.rows.iter().filter(|row| row.results[0].median.is_some());
-        let time = |cell: &CellReport, name: &str| cell.processor_us.get(name).map_or("-".to_owned(), |&us| shown(us, Unit::Microseconds));
-        let line = |row: &RowReport| {
-            let times = self.processes.iter().map(|process| time(&row.results[0], &process.name));
-            [row.title.to_owned(), row.per.to_owned()].into_iter().chain(times).collect()
+        let spent = |cell: &CellReport, name: &str| match (cell.processor_us.get(name), cell.peak_memory_bytes.get(name)) {
+            (Some(us), Some(bytes)) => format!("{}, {}", shown(*us, Unit::Microseconds), render::bytes(*bytes)),
+            _ => "-".to_owned(),
         };
-        let mut lines: Vec<Vec<String>> = measured.map(line).collect();
-        let peaks = self.processes.iter().map(|process| process.peak_memory_bytes.map_or("gone".to_owned(), render::bytes));
-        lines.push(["peak memory".to_owned(), String::new()].into_iter().chain(peaks).collect());
-        table(&header, 2, lines)
+        let line = |row: &RowReport| {
+            let spent = self.processes.iter().map(|process| spent(&row.results[0], &process.name));
+            [row.title.to_owned(), row.per.to_owned()].into_iter().chain(spent).collect()
+        };
+        table(&header, 2, measured.map(line).collect())
     }
 }
 

@@ -85,7 +85,8 @@ pub(super) const ROWS: &[Row] = rows! {
     "overwrite", "open, overwrite 4 KiB in its middle, close", Microseconds "change", No, large::warm, large::overwrite;
     "cp", "copy the large file in the kernel, cached", MegabytesPerSecond "MiB", No, large::warm, large::copy_whole;
     "create", "create, write 4 KiB, close, one by one", Microseconds "file", No, nothing, small::create;
-    "create-8", "the same by eight threads", PerSecond "file", No, nothing, small::create_in_parallel;
+    "create-8", "the same by eight processes", PerSecond "file", No, nothing, small::create_by_processes;
+    "create-8t", "the same by eight threads of one process", PerSecond "file", No, nothing, small::create_by_threads;
     "stat", "stat, cached", Microseconds "file", No, small::warm, small::stat;
     "open", "open, read 4 KiB, close, cached", Microseconds "file", No, small::warm, small::open_read_close;
     "find", "list a tree, cached", Microseconds "entry", No, small::warm, small::find;

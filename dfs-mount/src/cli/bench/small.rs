@@ -14,7 +14,7 @@ use crate::system;
 const EACH: usize = 100;
 /// Reads whose bytes are kept until they are checked.
 const BATCH: usize = 64;
-const THREADS: u64 = 8;
+const WORKERS: u64 = 8;
 /// What an editor saves.
 const SAVED: usize = 16 << 10;
 
@@ -99,7 +99,7 @@ fn read_page(path: &Path, out: &mut [u8]) -> io::Result<()> {
 pub(super) fn create(place: &mut Place, meter: &mut Meter) -> io::Result<()> {
     let (root, seed, count) = (place.fresh("create"), place.seed(), place.scale.created);
     fs::create_dir(&root)?;
-    let files: Vec<(PathBuf, Vec<u8>)> = (0..count).map(|n| (root.join(format!("f{n}")), content::bytes(seed, n, PAGE))).collect();
+    let files: Vec<NewFile> = (0..count).map(|n| (root.join(format!("f{n}")), content::bytes(seed, n, PAGE))).collect();
     meter.operations(count, |n| {
         let (path, content) = &files[n as usize];
         put(path, content)
@@ -107,23 +107,47 @@ pub(super) fn create(place: &mut Place, meter: &mut Meter) -> io::Result<()> {
     finish(&root, &files)
 }
 
-pub(super) fn create_in_parallel(place: &mut Place, meter: &mut Meter) -> io::Result<()> {
+/// A path, and what is to be there.
+type NewFile = (PathBuf, Vec<u8>);
+
+/// A new directory, and the files that [`WORKERS`] will create in it.
+fn to_create(place: &mut Place) -> io::Result<(PathBuf, Vec<NewFile>)> {
     let (root, seed, each) = (place.fresh("create"), place.seed(), place.scale.created_by_each);
     fs::create_dir(&root)?;
-    let file = |n: u64| (root.join(format!("f{n}")), content::bytes(seed, n, PAGE));
-    let files: Vec<(PathBuf, Vec<u8>)> = (0..THREADS * each).map(file).collect();
-    let work = |part: &[(PathBuf, Vec<u8>)]| part.iter().try_for_each(|(path, content)| go_on().and_then(|()| put(path, content)));
+    let files = (0..WORKERS * each).map(|n| (root.join(format!("f{n}")), content::bytes(seed, n, PAGE))).collect();
+    Ok((root, files))
+}
+
+fn create_all(files: &[NewFile]) -> io::Result<()> {
+    files.iter().try_for_each(|(path, content)| go_on().and_then(|()| put(path, content)))
+}
+
+pub(super) fn create_by_threads(place: &mut Place, meter: &mut Meter) -> io::Result<()> {
+    let (root, files) = to_create(place)?;
     meter.section(files.len() as u64, || {
         std::thread::scope(|scope| {
-            let threads: Vec<_> = files.chunks(each as usize).map(|part| scope.spawn(move || work(part))).collect();
+            let threads: Vec<_> = files.chunks(files.len() / WORKERS as usize).map(|part| scope.spawn(move || create_all(part))).collect();
             threads.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(|_| Err(io::Error::other("a thread panicked"))))
         })
     })?;
     finish(&root, &files)
 }
 
+pub(super) fn create_by_processes(place: &mut Place, meter: &mut Meter) -> io::Result<()> {
+    let (root, files) = to_create(place)?;
+    // They are there before the time begins, and each waits for a byte.
+    let (mut waits, mut begin) = io::pipe()?;
+    let start = |part: &[NewFile]| system::Worker::start(|| waits.read_exact(&mut [0]).and_then(|()| create_all(part)));
+    let workers: Vec<system::Worker> = files.chunks(files.len() / WORKERS as usize).map(start).collect::<io::Result<_>>()?;
+    meter.section(files.len() as u64, || {
+        begin.write_all(&[0; WORKERS as usize])?;
+        workers.into_iter().try_for_each(system::Worker::wait)
+    })?;
+    finish(&root, &files)
+}
+
 /// Checks what was created, and removes it.
-fn finish(root: &Path, files: &[(PathBuf, Vec<u8>)]) -> io::Result<()> {
+fn finish(root: &Path, files: &[NewFile]) -> io::Result<()> {
     for (path, content) in files {
         go_on()?;
         content::compare(&fs::read(path)?, content, 0)?;
@@ -226,6 +250,23 @@ pub(super) fn save(place: &mut Place, meter: &mut Meter) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_fails_in_a_process_fails_here() {
+        let part = [(PathBuf::from("/missing/directory/f"), Vec::new())];
+        let error = system::Worker::start(|| create_all(&part)).unwrap().wait().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        system::Worker::start(|| Ok(())).unwrap().wait().unwrap();
+        // One that nobody waits for ends with its value.
+        drop(
+            system::Worker::start(|| {
+                loop {
+                    std::thread::sleep(std::time::Duration::from_secs(1))
+                }
+            })
+            .unwrap(),
+        );
+    }
 
     #[test]
     fn a_changed_byte_of_one_file_is_found() {
