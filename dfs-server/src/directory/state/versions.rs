@@ -19,6 +19,8 @@ use crate::store::View;
 const HELD_PAGE: usize = 1000;
 /// The most versions that one publish drops.
 const PRUNE: usize = 1000;
+/// How many rows of versions a publish looks at, on average, to find those beyond what is kept: where more are kept, it is not every publish that looks.
+const LOOKED_AT: usize = 256;
 /// Rows that one request looks at: other servers' versions lie between.
 const HELD_SCAN: usize = 4096;
 /// The most servers that one version may name.
@@ -118,10 +120,12 @@ fn supersede(change: &mut Change<'_>, what: VersionOf, by: &Publish) -> Result<(
     Ok(())
 }
 
-/// Drops versions beyond those that are kept. Numbers may be missing, so they are counted.
+/// Drops versions beyond those that are kept. Numbers may be missing, so they are counted; where that is much to look at, some
+/// publishes share it, and so many more versions are there for a while.
 fn prune(change: &mut Change<'_>, ino: InodeId, current: Version) -> Result<()> {
     let before = change.policy.keep.versions.max(1) as usize - 1;
-    if current.0 <= before as u64 + 1 {
+    let every = (before / LOOKED_AT).clamp(1, PRUNE / 2) as u64;
+    if current.0 <= before as u64 + 1 || !current.0.is_multiple_of(every) {
         return Ok(());
     }
     let (from, _) = keys::versions(ino);
