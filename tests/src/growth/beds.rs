@@ -213,7 +213,39 @@ pub(super) fn versions(scale: &Scale) -> Result<Vec<Cost>> {
         let kept = cluster.directory(&Versions { ino: cluster.inode(&Histories::name(*size, 0)) })?.len() as u64;
         ensure!(kept >= size + 2 * scale.operations(), "{kept} versions are kept of a file that shall have more than {size}");
     }
+    costs.append(&mut at_the_limit(scale)?);
     Ok(costs)
+}
+
+/// A cluster that keeps so many versions, with a file that has as many.
+struct Full {
+    size: u64,
+    mount: Mount,
+    watched: Watched,
+    _cluster: Cluster,
+}
+
+impl Full {
+    fn new(size: u64) -> Result<Self> {
+        let keep = ["--keep-versions", &size.to_string(), "--keep-versions-for", "3650d", "--history-free", "0", "--block-size", "64K"];
+        let mut cluster = Cluster::builder().directory_args(&keep).start();
+        let mount = cluster.mount();
+        make_versions(&mount.at("full"), size)?;
+        let watched = Watched::new(&mut cluster, &[&mount]);
+        Ok(Self { size, mount, watched, _cluster: cluster })
+    }
+}
+
+/// Changes of a file that each make its oldest version go.
+fn at_the_limit(scale: &Scale) -> Result<Vec<Cost>> {
+    let beds: Vec<Full> = scale.versions.iter().map(|size| Full::new(*size)).collect::<Result<_>>()?;
+    let mut cases = Vec::new();
+    for Full { size, mount, watched, .. } in &beds {
+        let path = mount.at("full");
+        let work = Box::new(move |number| change(&path, number));
+        cases.push(Case { size: *size, watched, prepare: nothing(), work, settle: at_once() });
+    }
+    in_turn("open, change 4 KiB, close, and the oldest version goes", "versions", scale, &mut cases)
 }
 
 /// What a client without any cache asks to open and read a file.
