@@ -53,6 +53,8 @@ pub struct Shelf {
     limit: u64,
     serial: AtomicU64,
     inner: Mutex<Inner>,
+    /// Files that nobody needs any more, for [`Shelf::sweep`].
+    gone: Mutex<Vec<PathBuf>>,
     journal: Arc<Journal>,
     /// What earlier mounts left in the journal.
     left: History,
@@ -113,6 +115,7 @@ impl Shelf {
             limit,
             serial: AtomicU64::new(serial),
             inner: Mutex::new(Inner { closed: LruCache::unbounded(), used: 0 }),
+            gone: Mutex::default(),
             journal: Arc::new(journal),
             left,
             _lock: lock,
@@ -238,6 +241,7 @@ impl Shelf {
 
     /// Writes the index, so that the next mount finds the files.
     pub fn save(&self) -> Result<()> {
+        self.sweep();
         let inner = self.inner.lock();
         let rows = inner.closed.iter().rev().filter_map(|(ino, closed)| {
             let manifest = closed.map.is_complete().then(|| closed.map.clean_manifest().ok()).flatten()?;
@@ -358,13 +362,19 @@ impl Shelf {
         }
     }
 
-    /// Deletes what is kept of a removed file.
+    /// Lets go of what is kept of a removed file; its cache file goes with the next [`Shelf::sweep`], or at the next start.
     pub fn forget(&self, ino: InodeId) {
         let mut inner = self.inner.lock();
         if let Some(closed) = inner.closed.pop(&ino) {
             inner.used -= closed.map.stored();
-            remove(&closed.path);
+            self.gone.lock().push(closed.path);
         }
+    }
+
+    /// Deletes the cache files of removed files, which costs as much as the rest of a removal.
+    pub fn sweep(&self) {
+        let gone = std::mem::take(&mut *self.gone.lock());
+        gone.iter().for_each(|path| remove(path));
     }
 
     /// Deletes an open file that nobody will read again.

@@ -30,6 +30,9 @@ impl Vfs {
             if !reported {
                 next = Instant::now() + every;
             }
+            let vfs = self.clone();
+            // Nobody waits for it.
+            tokio::task::spawn_blocking(move || vfs.shelf.sweep());
             self.renew().await;
             self.send_accesses_or_later().await;
         }
