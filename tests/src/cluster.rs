@@ -47,6 +47,7 @@ pub struct Builder {
     directory_args: Vec<String>,
     file_args: Vec<String>,
     file_data: Vec<Option<PathBuf>>,
+    directory_data: Option<PathBuf>,
     proxied: bool,
     environment: Vec<(String, String)>,
     descriptors: Option<u32>,
@@ -101,6 +102,13 @@ impl Builder {
     pub fn file_data(mut self, index: usize, dir: &Path) -> Self {
         self.file_data.resize(self.file_data.len().max(index + 1), None);
         self.file_data[index] = Some(dir.to_owned());
+        self
+    }
+
+    /// The directory service keeps its data in `dir`. Not for one process.
+    #[must_use]
+    pub fn directory_data(mut self, dir: &Path) -> Self {
+        self.directory_data = Some(dir.to_owned());
         self
     }
 
@@ -196,6 +204,7 @@ impl Cluster {
             directory_args: Vec::new(),
             file_args: Vec::new(),
             file_data: Vec::new(),
+            directory_data: None,
             proxied: false,
             environment: Vec::new(),
             descriptors: None,
@@ -264,7 +273,7 @@ impl Cluster {
         let mut args = vec!["--lock-url".into(), lock_url];
         args.extend(self.client_options(builder));
         args.extend(Self::directory_options(builder));
-        self.add(Role::Directory, "directory", (directory, proxy(directory)), None, "directory", args);
+        self.add(Role::Directory, "directory", (directory, proxy(directory)), builder.directory_data.as_deref(), "directory", args);
         self.daemon(Role::Directory).set_environment(&builder.environment);
         let mut args = vec!["--lease-seconds".into(), builder.lease_seconds.to_string(), "--directory".into(), url(directory)];
         args.extend(self.client_options(builder));

@@ -9,7 +9,7 @@ use dfs_common::api::directory::{Status, Versions};
 use dfs_tests::disk::SmallDisk;
 use dfs_tests::process::binary;
 use dfs_tests::shell::{Output, output};
-use dfs_tests::{Cluster, Rng, eventually, sys};
+use dfs_tests::{Cluster, Mount, Rng, Role, eventually, sys};
 
 fn write(path: &Path, content: &[u8]) -> std::io::Result<()> {
     let mut file = fs::File::create(path)?;
@@ -54,6 +54,42 @@ fn a_full_file_server_is_enospc_at_close_and_loses_nothing() {
     eventually(40, "there is room again", || write(&mount.at("after"), &content).is_ok());
     kept.push(("after".into(), content));
     check(&kept);
+    cluster.assert_no_panics();
+}
+
+#[test]
+fn a_full_directory_service_refuses_and_loses_nothing() {
+    let disk = SmallDisk::new(24);
+    let ballast = disk.path().join("ballast");
+    fs::write(&ballast, vec![1; 8 << 20]).unwrap();
+    let mut cluster = Cluster::builder().directory_data(disk.path()).start();
+    let mount = cluster.mount_with("timeout=10");
+    // A symlink's target lies in the directory service.
+    let target = |n: usize| format!("{n:06}/{}", "x/".repeat(2000));
+    let link = |n: usize| std::os::unix::fs::symlink(target(n), mount.at(format!("l{n}")));
+    let mut count = 0;
+    let error = loop {
+        match link(count) {
+            Ok(()) => count += 1,
+            Err(e) => break e,
+        }
+        assert!(count < 8000, "32 MB fit on a disk of 24 MiB");
+    };
+    println!("{count} symlinks, then: {error}");
+    assert_eq!(error.raw_os_error(), Some(libc::ENOSPC), "{error}\n{}", mount.log());
+    assert!(count >= 500, "only {count} symlinks");
+    let check = |mount: &Mount, count: usize| {
+        assert_eq!(fs::read_dir(mount.path()).unwrap().count(), count);
+        for n in 0..count {
+            assert_eq!(fs::read_link(mount.at(format!("l{n}"))).unwrap().to_str(), Some(&*target(n)), "l{n}");
+        }
+    };
+    check(&cluster.mount(), count);
+    fs::remove_file(&ballast).unwrap();
+    eventually(40, "there is room again", || link(count).is_ok());
+    cluster.kill(Role::Directory);
+    cluster.restart(Role::Directory);
+    check(&cluster.mount(), count + 1);
     cluster.assert_no_panics();
 }
 

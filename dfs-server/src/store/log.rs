@@ -23,8 +23,6 @@ const MAGIC: &[u8; 8] = b"dfs log\n";
 const HEAD: usize = 88;
 /// Length and hash of an entry.
 const PREFIX: usize = 36;
-/// At the start what lies behind this much of a file is given back.
-const KEPT_BYTES: u64 = 8 << 20;
 
 pub(super) type Chain = [u8; 32];
 /// Changes to apply, in the order of keys.
@@ -60,15 +58,15 @@ struct LogFile {
     path: PathBuf,
 }
 
-/// What the files held when they were opened.
+/// What the files held when they were opened, and the database has not.
 #[derive(Debug, Default)]
 pub(super) struct Left {
-    /// Newer than what the database has.
-    pub(super) changes: Changes,
+    /// Of the file before, where the database has not taken that.
+    pub(super) moving: Option<Changes>,
+    /// Of the file that is written on.
+    pub(super) young: Changes,
     /// The last commit's revision; 0 where there is none.
     pub(super) revision: u64,
-    /// Where the last file that counts ends.
-    pub(super) end: Place,
 }
 
 impl LogFile {
@@ -91,8 +89,7 @@ impl LogFile {
 }
 
 impl Log {
-    /// Opens the files beside the database at `path`, which has taken all up to `moved`; with what it has not. Nothing can be
-    /// appended before [`Log::next`]. `Conflict` where the files belong to another state of the database.
+    /// Opens the files beside the database at `path`, which has taken all up to `moved`; with what it has not. `Conflict` where the files belong to another state of the database.
     pub(super) fn open(path: &Path, moved: Place) -> Result<(Self, Left)> {
         let name = |which: u32| {
             let mut name = path.as_os_str().to_owned();
@@ -111,10 +108,14 @@ impl Log {
             }
         }
         contents.sort_by_key(|(head, _)| head.before.number);
-        let mut left = Left { end: moved, ..Left::default() };
+        let mut left = Left::default();
+        let mut log = Self { files, number: moved.number, end: 0, chain: moved.chain, before: moved, unsynced_before: true };
         for (head, content) in contents {
-            if head.before == left.end {
-                head.replay(&content, &mut left);
+            if head.before == log.place() {
+                if log.place() != moved {
+                    left.moving = Some(std::mem::take(&mut left.young));
+                }
+                head.replay(&content, &mut left, &mut log);
             } else if head.before.number == moved.number || head.before.number > moved.number + 1 {
                 let message = format!(
                     "the log in {0}-log-0 and {0}-log-1 does not go on where the database ends: where that is from a backup, remove these two files",
@@ -125,7 +126,15 @@ impl Log {
                 log::warn!("{}: the power failed, and what was committed last and not synced is lost", path.display());
             }
         }
-        Ok((Self { files, number: left.end.number, end: 0, chain: left.end.chain, before: left.end, unsynced_before: true }, left))
+        if log.place() == moved {
+            log.next(left.revision)?;
+        }
+        Ok((log, left))
+    }
+
+    /// Where what was appended ends.
+    fn place(&self) -> Place {
+        Place { number: self.number, chain: self.chain }
     }
 
     /// Where the file before ends.
@@ -135,7 +144,7 @@ impl Log {
 
     /// Goes on in the other file, which the database has taken. Where this fails nothing has changed.
     pub(super) fn next(&mut self, revision: u64) -> Result<()> {
-        let head = Head { revision, before: Place { number: self.number, chain: self.chain } };
+        let head = Head { revision, before: self.place() };
         let (bytes, chain) = head.encode();
         self.files[(head.number() % 2) as usize].write(&bytes, 0)?;
         (self.number, self.end, self.chain, self.unsynced_before) = (head.number(), HEAD as u64, chain, true);
@@ -164,17 +173,6 @@ impl Log {
     /// The file before is in the database, on the disk.
     pub(super) fn moved(&mut self) {
         self.unsynced_before = false;
-    }
-
-    /// Gives the room of unusually long files back; with nothing in them that counts.
-    pub(super) fn shrink(&self) -> Result<()> {
-        for LogFile { file, path } in &self.files {
-            let context = |e: std::io::Error| Error::from_io(&e, path.display());
-            if file.metadata().map_err(context)?.len() > KEPT_BYTES {
-                file.set_len(KEPT_BYTES).map_err(context)?;
-            }
-        }
-        Ok(())
     }
 }
 
@@ -208,17 +206,18 @@ impl Head {
         whole.then(|| Self { revision: number(16), before })
     }
 
-    /// Adds the entries of its file to `left`.
-    fn replay(&self, content: &[u8], left: &mut Left) {
+    /// Adds the entries of its file, which `content` is, to `left`; `log` goes on behind them.
+    fn replay(&self, content: &[u8], left: &mut Left, log: &mut Log) {
         let (_, mut chain) = self.encode();
         left.revision = self.revision.max(left.revision);
         let mut rest = &content[HEAD..];
         while let Some((changes, revision, next, after)) = decode(&chain, rest) {
-            left.changes.extend(changes);
+            left.young.extend(changes);
             left.revision = revision;
             (chain, rest) = (next, after);
         }
-        left.end = Place { number: self.number(), chain };
+        (log.number, log.chain, log.before) = (self.number(), chain, self.before);
+        log.end = (content.len() - rest.len()) as u64;
     }
 }
 
@@ -285,33 +284,45 @@ mod tests {
     }
 
     fn keys(left: &Left) -> Vec<u8> {
-        left.changes.keys().map(|key| key[0]).collect()
+        left.moving.iter().flatten().chain(&left.young).map(|change| change.0[0]).collect()
     }
 
     /// Entries 1 and 2 in the first file, 3 and 4 in the second one, which follows it. The end of the first one, and the second's number.
     fn filled(dir: &Path) -> (Place, u64) {
         let (mut log, _) = open(dir, Place::default());
-        for (revision, last) in [(1, 2), (3, 4)] {
-            log.next(revision - 1).unwrap();
-            for revision in revision..=last {
-                log.append(revision, &change(revision as u8, Some(b"value"))).unwrap();
+        for revision in 1..=4 {
+            if revision == 3 {
+                log.next(2).unwrap();
             }
+            log.append(revision, &change(revision as u8, Some(b"value"))).unwrap();
         }
         (log.before(), log.number)
     }
 
     #[test]
-    fn it_is_read_in_order_and_old_entries_do_not_count() {
+    fn it_is_read_in_order_and_written_on() {
         let dir = tempfile::tempdir().unwrap();
         let (first, number) = filled(dir.path());
         assert_eq!(keys(&open(dir.path(), first).1), [3, 4], "the first file is in the database");
         let (mut log, left) = open(dir.path(), Place::default());
-        assert_eq!((keys(&left), left.revision, left.end.number), (vec![1, 2, 3, 4], 4, number));
+        assert_eq!((keys(&left), left.young.len(), left.revision, log.number, log.before()), (vec![1, 2, 3, 4], 2, 4, number, first));
+        log.append(5, &change(5, None)).unwrap();
+        assert_eq!(keys(&open(dir.path(), first).1), [3, 4, 5]);
         // Shorter than what is written over: what follows is of another chain.
-        log.next(4).unwrap();
-        log.append(5, &change(3, None)).unwrap();
-        let (_, left) = open(dir.path(), left.end);
-        assert_eq!((left.changes, left.revision), (change(3, None), 5));
+        log.next(5).unwrap();
+        log.append(6, &change(3, None)).unwrap();
+        let (_, left) = open(dir.path(), log.before());
+        assert_eq!((left.young, left.revision, left.moving), (change(3, None), 6, None));
+    }
+
+    #[test]
+    fn a_file_without_entries_counts_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut log, _) = open(dir.path(), Place::default());
+        log.next(0).unwrap();
+        log.append(1, &change(1, None)).unwrap();
+        let (log, left) = open(dir.path(), Place::default());
+        assert_eq!((left.moving, left.young, log.before().number), (Some(Changes::new()), change(1, None), 1));
     }
 
     #[test]
@@ -322,9 +333,11 @@ mod tests {
             let path = dir.path().join(format!("db-log-{}", (number - 1) % 2));
             let whole = std::fs::read(&path).unwrap();
             std::fs::write(&path, &whole[..whole.len() - cut]).unwrap();
-            let (_, left) = open(dir.path(), Place::default());
-            assert_eq!((keys(&left), left.end.number), (vec![1], number - 1), "entries 3 and 4 build on entry 2");
             assert_eq!(keys(&open(dir.path(), first).1), [3, 4], "unless the database has it");
+            let (mut log, left) = open(dir.path(), Place::default());
+            assert_eq!((keys(&left), log.number), (vec![1], number - 1), "entries 3 and 4 build on entry 2");
+            log.append(2, &change(9, None)).unwrap();
+            assert_eq!(keys(&open(dir.path(), Place::default()).1), [1, 9]);
             std::fs::write(&path, b"").unwrap();
             assert!(keys(&open(dir.path(), Place::default()).1).is_empty(), "nothing of the first file was on the disk");
         }
@@ -333,16 +346,15 @@ mod tests {
     #[test]
     fn a_database_from_a_backup_is_not_mixed_with_a_later_log() {
         let dir = tempfile::tempdir().unwrap();
-        let (_, mut left) = open(dir.path(), Place::default());
-        for revision in 0..4 {
-            let (mut log, _) = open(dir.path(), left.end);
+        let (mut log, _) = open(dir.path(), Place::default());
+        for revision in 1..4 {
+            log.append(revision, &change(7, None)).unwrap();
             log.next(revision).unwrap();
-            log.append(revision + 1, &change(7, None)).unwrap();
-            left = open(dir.path(), log.before()).1;
         }
-        let other = Place { chain: [1; 32], ..open(dir.path(), left.end).0.before() };
-        for place in [Place::default(), Place { number: other.number - 1, ..other }] {
-            let error = Log::open(&dir.path().join("db"), place).unwrap_err();
+        let place = log.before();
+        assert!(keys(&open(dir.path(), place).1).is_empty());
+        for other in [Place::default(), Place { chain: [1; 32], ..place }] {
+            let error = Log::open(&dir.path().join("db"), other).unwrap_err();
             assert!(error.kind() == ErrorKind::Conflict && error.message().contains("db-log-0"), "{error}");
         }
     }
@@ -359,7 +371,7 @@ mod tests {
             std::fs::write(&path, &damaged).unwrap();
             let (_, left) = open(dir.path(), first);
             assert!(keys(&left).len() < 2, "byte {at}");
-            assert!(left.changes.iter().all(|(key, value)| key[0] == 3 && value.as_deref() == Some(b"value")), "byte {at}");
+            assert!(left.young.iter().all(|(key, value)| key[0] == 3 && value.as_deref() == Some(b"value")), "byte {at}");
         }
     }
 }

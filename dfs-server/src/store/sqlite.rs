@@ -74,8 +74,8 @@ struct State {
     young: Changes,
     /// About as much memory as it has.
     young_bytes: usize,
-    /// Committed before and on its way to the database.
-    moving: Arc<Changes>,
+    /// Committed before and on its way to the database. Until that has it, the log's other file stays.
+    moving: Option<Arc<Changes>>,
     /// Why the database did not take it.
     problem: Option<Error>,
     ending: bool,
@@ -89,21 +89,14 @@ impl SqliteStore {
         let mut second = connect(path).map_err(context)?;
         second.execute_batch(SCHEMA).map_err(context)?;
         let (revision, moved) = progress(&second).map_err(context)?;
-        let (mut log, Left { changes, revision: last, end }) = Log::open(path, moved)?;
-        let revision = revision.max(last);
-        if end != moved {
-            take(&mut second, &changes, revision, end).map_err(context)?;
-            log.shrink()?;
-        }
-        log.next(revision)?;
-        log.moved();
+        let (log, Left { moving, young, revision: last }) = Log::open(path, moved)?;
         let state = State {
             connection: connect(path).map_err(context)?,
             log,
-            revision,
-            young: Changes::new(),
-            young_bytes: 0,
-            moving: Arc::default(),
+            revision: revision.max(last),
+            young_bytes: young.iter().map(|(key, value)| memory_of(key, value.as_ref())).sum(),
+            young,
+            moving: moving.map(Arc::new),
             problem: None,
             ending: false,
         };
@@ -119,7 +112,7 @@ impl SqliteStore {
     /// Copies the files to the folder `to` as they are at a moment between two commits, half moved or not.
     pub(super) fn copy_files(&self, to: &Path) {
         let mut state = self.shared.state.lock();
-        while !state.moving.is_empty() {
+        while state.moving.is_some() {
             self.shared.moved.wait(&mut state);
         }
         let folder = PathBuf::from(state.connection.path().expect("a file")).parent().expect("a folder").to_owned();
@@ -167,7 +160,7 @@ impl Store for SqliteStore {
         state.log.append(revision, &batch.changes)?;
         state.revision = revision;
         for (key, value) in &batch.changes {
-            state.young_bytes += PAIR_BYTES + key.len() + value.as_ref().map_or(0, Vec::len);
+            state.young_bytes += memory_of(key, value.as_ref());
             state.young.insert(key.clone(), value.clone());
         }
         if state.young_bytes > MOVE_BYTES {
@@ -184,10 +177,15 @@ impl Store for SqliteStore {
     }
 }
 
+/// About what a change takes up in memory.
+fn memory_of(key: &Key, value: Option<&Value>) -> usize {
+    PAIR_BYTES + key.len() + value.map_or(0, Vec::len)
+}
+
 impl State {
     /// What was done to `key` since the database was told.
     fn recent(&self, key: &[u8]) -> Option<&Option<Value>> {
-        self.young.get(key).or_else(|| self.moving.get(key))
+        self.young.get(key).or_else(|| self.moving.as_ref()?.get(key))
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<Value>> {
@@ -199,7 +197,10 @@ impl State {
 
     fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Key, Value)>> {
         let database = |from: &[u8], limit| scan(&self.connection, from, to, limit).map_err(|e| database_error(&e));
-        let moving = |from: &[u8], limit| scan_above(&self.moving, from, to, limit, database);
+        let moving = |from: &[u8], limit| match &self.moving {
+            Some(moving) => scan_above(moving, from, to, limit, database),
+            None => database(from, limit),
+        };
         scan_above(&self.young, from, to, limit, moving)
     }
 }
@@ -273,7 +274,7 @@ impl Shared {
             state.problem = took.err();
             self.moved.notify_all();
             // What cannot be moved now is found in the log by the next process.
-            if state.ending && (state.problem.is_some() || (state.young.is_empty() && state.moving.is_empty())) {
+            if state.ending && (state.problem.is_some() || (state.young.is_empty() && state.moving.is_none())) {
                 return;
             }
         }
@@ -281,17 +282,20 @@ impl Shared {
 
     /// Takes what was committed so far to the database. Commits go on meanwhile, in the log's other file.
     fn move_once(&self, state: &mut MutexGuard<'_, State>, connection: &mut Connection) -> Result<()> {
-        if state.moving.is_empty() {
-            if state.young.is_empty() {
-                return Ok(());
+        let moving = match &state.moving {
+            Some(moving) => moving.clone(),
+            None if state.young.is_empty() => return Ok(()),
+            None => {
+                let revision = state.revision;
+                state.log.next(revision)?;
+                let moving = Arc::new(std::mem::take(&mut state.young));
+                (state.moving, state.young_bytes) = (Some(moving.clone()), 0);
+                moving
             }
-            let revision = state.revision;
-            state.log.next(revision)?;
-            (state.moving, state.young_bytes) = (Arc::new(std::mem::take(&mut state.young)), 0);
-        }
-        let (moving, revision, end) = (state.moving.clone(), state.revision, state.log.before());
+        };
+        let (revision, end) = (state.revision, state.log.before());
         MutexGuard::unlocked(state, || take(connection, &moving, revision, end)).map_err(|e| database_error(&e))?;
-        state.moving = Arc::default();
+        state.moving = None;
         state.log.moved();
         MutexGuard::unlocked(state, || {
             if let Err(e) = checkpoint(connection) {
