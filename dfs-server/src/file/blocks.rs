@@ -43,6 +43,21 @@ pub(super) struct Change {
     pub(super) bytes: i64,
 }
 
+/// Blocks that the disk may not have.
+#[derive(Debug)]
+pub(super) struct Unflushed {
+    /// With the number of the write.
+    blocks: Vec<(BlockHash, u64)>,
+    /// There may be more that an earlier process wrote.
+    old: bool,
+}
+
+impl Unflushed {
+    pub(super) fn is_empty(&self) -> bool {
+        self.blocks.is_empty() && !self.old
+    }
+}
+
 /// The block files of one data directory.
 #[derive(Debug)]
 pub(super) struct BlockFiles {
@@ -69,9 +84,18 @@ impl BlockFiles {
         for first in 0..=255u8 {
             std::fs::create_dir_all(root.join(format!("{first:02x}"))).map_err(context)?;
         }
-        let mark = temporary.join("start");
-        let start = File::create(&mark).and_then(|f| f.metadata()).and_then(|m| m.modified()).map_err(context)?;
-        Ok(Self { root, temporary, next_name: AtomicU64::new(0), unflushed: Mutex::default(), old_flushed: AtomicBool::new(false), start })
+        let (unflushed, old_flushed) = (Mutex::default(), AtomicBool::new(false));
+        let mut files = Self { root, temporary, next_name: AtomicU64::new(0), unflushed, old_flushed, start: SystemTime::UNIX_EPOCH };
+        files.start()?;
+        Ok(files)
+    }
+
+    /// What is there now counts as that of an earlier process.
+    pub(super) fn start(&mut self) -> Result<()> {
+        let mark = self.temporary.join("start");
+        let start = File::create(&mark).and_then(|f| f.metadata()).and_then(|m| m.modified());
+        self.start = start.map_err(|e| Error::from_io(&e, mark.display()))?;
+        Ok(())
     }
 
     /// Where `hash` is stored.
@@ -140,23 +164,28 @@ impl BlockFiles {
         }
     }
 
-    /// Returns when the disk has all of `hashes` that are stored.
-    pub(super) fn flush(&self, hashes: impl Iterator<Item = BlockHash>) -> Result<()> {
-        let wanted: Vec<(BlockHash, u64)> = {
-            let unflushed = self.unflushed.lock();
-            hashes.filter_map(|hash| unflushed.get(&hash).map(|&n| (hash, n))).collect()
-        };
-        if wanted.len() > FLUSH_SINGLY || !self.old_flushed.load(Ordering::Relaxed) {
+    /// Those of `hashes` that the disk may not have, for [`BlockFiles::flush`].
+    pub(super) fn unflushed(&self, hashes: impl Iterator<Item = BlockHash>) -> Unflushed {
+        let mut hashes = hashes.peekable();
+        let any = hashes.peek().is_some();
+        let unflushed = self.unflushed.lock();
+        let blocks = hashes.filter_map(|hash| unflushed.get(&hash).map(|&n| (hash, n))).collect();
+        Unflushed { blocks, old: any && !self.old_flushed.load(Ordering::Relaxed) }
+    }
+
+    /// Returns when the disk has them.
+    pub(super) fn flush(&self, wanted: &Unflushed) -> Result<()> {
+        if wanted.blocks.len() > FLUSH_SINGLY || wanted.old {
             return self.flush_all();
         }
-        for &(hash, _) in &wanted {
+        for &(hash, _) in &wanted.blocks {
             let context = |e: std::io::Error| Error::from_io(&e, format!("flushing block {hash}"));
             let path = self.path(hash);
             File::open(&path).and_then(|f| f.sync_all()).map_err(context)?;
             let folder = path.parent().expect("blocks lie in folders");
             File::open(folder).and_then(|f| f.sync_all()).map_err(context)?;
         }
-        self.settle(&wanted);
+        self.settle(&wanted.blocks);
         Ok(())
     }
 
@@ -235,7 +264,7 @@ mod tests {
         assert_eq!(files.write(hash, b"content").unwrap(), Change { blocks: 1, bytes: 7 });
         assert_eq!(files.write(hash, b"content").unwrap(), Change::default(), "stored once");
         assert!(files.has_unflushed());
-        files.flush([hash].into_iter()).unwrap();
+        files.flush(&files.unflushed([hash].into_iter())).unwrap();
         assert!(!files.has_unflushed());
         std::fs::write(files.path(hash), b"c0ntent").unwrap();
         assert_eq!(files.read(hash).unwrap(), Found::Corrupt);

@@ -1,7 +1,7 @@
 //! The primary's part: take a version in, copy it to the replicas, publish it.
 //!
 //! Order: blocks and copies first, at the same time; then the directory, while the
-//! index row is written. A version that the directory refused leaves nothing but blocks
+//! index row is written. Where disks shall have it, blocks and a note of the version are on all of them before the directory hears of it. A version that the directory refused leaves nothing but blocks
 //! to collect; one of which the answer was lost stays until the directory has said.
 
 use std::sync::Arc;
@@ -21,6 +21,7 @@ use tokio::time::Instant;
 
 use super::blocks::verify;
 use super::index::is_embedded;
+use super::journal::Entry;
 use super::storage::Hold;
 use super::upload::{Parts, Upload, patched_block};
 use super::{FileServer, PUBLISH_TIMEOUT, blocking};
@@ -32,6 +33,17 @@ const MAX_REPLICAS: usize = 16;
 const INLINE_BYTES: usize = 256 << 10;
 /// Up to this many blocks a manifest is changed there.
 const INLINE_BLOCKS: usize = 2048;
+
+/// What a crash leaves of a version that is about to be published.
+#[derive(Debug)]
+pub(super) enum Noted {
+    /// Blocks.
+    Not,
+    /// A note of it.
+    Entry(Entry),
+    /// Its row, which was not there before where that is true.
+    Indexed(bool),
+}
 
 impl FileServer {
     /// Stores and publishes a version on behalf of `user`; returns the directory's reply as it came, leases included.
@@ -57,10 +69,13 @@ impl FileServer {
                 // The copies are on their way before this thread is busy with the disk.
                 tokio::task::yield_now().await;
             }
-            self.store(&upload, durable).await
+            match durable {
+                true => self.secure(what, &upload).await,
+                false => self.store(&upload).await.map(|()| Noted::Not),
+            }
         };
-        let (copied, stored) = join(copies, store).await;
-        stored?;
+        let (copied, noted) = join(copies, store).await;
+        let noted = noted?;
         let (holders, missing) = self.count_copies(id, &meta, copied)?;
         let publish = Publish {
             ino: meta.ino,
@@ -77,7 +92,7 @@ impl FileServer {
             interim: meta.interim,
             goes_on: meta.goes_on,
         };
-        self.publish(what, upload, hold, &publish, user).await
+        self.publish(what, upload, (hold, noted), &publish, user).await
     }
 
     /// The servers that hold the version now, this one first, and those that should; `Unavailable` below `min_copies`.
@@ -106,30 +121,34 @@ impl FileServer {
     }
 
     /// Asks the directory to make `what` the current version, and indexes it meanwhile.
-    async fn publish(&self, what: VersionOf, upload: Arc<Upload>, hold: Hold, publish: &Publish, user: Option<User>) -> Result<Response> {
+    async fn publish(
+        &self,
+        what: VersionOf,
+        upload: Arc<Upload>,
+        (hold, noted): (Hold, Noted),
+        publish: &Publish,
+        user: Option<User>,
+    ) -> Result<Response> {
         let (storage, hash) = (&self.storage, upload.hash);
-        let (early, journalled) = match publish.durable {
-            // The disk must have the row before anybody hears of the version.
-            true => {
-                let (storage, upload) = (storage.clone(), upload.clone());
-                (Some(blocking(move || storage.add(what, &upload, Durability::Disk)).await?), None)
-            }
-            false => (None, storage.publishing(what, &upload)?),
+        let noted = match noted {
+            // A manifest that is a block is found again whatever happens.
+            Noted::Not if is_embedded(&upload.manifest) => match storage.note(what, &upload, false) {
+                Some(entry) => Noted::Entry(entry),
+                None => Noted::Indexed(self.index(what, &upload).await?),
+            },
+            noted => noted,
         };
         let request = Request::new(Method::Post, Publish::PATH).json(publish).user(user);
         let publishing = self.directory.send_until(&request, Instant::now() + PUBLISH_TIMEOUT);
         let index = async {
             // The request is on its way before this thread is busy with the index.
             tokio::task::yield_now().await;
-            match early {
-                Some(new) => Ok(new),
-                None => self.index(what, &upload).await,
+            match noted {
+                Noted::Indexed(new) => Ok(new),
+                _ => self.index(what, &upload).await,
             }
         };
         let (reply, indexed) = join(publishing, index).await;
-        if let Some(entry) = journalled {
-            storage.published(entry);
-        }
         let granted = reply.as_ref().ok().and_then(|reply| reply.meta.clone());
         let reply = match reply.and_then(Response::into_bytes) {
             Ok(body) => Response { meta: granted, ..Response::raw_json(body) },
@@ -148,6 +167,9 @@ impl FileServer {
             Err(e) => {
                 log::error!("version {} of inode {} is published and not indexed: {e}", what.version, what.ino);
                 hold.keep();
+                if let Noted::Entry(entry) = noted {
+                    entry.keep();
+                }
                 self.doubtful.lock().insert(what.ino);
             }
         }
@@ -208,12 +230,35 @@ impl FileServer {
     }
 
     /// Writes what came with `upload`.
-    pub(super) async fn store(&self, upload: &Arc<Upload>, durable: bool) -> Result<()> {
-        if !durable && !upload.is_large() {
-            return self.storage.put_upload(upload, false);
+    pub(super) async fn store(&self, upload: &Arc<Upload>) -> Result<()> {
+        if !upload.is_large() {
+            return self.storage.put_upload(upload);
         }
         let (storage, upload) = (self.storage.clone(), upload.clone());
-        blocking(move || storage.put_upload(&upload, durable)).await
+        blocking(move || storage.put_upload(&upload)).await
+    }
+
+    /// The same, and returns when `what` outlives a loss of power: the disk has all of its blocks, and a note of it or its row.
+    pub(super) async fn secure(&self, what: VersionOf, upload: &Arc<Upload>) -> Result<Noted> {
+        let Some(entry) = self.storage.note(what, upload, true) else {
+            self.store(upload).await?;
+            let (storage, upload) = (self.storage.clone(), upload.clone());
+            let flush = move || storage.files.flush(&storage.unflushed(&upload, false)).and_then(|()| storage.add(what, &upload, Durability::Disk));
+            return blocking(flush).await.map(Noted::Indexed);
+        };
+        // The disk is busy with the note while the blocks' files are made.
+        let sync = blocking(move || entry.sync().map(|()| entry));
+        let store = async {
+            self.store(upload).await?;
+            let unflushed = self.storage.unflushed(upload, true);
+            if unflushed.is_empty() {
+                return Ok(());
+            }
+            let storage = self.storage.clone();
+            blocking(move || storage.files.flush(&unflushed)).await
+        };
+        let (synced, stored) = join(sync, store).await;
+        stored.and(synced.map(Noted::Entry))
     }
 
     /// Adds the index row; false where it was there.

@@ -320,6 +320,11 @@ impl Index {
         self.store.get(&count_key(hash))?.map_or(Ok(0), |row| decode(&row))
     }
 
+    /// Returns when the disk has every row.
+    pub(super) fn flush(&self) -> Result<()> {
+        self.store.commit(&Batch::default(), Durability::Disk).map(|_| ())
+    }
+
     /// A setting of this data directory.
     pub(super) fn setting(&self, name: &str) -> Result<Option<String>> {
         self.store.get(format!("m{name}").as_bytes())?.map(|row| decode(&row)).transpose()

@@ -131,7 +131,7 @@ impl FileServer {
         tasks.shutdown().await;
         // A stop is a good moment to leave nothing to the kernel.
         let storage = self.storage.clone();
-        if let Err(e) = blocking(move || storage.files.flush_all()).await {
+        if let Err(e) = blocking(move || storage.flush()).await {
             log::warn!("{e}");
         }
     }

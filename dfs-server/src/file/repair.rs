@@ -33,10 +33,11 @@ const DROP_BATCH: usize = 32;
 /// Writes to the disk, once a second, what no durable commit has written.
 pub(super) async fn flush(storage: Arc<Storage>) {
     loop {
-        tokio::time::sleep(FLUSH_INTERVAL).await;
-        if storage.files.has_unflushed() {
+        // A pause that ends early when the journal needs the room.
+        let _ = tokio::time::timeout(FLUSH_INTERVAL, storage.journal.turned.notified()).await;
+        if storage.has_unflushed() {
             let storage = storage.clone();
-            if let Err(e) = blocking(move || storage.files.flush_all()).await {
+            if let Err(e) = blocking(move || storage.flush()).await {
                 log::error!("{e}");
             }
         }

@@ -12,9 +12,9 @@ use dfs_common::wire::{Method, Request};
 use dfs_common::{Error, ErrorKind, Result};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
+use super::commit::Noted;
 use super::upload::{Parts, Upload};
 use super::{FileServer, blocking};
-use crate::store::Durability;
 
 /// How long one copy may take; what takes longer is copied later, on the directory's order.
 const COPY_TIMEOUT: Duration = Duration::from_secs(8);
@@ -107,14 +107,10 @@ impl FileServer {
         let absent = self.absent(what, upload).await?;
         let fetches = absent.into_iter().map(|hash| self.fetch_block(hash, sources));
         stream::iter(fetches).buffer_unordered(PARALLEL_FETCHES).try_for_each(|_| async { Ok(()) }).await?;
-        self.store(upload, durable).await?;
-        match durable {
-            true => {
-                let (storage, upload) = (self.storage.clone(), upload.clone());
-                blocking(move || storage.add(what, &upload, Durability::Disk)).await?
-            }
-            false => self.index(what, upload).await?,
-        };
+        let noted = if durable { self.secure(what, upload).await? } else { self.store(upload).await.map(|()| Noted::Not)? };
+        if !matches!(noted, Noted::Indexed(_)) {
+            self.index(what, upload).await?;
+        }
         hold.settle();
         self.storage.unpin(None, upload);
         Ok(())

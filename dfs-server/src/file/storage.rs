@@ -17,19 +17,22 @@ use dfs_common::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::blocks::{BlockFiles, Change, Found};
+use super::blocks::{BlockFiles, Change, Found, Unflushed};
 use super::index::{Claim, Index, Since, is_embedded, kept_blocks};
-use super::journal::{Entry, Journal};
+use super::journal::{Entry, Journal, Note};
 use super::pins::{Pinner, Pins};
 use super::upload::Upload;
 use crate::store::{Durability, Store};
+
+/// Of up to this many bytes a durable commit writes its blocks twice instead of flushing their files.
+const MAX_NOTED: usize = 256 << 10;
 
 /// Everything below one data directory.
 #[derive(Debug)]
 pub(super) struct Storage {
     pub(super) files: BlockFiles,
     pub(super) index: Index,
-    journal: Journal,
+    pub(super) journal: Arc<Journal>,
     pins: Mutex<Pins>,
     /// Blocks that nothing seemed to need when they were put here.
     unneeded: Mutex<BlockSet>,
@@ -83,8 +86,8 @@ impl Storage {
     pub(super) fn open(data: &Path, store: Arc<dyn Store>, limit: Option<u64>) -> Result<Arc<Self>> {
         let files = BlockFiles::open(data)?;
         let index = Index::open(store)?;
-        let (journal, unfinished) = Journal::open(&data.join("journal"))?;
-        let storage = Self {
+        let (journal, unsettled) = Journal::open(data)?;
+        let mut storage = Self {
             files,
             index,
             journal,
@@ -98,14 +101,37 @@ impl Storage {
             limit,
             start: Instant::now(),
         };
-        for (what, encoded) in unfinished {
-            let upload = Upload::without_blocks(encoded)?;
-            if storage.absent(what, &upload)?.is_empty() && storage.add(what, &upload, Durability::Process)? {
-                log::info!("version {} of inode {} was being published when the server ended", what.version, what.ino);
-            }
+        let is_clean = unsettled.is_empty();
+        unsettled.into_iter().try_for_each(|note| storage.take_noted(note))?;
+        if !is_clean {
+            storage.flush()?;
+            // What came of that is counted with the rest.
+            storage.files.start()?;
+            (storage.blocks, storage.bytes) = Default::default();
         }
-        storage.journal.clear()?;
         Ok(Arc::new(storage))
+    }
+
+    /// Makes of a version that an earlier process noted what it was to become, if that is still possible.
+    fn take_noted(&self, Note { what, parts, body, .. }: Note) -> Result<()> {
+        let upload = match Upload::parse(&body, &parts, None, |_| Ok(None)) {
+            Ok(upload) => upload,
+            Err(e) => {
+                // Nobody waited for its flush, or it would be whole.
+                log::info!("version {} of inode {} was noted in part when the server ended: {e}", what.version, what.ino);
+                return Ok(());
+            }
+        };
+        for (&hash, content) in &upload.inline {
+            self.files.write(hash, content)?;
+        }
+        if !is_embedded(&upload.manifest) {
+            self.files.write(upload.hash, &upload.encoded)?;
+        }
+        if self.absent(what, &upload)?.is_empty() && self.add(what, &upload, Durability::Process)? {
+            log::info!("version {} of inode {} was being published when the server ended", what.version, what.ino);
+        }
+        Ok(())
     }
 
     /// Bytes of blocks.
@@ -201,18 +227,38 @@ impl Storage {
         Ok(())
     }
 
-    /// Stores what came with `upload`, and its manifest; with `durable` all of its blocks are on disk afterwards.
-    pub(super) fn put_upload(&self, upload: &Upload, durable: bool) -> Result<()> {
+    /// Stores what came with `upload`, and its manifest.
+    pub(super) fn put_upload(&self, upload: &Upload) -> Result<()> {
         for (&hash, content) in &upload.inline {
             self.put(hash, content)?;
         }
         if !is_embedded(&upload.manifest) {
             self.put(upload.hash, &upload.encoded)?;
         }
-        match durable {
-            true => self.files.flush(kept_blocks(&upload.manifest, upload.hash).into_iter()),
-            false => Ok(()),
+        Ok(())
+    }
+
+    /// What of `upload` the disk may not have yet; `but_noted`: besides what [`Storage::note`] has in the journal.
+    pub(super) fn unflushed(&self, upload: &Upload, but_noted: bool) -> Unflushed {
+        let own = (!is_embedded(&upload.manifest) && !but_noted).then_some(upload.hash);
+        let is_noted = |hash: &&BlockHash| but_noted && is_noted(upload) && upload.inline.contains_key(*hash);
+        self.files.unflushed(upload.blocks.keys().filter(|hash| !is_noted(hash)).copied().chain(own))
+    }
+
+    /// Returns when the disk has everything: blocks, rows, and what the journal noted of versions that are indexed.
+    pub(super) fn flush(&self) -> Result<()> {
+        let over = self.journal.over();
+        self.files.flush_all()?;
+        if self.journal.has_unsettled() {
+            self.index.flush()?;
+            self.journal.settle(over);
         }
+        Ok(())
+    }
+
+    /// True where [`Storage::flush`] has something to do.
+    pub(super) fn has_unflushed(&self) -> bool {
+        self.files.has_unflushed() || self.journal.has_unsettled()
     }
 
     /// The blocks of `upload`, which shall be `what`, that are neither here nor came with it. One of a wrong length is removed first.
@@ -249,15 +295,11 @@ impl Storage {
         }
     }
 
-    /// Notes that `upload` is about to be published as `what`, unless its manifest is a block anyway.
-    /// [`Storage::published`] must follow.
-    pub(super) fn publishing(&self, what: VersionOf, upload: &Upload) -> Result<Option<Entry>> {
-        is_embedded(&upload.manifest).then(|| self.journal.append(what, &upload.encoded)).transpose()
-    }
-
-    /// The version is indexed, or given up.
-    pub(super) fn published(&self, entry: Entry) {
-        self.journal.finished(entry);
+    /// Notes that `upload` is about to be published as `what`, with the blocks that came with it where the disk shall have them
+    /// and they are few. To be dropped once it is indexed or given up. `None` where there is no room.
+    pub(super) fn note(&self, what: VersionOf, upload: &Upload, durable: bool) -> Option<Entry> {
+        let blocks: Vec<&Bytes> = if durable && is_noted(upload) { upload.inline.values().collect() } else { Vec::new() };
+        self.journal.note(what, &upload.encoded, &blocks)
     }
 
     /// Indexes a version whose blocks are here; false where it was.
@@ -341,6 +383,11 @@ impl Storage {
         }
         Ok(batch.len() == limit)
     }
+}
+
+/// Whether the journal takes the blocks that came with `upload`: what is more is written once.
+fn is_noted(upload: &Upload) -> bool {
+    upload.inline.values().map(Bytes::len).sum::<usize>() <= MAX_NOTED
 }
 
 /// Seconds since 1970.

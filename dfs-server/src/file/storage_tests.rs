@@ -50,7 +50,7 @@ fn upload(letters: &str) -> Upload {
 
 fn commit(storage: &Arc<Storage>, what: VersionOf, upload: &Upload) {
     let hold = storage.hold(upload);
-    storage.put_upload(upload, false).unwrap();
+    storage.put_upload(upload).unwrap();
     storage.add(what, upload, Durability::Process).unwrap();
     hold.settle();
 }
@@ -83,7 +83,7 @@ fn what_was_uploaded_and_not_committed_goes_when_nothing_holds_it() {
     let b = Bench::new(None);
     let ab = upload("ab");
     let hold = b.storage.hold(&ab);
-    b.storage.put_upload(&ab, true).unwrap();
+    b.storage.put_upload(&ab).unwrap();
     b.storage.unneeded(ab.blocks.keys().copied().collect());
     assert_eq!(b.collect(), 2, "held");
     b.storage.pin(Some(SessionId(1)), &[*ab.blocks.keys().next().unwrap()]);
@@ -97,7 +97,7 @@ fn a_restart_finds_what_a_crash_left_and_only_that() {
     let (ab, cd) = (upload("ab"), upload("cd"));
     commit(&b.storage, what(1), &ab);
     b.storage.hold(&cd).keep();
-    b.storage.put_upload(&cd, false).unwrap();
+    b.storage.put_upload(&cd).unwrap();
     b.restart();
     b.storage.sweep().unwrap();
     assert_eq!(b.collect(), 2);
@@ -109,12 +109,68 @@ fn a_version_that_was_being_published_is_indexed_at_start() {
     let mut b = Bench::new(None);
     let (ab, cd) = (upload("ab"), upload("cd"));
     b.storage.hold(&ab).keep();
-    b.storage.put_upload(&ab, false).unwrap();
-    let _under_way = [b.storage.publishing(what(1), &ab), b.storage.publishing(what(2), &cd)].map(|entry| entry.unwrap().unwrap());
+    b.storage.put_upload(&ab).unwrap();
+    let _under_way = [b.storage.note(what(1), &ab, false).unwrap(), b.storage.note(what(2), &cd, false).unwrap()];
     b.restart();
     assert_eq!(b.storage.index.claims(what(1)).unwrap()[0].0, ab.hash);
     assert!(b.storage.index.claims(what(2)).unwrap().is_empty(), "its blocks are missing");
     b.storage.sweep().unwrap();
+    assert_eq!(b.collect(), 2);
+}
+
+/// What a loss of power leaves of what nobody waited for: nothing, or files without their content.
+fn lose_power(b: &mut Bench, uploads: &[&Upload]) {
+    for hash in uploads.iter().flat_map(|upload| upload.blocks.keys().copied().chain([upload.hash])) {
+        let path = b.storage.files.path(hash);
+        match hash.0[0] % 2 {
+            0 => drop(std::fs::remove_file(path)),
+            _ => std::fs::write(path, vec![0; 1 << 16]).unwrap(),
+        }
+    }
+    b.rows = Arc::new(MemoryStore::default());
+    b.restart();
+}
+
+#[test]
+fn what_was_noted_with_its_blocks_is_whole_after_a_loss_of_power() {
+    let mut b = Bench::new(None);
+    let (small, large, lost) = (upload("ab"), upload("cdefg"), upload("xy"));
+    for (n, upload) in [(1, &small), (2, &large)] {
+        b.storage.note(what(n), upload, true).unwrap().sync().unwrap();
+        commit(&b.storage, what(n), upload);
+        assert_eq!(b.storage.unflushed(upload, true).is_empty(), n == 1, "what is more is flushed as files");
+    }
+    b.storage.files.flush_all().unwrap();
+    commit(&b.storage, what(7), &lost);
+    lose_power(&mut b, &[&small, &lost]);
+    for (n, upload, blocks) in [(1, &small, 2), (2, &large, 5)] {
+        let claims = b.storage.index.claims(what(n)).unwrap();
+        assert_eq!((claims.len(), claims[0].0, upload.blocks.len()), (1, upload.hash, blocks));
+        for &hash in upload.blocks.keys() {
+            assert!(matches!(b.storage.files.read(hash).unwrap(), Found::Block(_)));
+        }
+    }
+    assert_eq!(b.storage.manifest(large.hash, None).unwrap().as_ref(), Some(&*large.manifest));
+    assert!(b.storage.index.claims(what(7)).unwrap().is_empty());
+    b.storage.sweep().unwrap();
+    assert_eq!((b.collect(), b.storage.used()), (8, 7 * (1 << 16) + large.encoded.len() as u64), "the manifest of five is a block, too");
+}
+
+#[test]
+fn what_is_settled_is_not_made_again() {
+    let mut b = Bench::new(None);
+    let (ab, cd) = (upload("ab"), upload("cd"));
+    for (n, upload) in [(1, &ab), (2, &cd)] {
+        let entry = b.storage.note(what(n), upload, true).unwrap();
+        commit(&b.storage, what(n), upload);
+        drop(entry);
+        b.storage.flush().unwrap();
+        assert!(!b.storage.has_unflushed());
+    }
+    b.storage.drop_claims(&[(what(1), ab.hash)]).unwrap();
+    assert_eq!(b.collect(), 2);
+    b.restart();
+    assert!(b.storage.index.claims(what(1)).unwrap().is_empty());
     assert_eq!(b.collect(), 2);
 }
 
@@ -124,10 +180,10 @@ fn a_full_server_says_so_and_keeps_what_it_has() {
     let (ab, cd) = (upload("ab"), upload("cd"));
     commit(&b.storage, what(1), &ab);
     let hold = b.storage.hold(&cd);
-    assert_eq!(b.storage.put_upload(&cd, false).unwrap_err().kind(), ErrorKind::NoSpace);
+    assert_eq!(b.storage.put_upload(&cd).unwrap_err().kind(), ErrorKind::NoSpace);
     drop(hold);
     assert_eq!(b.collect(), 2);
-    b.storage.put_upload(&ab, true).unwrap();
+    b.storage.put_upload(&ab).unwrap();
     assert_eq!(b.storage.capacity(), 3 << 16);
 }
 
