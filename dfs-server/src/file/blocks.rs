@@ -8,9 +8,10 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{ErrorKind as IoKind, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use dfs_common::block::{BlockHash, MAX_BLOCK_SIZE};
@@ -24,6 +25,11 @@ const FLUSH_SINGLY: usize = 64;
 const RESERVE_SHARE: u64 = 16;
 /// … but no more than this.
 const MAX_RESERVE: u64 = 64 << 20;
+
+/// What was free at the last look is believed for so long …
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// … as long as it is much more than is written meanwhile.
+const PLENTY: u64 = 1 << 30;
 
 /// What was found in a block's place.
 #[derive(Debug, PartialEq, Eq)]
@@ -61,6 +67,8 @@ impl Unflushed {
 /// The block files of one data directory.
 #[derive(Debug)]
 pub(super) struct BlockFiles {
+    /// All that a flush covers: the file system of the blocks, and that of the data directory where it is another one.
+    flushed: Vec<PathBuf>,
     root: PathBuf,
     temporary: PathBuf,
     next_name: AtomicU64,
@@ -70,6 +78,8 @@ pub(super) struct BlockFiles {
     old_flushed: AtomicBool,
     /// Files that are older than this were there when the process started.
     start: SystemTime,
+    /// What [`BlockFiles::available`] said, and when.
+    room: Mutex<Option<(u64, Instant)>>,
 }
 
 impl BlockFiles {
@@ -84,8 +94,22 @@ impl BlockFiles {
         for first in 0..=255u8 {
             std::fs::create_dir_all(root.join(format!("{first:02x}"))).map_err(context)?;
         }
+        let device = |path: &Path| path.metadata().map(|m| m.dev());
+        let flushed = match device(data).map_err(context)? == device(&root).map_err(context)? {
+            true => vec![root.clone()],
+            false => vec![root.clone(), data.to_owned()],
+        };
         let (unflushed, old_flushed) = (Mutex::default(), AtomicBool::new(false));
-        let mut files = Self { root, temporary, next_name: AtomicU64::new(0), unflushed, old_flushed, start: SystemTime::UNIX_EPOCH };
+        let mut files = Self {
+            flushed,
+            root,
+            temporary,
+            next_name: AtomicU64::new(0),
+            unflushed,
+            old_flushed,
+            start: SystemTime::UNIX_EPOCH,
+            room: Mutex::default(),
+        };
         files.start()?;
         Ok(files)
     }
@@ -189,11 +213,13 @@ impl BlockFiles {
         Ok(())
     }
 
-    /// Returns when the disk has every block.
+    /// Returns when the disk has every block, and whatever else was written below the data directory.
     pub(super) fn flush_all(&self) -> Result<()> {
         let written: Vec<(BlockHash, u64)> = self.unflushed.lock().iter().map(|(&h, &n)| (h, n)).collect();
-        let root = File::open(&self.root).map_err(|e| Error::from_io(&e, self.root.display()))?;
-        rustix::fs::syncfs(&root).map_err(|e| Error::from_io(&e.into(), "flushing blocks"))?;
+        for path in &self.flushed {
+            let folder = File::open(path).map_err(|e| Error::from_io(&e, path.display()))?;
+            rustix::fs::syncfs(&folder).map_err(|e| Error::from_io(&e.into(), "flushing blocks"))?;
+        }
         self.old_flushed.store(true, Ordering::Relaxed);
         self.settle(&written);
         Ok(())
@@ -229,6 +255,20 @@ impl BlockFiles {
             }
         }
         Ok(())
+    }
+
+    /// True where the file system below can take `len` more bytes, as [`BlockFiles::available`] counts.
+    pub(super) fn have_room(&self, len: u64) -> Result<bool> {
+        let (mut room, now) = (self.room.lock(), Instant::now());
+        if let Some((available, at)) = *room
+            && now.duration_since(at) < LOOK_INTERVAL
+            && available > PLENTY + len
+        {
+            return Ok(true);
+        }
+        let available = self.available()?;
+        *room = Some((available, now));
+        Ok(available >= len)
     }
 
     /// Bytes that the file system below can still take, less a reserve for the index: on a disk that blocks have

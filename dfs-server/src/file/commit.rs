@@ -19,6 +19,7 @@ use dfs_common::{Error, ErrorKind, Result};
 use futures_util::future::{join, join_all};
 use tokio::time::Instant;
 
+use super::behind::When;
 use super::blocks::verify;
 use super::index::is_embedded;
 use super::journal::Entry;
@@ -134,7 +135,7 @@ impl FileServer {
             // A manifest that is a block is found again whatever happens.
             Noted::Not if is_embedded(&upload.manifest) => match storage.note(what, &upload, false) {
                 Some(entry) => Noted::Entry(entry),
-                None => Noted::Indexed(self.index(what, &upload).await?),
+                None => Noted::Indexed(self.index(what, &upload, &Noted::Not).await?),
             },
             noted => noted,
         };
@@ -143,10 +144,7 @@ impl FileServer {
         let index = async {
             // The request is on its way before this thread is busy with the index.
             tokio::task::yield_now().await;
-            match noted {
-                Noted::Indexed(new) => Ok(new),
-                _ => self.index(what, &upload).await,
-            }
+            self.index(what, &upload, &noted).await
         };
         let (reply, indexed) = join(publishing, index).await;
         let granted = reply.as_ref().ok().and_then(|reply| reply.meta.clone());
@@ -243,7 +241,9 @@ impl FileServer {
         let Some(entry) = self.storage.note(what, upload, true) else {
             self.store(upload).await?;
             let (storage, upload) = (self.storage.clone(), upload.clone());
-            let flush = move || storage.files.flush(&storage.unflushed(&upload, false)).and_then(|()| storage.add(what, &upload, Durability::Disk));
+            let flush = move || {
+                storage.files.flush(&storage.unflushed(&upload, false)).and_then(|()| storage.add(what, &upload, When::Now(Durability::Disk)))
+            };
             return blocking(flush).await.map(Noted::Indexed);
         };
         // The disk is busy with the note while the blocks' files are made.
@@ -261,13 +261,18 @@ impl FileServer {
         stored.and(synced.map(Noted::Entry))
     }
 
-    /// Adds the index row; false where it was there.
-    pub(super) async fn index(&self, what: VersionOf, upload: &Arc<Upload>) -> Result<bool> {
+    /// Adds the index row, which is in no hurry where it is noted; false where it was there.
+    pub(super) async fn index(&self, what: VersionOf, upload: &Arc<Upload>, noted: &Noted) -> Result<bool> {
+        let when = match noted {
+            Noted::Indexed(new) => return Ok(*new),
+            Noted::Entry(_) => When::Later,
+            Noted::Not => When::Now(Durability::Process),
+        };
         if !upload.is_large() {
-            return self.storage.add(what, upload, Durability::Process);
+            return self.storage.add(what, upload, when);
         }
         let (storage, upload) = (self.storage.clone(), upload.clone());
-        blocking(move || storage.add(what, &upload, Durability::Process)).await
+        blocking(move || storage.add(what, &upload, when)).await
     }
 
     /// Stores one block ahead of a commit, here and (as far as they answer) at the replicas. `sent` is the block or, by `method`

@@ -17,10 +17,10 @@ use dfs_common::api::directory::VersionOf;
 use dfs_common::block::{BlockHash, BlockSet, BlockTable, Manifest};
 use dfs_common::ids::{InodeId, Version};
 use dfs_common::{Error, ErrorKind, Result};
-use parking_lot::Mutex;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::store::{Batch, Durability, Store};
+use super::behind::{Behind, Changes, When};
+use crate::store::{Durability, Store, View};
 
 /// Manifests of up to this many blocks lie in their version's row.
 const MAX_EMBEDDED: usize = 4;
@@ -68,9 +68,7 @@ pub(super) fn kept_blocks(manifest: &Manifest, hash: BlockHash) -> BlockSet {
 /// The rows.
 #[derive(Debug)]
 pub(super) struct Index {
-    store: Arc<dyn Store>,
-    /// Held from reading counts to committing them.
-    counts: Mutex<()>,
+    rows: Behind,
     versions: AtomicU64,
 }
 
@@ -128,20 +126,20 @@ fn decode_row(bytes: &[u8]) -> Result<Row> {
 
 /// Rows and counts as they will be, before they are committed together.
 struct Pending<'a> {
-    index: &'a Index,
+    view: &'a dyn View,
     rows: BTreeMap<Claim, Option<Row>>,
     counts: BlockTable<i64>,
 }
 
 impl<'a> Pending<'a> {
-    fn new(index: &'a Index) -> Self {
-        Self { index, rows: BTreeMap::new(), counts: BlockTable::default() }
+    fn new(view: &'a dyn View) -> Self {
+        Self { view, rows: BTreeMap::new(), counts: BlockTable::default() }
     }
 
     fn row(&self, claim: Claim) -> Result<Option<Row>> {
         match self.rows.get(&claim) {
             Some(row) => Ok(row.clone()),
-            None => self.index.store.get(&row_key(claim))?.map(|row| decode_row(&row)).transpose(),
+            None => self.view.get(&row_key(claim))?.map(|row| decode_row(&row)).transpose(),
         }
     }
 
@@ -156,7 +154,7 @@ impl<'a> Pending<'a> {
         let last = VersionOf { version: Version(u64::MAX), ..claim.0 };
         let (mut found, mut after) = (Vec::new(), Some(claim));
         while after.is_some() {
-            let page = self.index.page(after, Some(last))?;
+            let page = page(self.view, after, Some(last))?;
             after = (page.len() == PAGE).then(|| page[PAGE - 1].0);
             for (other, _) in page {
                 found.extend(self.row(other)?.filter(|row| row.since == Some((claim.0.version, claim.1))).map(|row| (other, row)));
@@ -203,28 +201,39 @@ impl<'a> Pending<'a> {
         Ok(true)
     }
 
-    /// Commits it; returns the blocks that no row counts for any more.
-    fn commit(self, durability: Durability) -> Result<Vec<BlockHash>> {
-        let (mut batch, mut free) = (Batch::default(), Vec::new());
+    /// What it changes, and the blocks that no row counts for any more.
+    fn finish(self) -> Result<(Changes, Vec<BlockHash>)> {
+        let (mut changes, mut free) = (Changes::new(), Vec::new());
         for (hash, by) in self.counts.into_iter().filter(|(_, by)| *by != 0) {
-            let left = self.index.count(hash)?.saturating_add_signed(by);
-            batch.changes.insert(count_key(hash), (left > 0).then(|| encode(&left)));
+            let left = count(self.view, hash)?.saturating_add_signed(by);
+            changes.insert(count_key(hash), (left > 0).then(|| encode(&left)));
             if left == 0 {
                 free.push(hash);
             }
         }
-        batch.changes.extend(self.rows.into_iter().map(|(claim, row)| (row_key(claim), row.as_ref().map(encode_row))));
-        if !batch.changes.is_empty() {
-            self.index.store.commit(&batch, durability)?;
-        }
-        Ok(free)
+        changes.extend(self.rows.into_iter().map(|(claim, row)| (row_key(claim), row.as_ref().map(encode_row))));
+        Ok((changes, free))
     }
+}
+
+fn page(view: &dyn View, after: Option<Claim>, last: Option<VersionOf>) -> Result<Vec<(Claim, Row)>> {
+    let from = after.map_or(b"v".to_vec(), |claim| [row_key(claim).as_slice(), &[0]].concat());
+    let to = last.map_or(b"w".to_vec(), |what| [version_key(what).as_slice(), &[0xff; 33]].concat());
+    if from >= to {
+        return Ok(Vec::new());
+    }
+    let rows = view.scan(&from, &to, PAGE)?;
+    rows.iter().map(|(key, value)| Ok((claim_of(key)?, decode_row(value)?))).collect()
+}
+
+fn count(view: &dyn View, hash: BlockHash) -> Result<u64> {
+    view.get(&count_key(hash))?.map_or(Ok(0), |row| decode(&row))
 }
 
 impl Index {
     /// Over `store`; counts the versions once.
     pub(super) fn open(store: Arc<dyn Store>) -> Result<Self> {
-        let index = Self { store, counts: Mutex::new(()), versions: AtomicU64::new(0) };
+        let index = Self { rows: Behind::new(store), versions: AtomicU64::new(0) };
         let (mut after, mut count) = (None, 0);
         loop {
             let page = index.page(after, None)?;
@@ -247,93 +256,77 @@ impl Index {
     pub(super) fn claims(&self, what: VersionOf) -> Result<Vec<(BlockHash, Row)>> {
         let from = version_key(what);
         let to = [from.as_slice(), &[0xff; 33]].concat();
-        let rows = self.store.scan(&from, &to, 16)?;
+        let rows = self.rows.scan(&from, &to, 16)?;
         rows.iter().map(|(key, value)| Ok((claim_of(key)?.1, decode_row(value)?))).collect()
     }
 
     /// One page of rows in order, behind `after` and not behind `last`.
     pub(super) fn page(&self, after: Option<Claim>, last: Option<VersionOf>) -> Result<Vec<(Claim, Row)>> {
-        let from = after.map_or(b"v".to_vec(), |claim| [row_key(claim).as_slice(), &[0]].concat());
-        let to = last.map_or(b"w".to_vec(), |what| [version_key(what).as_slice(), &[0xff; 33]].concat());
-        if from >= to {
-            return Ok(Vec::new());
-        }
-        let rows = self.store.scan(&from, &to, PAGE)?;
-        rows.iter().map(|(key, value)| Ok((claim_of(key)?, decode_row(value)?))).collect()
+        page(&self.rows, after, last)
     }
 
     /// Adds a version, counted since another one where that is still there; false where it was there.
-    pub(super) fn add(
-        &self,
-        claim: Claim,
-        (manifest, encoded): (&Manifest, &[u8]),
-        since: Option<Since>,
-        now: u64,
-        durability: Durability,
-    ) -> Result<bool> {
-        let _counts = self.counts.lock();
-        let mut pending = Pending::new(self);
-        if pending.row(claim)?.is_some() {
-            return Ok(false);
-        }
-        let since = match since {
-            Some(since) if pending.row(since.claim)?.is_some() => Some(since),
-            _ => None,
-        };
-        let embedded = is_embedded(manifest).then(|| encoded.to_vec());
-        let (since, counted) = match since {
-            Some(Since { claim, counted }) => (Some((claim.0.version, claim.1)), counted),
-            None => (None, kept_blocks(manifest, claim.1)),
-        };
-        pending.count(counted.into_iter(), 1);
-        pending.rows.insert(claim, Some(Row { made: now, embedded, since }));
-        pending.commit(durability)?;
-        self.versions.fetch_add(1, Ordering::Relaxed);
-        Ok(true)
+    pub(super) fn add(&self, claim: Claim, (manifest, encoded): (&Manifest, &[u8]), since: Option<Since>, now: u64, when: When) -> Result<bool> {
+        let is_new = self.rows.change(when, |view| {
+            let mut pending = Pending::new(view);
+            if pending.row(claim)?.is_some() {
+                return Ok((Changes::new(), false));
+            }
+            let since = match since {
+                Some(since) if pending.row(since.claim)?.is_some() => Some(since),
+                _ => None,
+            };
+            let embedded = is_embedded(manifest).then(|| encoded.to_vec());
+            let (since, counted) = match since {
+                Some(Since { claim, counted }) => (Some((claim.0.version, claim.1)), counted),
+                None => (None, kept_blocks(manifest, claim.1)),
+            };
+            pending.count(counted.into_iter(), 1);
+            pending.rows.insert(claim, Some(Row { made: now, embedded, since }));
+            pending.finish().map(|(changes, _)| (changes, true))
+        })?;
+        self.versions.fetch_add(u64::from(is_new), Ordering::Relaxed);
+        Ok(is_new)
     }
 
     /// Removes versions in one batch; returns the blocks that no version names any more. `read` gives what a row keeps, if
     /// that can be read; rows that are not there are passed over.
     pub(super) fn remove(&self, claims: &[Claim], read: &dyn Fn(Claim, &Row) -> Option<BlockSet>) -> Result<Vec<BlockHash>> {
-        let _counts = self.counts.lock();
-        let mut pending = Pending::new(self);
-        let mut gone = 0;
-        for &claim in claims {
-            gone += u64::from(pending.remove(claim, read)?);
-        }
-        let free = pending.commit(Durability::Process)?;
+        let (free, gone) = self.rows.change(When::Now(Durability::Process), |view| {
+            let (mut pending, mut gone) = (Pending::new(view), 0);
+            for &claim in claims {
+                gone += u64::from(pending.remove(claim, read)?);
+            }
+            pending.finish().map(|(changes, free)| (changes, (free, gone)))
+        })?;
         self.versions.fetch_sub(gone, Ordering::Relaxed);
         Ok(free)
     }
 
     /// Whether this version with this manifest is here.
     pub(super) fn has(&self, claim: Claim) -> Result<bool> {
-        self.store.get(&row_key(claim)).map(|row| row.is_some())
+        self.rows.get(&row_key(claim)).map(|row| row.is_some())
     }
 
     /// True where a version names the block.
     pub(super) fn names(&self, hash: BlockHash) -> Result<bool> {
-        Ok(self.count(hash)? > 0)
+        Ok(count(&self.rows, hash)? > 0)
     }
 
-    fn count(&self, hash: BlockHash) -> Result<u64> {
-        self.store.get(&count_key(hash))?.map_or(Ok(0), |row| decode(&row))
-    }
-
-    /// Returns when the disk has every row.
+    /// Commits what was left for later.
     pub(super) fn flush(&self) -> Result<()> {
-        self.store.commit(&Batch::default(), Durability::Disk).map(|_| ())
+        self.rows.change(When::Now(Durability::Process), |_| Ok((Changes::new(), ())))
     }
 
     /// A setting of this data directory.
     pub(super) fn setting(&self, name: &str) -> Result<Option<String>> {
-        self.store.get(format!("m{name}").as_bytes())?.map(|row| decode(&row)).transpose()
+        self.rows.get(format!("m{name}").as_bytes())?.map(|row| decode(&row)).transpose()
     }
 
     /// Stores a setting.
     pub(super) fn set(&self, name: &str, value: &str) -> Result<()> {
-        let changes = BTreeMap::from([(format!("m{name}").into_bytes(), Some(encode(&value)))]);
-        self.store.commit(&Batch { changes, ..Batch::default() }, Durability::Disk).map(|_| ())
+        let changes = Changes::from([(format!("m{name}").into_bytes(), Some(encode(&value)))]);
+        self.rows.change(When::Now(Durability::Disk), |_| Ok((changes, ())))
     }
 }
 
@@ -361,7 +354,7 @@ mod tests {
     }
 
     fn add(index: &Index, what: VersionOf, m: &Manifest) -> bool {
-        index.add((what, m.hash()), (m, &m.encode()), None, 1, Durability::Process).unwrap()
+        index.add((what, m.hash()), (m, &m.encode()), None, 1, When::Later).unwrap()
     }
 
     fn remove(index: &Index, what: VersionOf, m: &Manifest) -> BTreeSet<BlockHash> {
@@ -442,7 +435,7 @@ mod tests {
                         let since = since.and_then(|place| at(&place)).filter(|other| other.0.ino == claim.0.ino && other.0.version < claim.0.version);
                         let since = since.map(|other| since_of(claim, &m, other, &model[&other]));
                         let new = !model.contains_key(&claim);
-                        prop_assert_eq!(index.add(claim, (&m, &m.encode()), since, 1, Durability::Process).unwrap(), new);
+                        prop_assert_eq!(index.add(claim, (&m, &m.encode()), since, 1, When::Now(Durability::Process)).unwrap(), new);
                         model.insert(claim, m);
                     }
                     Step::Remove(places) => {
@@ -476,9 +469,9 @@ mod tests {
         let claim = |n: usize| (what(1, n as u64 + 1), versions[n].hash());
         for (n, m) in versions.iter().enumerate() {
             let since = n.checked_sub(1).map(|before| since_of(claim(n), m, claim(before), &versions[before]));
-            assert!(index.add(claim(n), (m, &m.encode()), since, 1, Durability::Process).unwrap());
+            assert!(index.add(claim(n), (m, &m.encode()), since, 1, When::Now(Durability::Process)).unwrap());
         }
-        assert_eq!((index.count(block(1)).unwrap(), index.count(block(3)).unwrap(), index.count(block(9)).unwrap()), (1, 2, 1));
+        assert_eq!((count(&index.rows, block(1)).unwrap(), count(&index.rows, block(3)).unwrap(), count(&index.rows, block(9)).unwrap()), (1, 2, 1));
         let read = |claim: Claim, _: &Row| versions.iter().find(|m| m.hash() == claim.1).map(|m| kept_blocks(m, claim.1));
         let free = |n: usize| index.remove(&[claim(n)], &read).unwrap().into_iter().collect::<BTreeSet<_>>();
         assert_eq!(free(1), [block(9), claim(1).1].into());

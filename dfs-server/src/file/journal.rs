@@ -205,8 +205,9 @@ impl Journal {
     /// The disk has what the entries up to `over` came to.
     pub(super) fn settle(&self, over: u64) {
         let mut inner = self.inner.lock();
-        inner.settled = over.max(inner.settled);
-        if inner.settled + 1 < inner.next {
+        let before = inner.settled;
+        inner.settled = over.max(before);
+        if inner.settled + 1 < inner.next || inner.settled == before {
             return;
         }
         // All: the file starts over with an entry that says so. It may get lost, then what is settled is looked at again.

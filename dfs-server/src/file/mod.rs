@@ -2,12 +2,13 @@
 //!
 //! It owns bytes and which versions it holds, and refuses to decide what is current:
 //! that is the directory's word, which it asks for whenever its own rows leave a doubt.
-//! [`storage`] is what lies on the disk ([`blocks`], [`index`], [`journal`], [`pins`]);
+//! [`storage`] is what lies on the disk ([`blocks`], [`index`] above [`behind`], [`journal`], [`pins`]);
 //! [`commit`], [`replicate`] and [`read`] answer requests, [`readers`] knows who may read, [`repair`] and [`heartbeat`]
 //! do what the directory asks for; [`http`] only translates.
 //!
 //! Invariant: a block that a live version names is never deleted, whatever the moment of a crash.
 
+mod behind;
 mod blocks;
 mod commit;
 mod heartbeat;

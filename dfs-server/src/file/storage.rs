@@ -17,12 +17,13 @@ use dfs_common::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::behind::When;
 use super::blocks::{BlockFiles, Change, Found, Unflushed};
 use super::index::{Claim, Index, Since, is_embedded, kept_blocks};
 use super::journal::{Entry, Journal, Note};
 use super::pins::{Pinner, Pins};
 use super::upload::Upload;
-use crate::store::{Durability, Store};
+use crate::store::Store;
 
 /// Of up to this many bytes a durable commit writes its blocks twice instead of flushing their files.
 const MAX_NOTED: usize = 256 << 10;
@@ -128,7 +129,7 @@ impl Storage {
         if !is_embedded(&upload.manifest) {
             self.files.write(upload.hash, &upload.encoded)?;
         }
-        if self.absent(what, &upload)?.is_empty() && self.add(what, &upload, Durability::Process)? {
+        if self.absent(what, &upload)?.is_empty() && self.add(what, &upload, When::Later)? {
             log::info!("version {} of inode {} was being published when the server ended", what.version, what.ino);
         }
         Ok(())
@@ -214,7 +215,7 @@ impl Storage {
     /// Stores one block whose hash was checked.
     pub(super) fn put(&self, hash: BlockHash, content: &[u8]) -> Result<()> {
         let len = content.len() as u64;
-        let full = self.limit.is_some_and(|limit| self.used() + len > limit) || self.files.available()? < len;
+        let full = self.limit.is_some_and(|limit| self.used() + len > limit) || !self.files.have_room(len)?;
         if full && self.files.len(hash).is_none() {
             return Err(Error::new(ErrorKind::NoSpace, format!("no room for {len} bytes beside the {} that blocks take", self.used())));
         }
@@ -245,14 +246,13 @@ impl Storage {
         self.files.unflushed(upload.blocks.keys().filter(|hash| !is_noted(hash)).copied().chain(own))
     }
 
-    /// Returns when the disk has everything: blocks, rows, and what the journal noted of versions that are indexed.
+    /// Returns when the disk has everything: blocks, and what the journal noted of versions that are indexed. The index lies in
+    /// the data directory, too, and its rows get there in their order; no commit waits for that meanwhile.
     pub(super) fn flush(&self) -> Result<()> {
         let over = self.journal.over();
+        self.index.flush()?;
         self.files.flush_all()?;
-        if self.journal.has_unsettled() {
-            self.index.flush()?;
-            self.journal.settle(over);
-        }
+        self.journal.settle(over);
         Ok(())
     }
 
@@ -302,10 +302,10 @@ impl Storage {
         self.journal.note(what, &upload.encoded, &blocks)
     }
 
-    /// Indexes a version whose blocks are here; false where it was.
-    pub(super) fn add(&self, what: VersionOf, upload: &Upload, durability: Durability) -> Result<bool> {
+    /// Indexes a version whose blocks are here, later only where it is noted; false where it was.
+    pub(super) fn add(&self, what: VersionOf, upload: &Upload, when: When) -> Result<bool> {
         let since = before(what).zip(upload.kept_since()).map(|(before, (hash, counted))| Since { claim: (before, hash), counted });
-        self.index.add((what, upload.hash), (&upload.manifest, &upload.encoded), since, seconds(), durability)
+        self.index.add((what, upload.hash), (&upload.manifest, &upload.encoded), since, seconds(), when)
     }
 
     /// Drops versions; their blocks are collected later, where nothing else needs them.

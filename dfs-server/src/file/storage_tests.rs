@@ -4,6 +4,7 @@ use dfs_common::ids::{InodeId, Version};
 
 use super::super::upload::Parts;
 use super::*;
+use crate::store::Durability;
 use crate::store::memory::MemoryStore;
 
 struct Bench {
@@ -51,7 +52,7 @@ fn upload(letters: &str) -> Upload {
 fn commit(storage: &Arc<Storage>, what: VersionOf, upload: &Upload) {
     let hold = storage.hold(upload);
     storage.put_upload(upload).unwrap();
-    storage.add(what, upload, Durability::Process).unwrap();
+    storage.add(what, upload, When::Now(Durability::Process)).unwrap();
     hold.settle();
 }
 
@@ -111,6 +112,7 @@ fn a_version_that_was_being_published_is_indexed_at_start() {
     b.storage.hold(&ab).keep();
     b.storage.put_upload(&ab).unwrap();
     let _under_way = [b.storage.note(what(1), &ab, false).unwrap(), b.storage.note(what(2), &cd, false).unwrap()];
+    assert!(b.storage.add(what(1), &ab, When::Later).unwrap());
     b.restart();
     assert_eq!(b.storage.index.claims(what(1)).unwrap()[0].0, ab.hash);
     assert!(b.storage.index.claims(what(2)).unwrap().is_empty(), "its blocks are missing");
