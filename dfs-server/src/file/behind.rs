@@ -66,6 +66,11 @@ impl Behind {
         }
     }
 
+    /// Returns when the disk has what is committed.
+    pub(super) fn sync(&self) -> Result<()> {
+        self.store.commit(&Batch::default(), Durability::Disk).map(|_| ())
+    }
+
     /// Commits `changes` with what was left for later, which where that fails stays so.
     fn commit(&self, changes: Changes, durability: Durability) -> Result<()> {
         let mut batch = Batch { changes: self.later.lock().clone(), ..Batch::default() };

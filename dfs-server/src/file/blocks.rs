@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io::{ErrorKind as IoKind, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
@@ -18,8 +18,10 @@ use dfs_common::block::{BlockHash, MAX_BLOCK_SIZE};
 use dfs_common::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
 
-/// Up to this many blocks are flushed one by one, more by flushing the whole file system.
+/// Up to this many blocks are flushed each by itself, more by flushing the whole file system …
 const FLUSH_SINGLY: usize = 64;
+/// … so many at a time: the disk is asked once for what waits together.
+const FLUSH_THREADS: usize = 16;
 
 /// This part of the disk is kept for the index …
 const RESERVE_SHARE: u64 = 16;
@@ -61,6 +63,11 @@ pub(super) struct Unflushed {
 impl Unflushed {
     pub(super) fn is_empty(&self) -> bool {
         self.blocks.is_empty() && !self.old
+    }
+
+    /// True where it is better to flush each than the file system as a whole.
+    pub(super) fn is_flushed_singly(&self) -> bool {
+        !self.old && self.blocks.len() <= FLUSH_SINGLY
     }
 }
 
@@ -199,18 +206,29 @@ impl BlockFiles {
 
     /// Returns when the disk has them.
     pub(super) fn flush(&self, wanted: &Unflushed) -> Result<()> {
-        if wanted.blocks.len() > FLUSH_SINGLY || wanted.old {
+        if !wanted.is_flushed_singly() {
             return self.flush_all();
         }
-        for &(hash, _) in &wanted.blocks {
-            let context = |e: std::io::Error| Error::from_io(&e, format!("flushing block {hash}"));
+        let context = |e: std::io::Error, hash: BlockHash| Error::from_io(&e, format!("flushing block {hash}"));
+        each(&wanted.blocks, |&(hash, number)| match File::open(self.path(hash)).and_then(|file| file.sync_data()) {
+            // Collected in the meantime.
+            Err(e) if e.kind() == IoKind::NotFound && self.unflushed.lock().get(&hash) != Some(&number) => Ok(()),
+            result => result.map_err(|e| context(e, hash)),
+        })?;
+        let folders: HashMap<u8, BlockHash> = wanted.blocks.iter().map(|(hash, _)| (hash.0[0], *hash)).collect();
+        each(&folders.into_values().collect::<Vec<_>>(), |&hash| {
             let path = self.path(hash);
-            File::open(&path).and_then(|f| f.sync_all()).map_err(context)?;
             let folder = path.parent().expect("blocks lie in folders");
-            File::open(folder).and_then(|f| f.sync_all()).map_err(context)?;
-        }
+            File::open(folder).and_then(|folder| folder.sync_all()).map_err(|e| context(e, hash))
+        })?;
         self.settle(&wanted.blocks);
         Ok(())
+    }
+
+    /// All that the disk may not have.
+    pub(super) fn all_unflushed(&self) -> Unflushed {
+        let blocks = self.unflushed.lock().iter().map(|(&hash, &number)| (hash, number)).collect();
+        Unflushed { blocks, old: !self.old_flushed.load(Ordering::Relaxed) }
     }
 
     /// Returns when the disk has every block, and whatever else was written below the data directory.
@@ -280,6 +298,20 @@ impl BlockFiles {
     }
 }
 
+/// Does `work` with each of `items`, several at a time.
+fn each<T: Sync>(items: &[T], work: impl Fn(&T) -> Result<()> + Sync) -> Result<()> {
+    let next = AtomicUsize::new(0);
+    let take = || items.get(next.fetch_add(1, Ordering::Relaxed));
+    let run = || -> Result<()> { std::iter::from_fn(take).try_for_each(&work) };
+    std::thread::scope(|scope| {
+        let spawn = |_| std::thread::Builder::new().spawn_scoped(scope, run);
+        // With fewer threads it takes longer.
+        let others: Vec<_> = (1..items.len().min(FLUSH_THREADS)).map_while(|n| spawn(n).ok()).collect();
+        let own = run();
+        others.into_iter().fold(own, |result, other| result.and(other.join().expect("flushing does not panic")))
+    })
+}
+
 /// Checks a block that came from outside against its name.
 pub(super) fn verify(hash: BlockHash, content: &[u8]) -> Result<()> {
     if content.is_empty() || content.len() > MAX_BLOCK_SIZE {
@@ -325,6 +357,25 @@ mod tests {
         let mut found = Vec::new();
         files.list(|hash, len| found.push((hash, len))).unwrap();
         assert_eq!(found, [(hash, 3)]);
+    }
+
+    #[test]
+    fn few_blocks_are_flushed_each_by_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = BlockFiles::open(dir.path()).unwrap();
+        files.flush_all().unwrap();
+        let write = |n: usize| assert_eq!(files.write(BlockHash::of(&n.to_le_bytes()), &n.to_le_bytes()).unwrap().blocks, 1);
+        (0..=FLUSH_SINGLY).for_each(write);
+        assert!(!files.all_unflushed().is_flushed_singly());
+        files.remove(BlockHash::of(&0usize.to_le_bytes())).unwrap();
+        let all = files.all_unflushed();
+        assert!(all.is_flushed_singly());
+        files.remove(BlockHash::of(&1usize.to_le_bytes())).unwrap();
+        files.flush(&all).unwrap();
+        assert!(!files.has_unflushed(), "one was collected meanwhile");
+        write(1);
+        std::fs::remove_file(files.path(BlockHash::of(&1usize.to_le_bytes()))).unwrap();
+        assert!(files.flush(&files.all_unflushed()).is_err(), "nobody collected it");
     }
 
     #[test]

@@ -313,6 +313,11 @@ impl Index {
         Ok(count(&self.rows, hash)? > 0)
     }
 
+    /// Returns when the disk has every row; others wait meanwhile.
+    pub(super) fn sync(&self) -> Result<()> {
+        self.rows.sync()
+    }
+
     /// Commits what was left for later.
     pub(super) fn flush(&self) -> Result<()> {
         self.rows.change(When::Now(Durability::Process), |_| Ok((Changes::new(), ())))

@@ -196,6 +196,11 @@ impl Journal {
         inner.settled + 1 < inner.next
     }
 
+    /// True where something up to the number `over` is not settled.
+    pub(super) fn is_unsettled(&self, over: u64) -> bool {
+        over > self.inner.lock().settled
+    }
+
     /// The number up to which all are over: what they came to can be flushed.
     pub(super) fn over(&self) -> u64 {
         let inner = self.inner.lock();

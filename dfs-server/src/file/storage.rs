@@ -246,12 +246,21 @@ impl Storage {
         self.files.unflushed(upload.blocks.keys().filter(|hash| !is_noted(hash)).copied().chain(own))
     }
 
-    /// Returns when the disk has everything: blocks, and what the journal noted of versions that are indexed. The index lies in
-    /// the data directory, too, and its rows get there in their order; no commit waits for that meanwhile.
+    /// Returns when the disk has every version: blocks, and what the journal noted of versions that are indexed. Where there is much the
+    /// file system is flushed, with the index in the data directory: no commit waits for that meanwhile.
     pub(super) fn flush(&self) -> Result<()> {
         let over = self.journal.over();
         self.index.flush()?;
-        self.files.flush_all()?;
+        let unflushed = self.files.all_unflushed();
+        match unflushed.is_flushed_singly() {
+            true => {
+                self.files.flush(&unflushed)?;
+                if self.journal.is_unsettled(over) {
+                    self.index.sync()?;
+                }
+            }
+            false => self.files.flush_all()?,
+        }
         self.journal.settle(over);
         Ok(())
     }
