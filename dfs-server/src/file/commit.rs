@@ -211,13 +211,13 @@ impl FileServer {
         let absent = self.absent(what, upload).await?;
         match absent.len() {
             0 => Ok(()),
-            n => Err(Error::new(ErrorKind::NotFound, format!("{n} of {} blocks are missing here", upload.blocks.len()))),
+            n => Err(Error::new(ErrorKind::NotFound, format!("{n} of {} blocks are missing here", upload.blocks().len()))),
         }
     }
 
     /// The blocks of `upload`, which shall be `what`, that are neither here nor in it.
     pub(super) async fn absent(&self, what: VersionOf, upload: &Arc<Upload>) -> Result<Vec<BlockHash>> {
-        if upload.blocks.len() == upload.inline.len() {
+        if upload.base.is_none() && upload.blocks().len() == upload.inline.len() {
             return Ok(Vec::new());
         }
         if !upload.is_large() {

@@ -1,13 +1,16 @@
 //! Which blocks must stay although no version may name them: blocks of a commit under
 //! way, and blocks that an upload sent or was told it need not send. Pure.
 //!
-//! Invariant: `counts` has a block exactly as often as there are holds and pins on it.
+//! Invariant: `counts` has a block exactly as often as there are pins on it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dfs_common::block::{BlockHash, BlockTable};
 use dfs_common::ids::SessionId;
+
+use super::upload::Upload;
 
 /// A session's pins end this long after its last request.
 pub(super) const PIN_TIME: Duration = Duration::from_secs(600);
@@ -35,34 +38,52 @@ struct PinSet {
 pub(super) struct Pins {
     counts: BlockTable<u32>,
     sets: HashMap<Pinner, PinSet>,
+    /// Versions on their way in. There are few at a time, and whoever collects looks through them: each has thousands of blocks.
+    holds: BTreeMap<u64, Arc<Upload>>,
+    next_hold: u64,
 }
 
 impl Pins {
     /// True where the block must stay.
     pub(super) fn contains(&self, hash: BlockHash) -> bool {
-        self.counts.contains_key(&hash)
+        self.counts.contains_key(&hash) || self.holds.values().any(|upload| upload.keeps(hash))
     }
 
-    /// Keeps a block until [`Pins::let_go`].
-    pub(super) fn hold(&mut self, hash: BlockHash) {
-        *self.counts.entry(hash).or_insert(0) += 1;
+    /// Keeps every block of `upload`, and its manifest, until [`Pins::let_go`] or [`Pins::settle`] with the number that it returns.
+    pub(super) fn hold(&mut self, upload: Arc<Upload>) -> u64 {
+        self.next_hold += 1;
+        self.holds.insert(self.next_hold, upload);
+        self.next_hold
     }
 
-    /// Ends one hold; true where nothing keeps the block any more.
-    pub(super) fn let_go(&mut self, hash: BlockHash) -> bool {
-        let Some(count) = self.counts.get_mut(&hash) else { return false };
-        *count -= 1;
-        if *count == 0 {
-            self.counts.remove(&hash);
+    /// Ends a hold; returns the blocks that no hold and no pin keeps any more.
+    pub(super) fn let_go(&mut self, hold: u64) -> Vec<BlockHash> {
+        let Some(upload) = self.holds.remove(&hold) else { return Vec::new() };
+        let own = upload.keeps(upload.hash).then_some(upload.hash);
+        upload.blocks().keys().copied().chain(own).filter(|&hash| !self.contains(hash)).collect()
+    }
+
+    /// Ends a hold on what a version keeps from here on.
+    pub(super) fn settle(&mut self, hold: u64) {
+        self.holds.remove(&hold);
+    }
+
+    /// Ends one pin; true where nothing keeps the block any more.
+    fn unpin_one(&mut self, hash: BlockHash) -> bool {
+        if let Some(count) = self.counts.get_mut(&hash) {
+            *count -= 1;
+            if *count == 0 {
+                self.counts.remove(&hash);
+            }
         }
-        !self.counts.contains_key(&hash)
+        !self.contains(hash)
     }
 
     /// Keeps a block for `pinner`.
     pub(super) fn pin(&mut self, now: Instant, pinner: Pinner, hash: BlockHash) {
         let set = self.sets.entry(pinner).or_insert_with(|| PinSet { until: now + PIN_TIME, blocks: BlockTable::default() });
         if set.blocks.insert(hash, now).is_none() {
-            self.hold(hash);
+            *self.counts.entry(hash).or_insert(0) += 1;
         }
     }
 
@@ -87,7 +108,7 @@ impl Pins {
         for hash in hashes {
             for pinner in &sets {
                 if self.sets.get_mut(pinner).is_some_and(|set| set.blocks.remove(&hash).is_some()) {
-                    self.let_go(hash);
+                    self.unpin_one(hash);
                 }
             }
         }
@@ -102,14 +123,41 @@ impl Pins {
             over.extend(set.blocks.extract_if(|_, pinned| all || *pinned + LONGEST <= now).map(|(hash, _)| hash));
             !set.blocks.is_empty()
         });
-        over.retain(|&hash| self.let_go(hash));
+        over.retain(|&hash| self.unpin_one(hash));
         over
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use dfs_common::block::Manifest;
+
     use super::*;
+
+    fn upload(blocks: &[BlockHash]) -> Arc<Upload> {
+        let rows = (0..).zip(blocks).map(|(n, &hash)| (n, hash)).collect();
+        let manifest = Manifest::new(16, (blocks.len() as u64) << 16, rows).unwrap();
+        Arc::new(Upload::without_blocks(manifest.encode().into()).unwrap())
+    }
+
+    #[test]
+    fn holds_keep_the_blocks_and_the_manifest() {
+        let mut pins = Pins::default();
+        let [a, b, c, d, e] = [b"a", b"b", b"c", b"d", b"e"].map(|name| BlockHash::of(name));
+        let (few, many) = (upload(&[a, b]), upload(&[b, c, d, e, a]));
+        let holds = [pins.hold(few.clone()), pins.hold(many.clone()), pins.hold(few.clone())];
+        assert!(pins.contains(a) && pins.contains(e) && pins.contains(many.hash) && !pins.contains(few.hash));
+        pins.pin(Instant::now(), Pinner::Minute(1), c);
+        pins.settle(holds[0]);
+        let mut free = pins.let_go(holds[1]);
+        free.sort_unstable();
+        let mut expected = [d, e, many.hash];
+        expected.sort_unstable();
+        assert_eq!(free, expected, "others are held or pinned");
+        assert!(pins.let_go(holds[1]).is_empty());
+        assert_eq!(pins.let_go(holds[2]).len(), 2);
+        assert!(!pins.contains(a) && pins.contains(c));
+    }
 
     #[test]
     fn pins_end_with_their_session_and_holds_do_not() {
@@ -119,12 +167,12 @@ mod tests {
         for hash in [a, a, b] {
             pins.pin(start, Pinner::Session(session), hash);
         }
-        pins.hold(b);
+        let hold = pins.hold(upload(&[b]));
         pins.renew(start + PIN_TIME / 2, session);
         assert!(pins.expire(start + PIN_TIME).is_empty());
         assert_eq!(pins.expire(start + PIN_TIME * 2), [a]);
         assert!(!pins.contains(a) && pins.contains(b));
-        assert!(pins.let_go(b) && pins.counts.is_empty() && pins.sets.is_empty());
+        assert!(pins.let_go(hold) == [b] && pins.counts.is_empty() && pins.sets.is_empty());
     }
 
     #[test]

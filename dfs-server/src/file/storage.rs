@@ -53,15 +53,14 @@ pub(super) struct Storage {
 #[derive(Debug)]
 pub(super) struct Hold {
     storage: Arc<Storage>,
-    hashes: Vec<BlockHash>,
+    /// `None` once it has ended.
+    number: Option<u64>,
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        let mut pins = self.storage.pins.lock();
-        let mut free = std::mem::take(&mut self.hashes);
-        free.retain(|&hash| pins.let_go(hash));
-        drop(pins);
+        let Some(number) = self.number else { return };
+        let free = self.storage.pins.lock().let_go(number);
         self.storage.unneeded(free);
     }
 }
@@ -69,16 +68,14 @@ impl Drop for Hold {
 impl Hold {
     /// A version that was just indexed keeps the blocks from here on.
     pub(super) fn settle(mut self) {
-        let hashes = std::mem::take(&mut self.hashes);
-        let mut pins = self.storage.pins.lock();
-        for hash in hashes {
-            pins.let_go(hash);
+        if let Some(number) = self.number.take() {
+            self.storage.pins.lock().settle(number);
         }
     }
 
     /// Keeps the blocks for as long as the process lives.
     pub(super) fn keep(mut self) {
-        self.hashes.clear();
+        self.number = None;
     }
 }
 
@@ -175,15 +172,9 @@ impl Storage {
     }
 
     /// Keeps every block of `upload`, and its manifest, from being collected.
-    pub(super) fn hold(self: &Arc<Self>, upload: &Upload) -> Hold {
-        let own = (!is_embedded(&upload.manifest)).then_some(upload.hash);
-        let hashes: Vec<_> = upload.blocks.keys().copied().chain(own).collect();
-        let mut pins = self.pins.lock();
-        for &hash in &hashes {
-            pins.hold(hash);
-        }
-        drop(pins);
-        Hold { storage: self.clone(), hashes }
+    pub(super) fn hold(self: &Arc<Self>, upload: &Arc<Upload>) -> Hold {
+        let number = self.pins.lock().hold(upload.clone());
+        Hold { storage: self.clone(), number: Some(number) }
     }
 
     /// Keeps blocks for a client's upload, or for ten minutes where no session is named.
@@ -203,7 +194,7 @@ impl Storage {
 
     /// A version was published: the session's pins on its blocks end.
     pub(super) fn unpin(&self, session: Option<SessionId>, upload: &Upload) {
-        self.pins.lock().unpin(session, upload.blocks.keys().copied());
+        self.pins.lock().unpin(session, upload.manifest.blocks().iter().map(|row| row.1));
     }
 
     /// Ends pins whose time is over.
@@ -243,7 +234,7 @@ impl Storage {
     pub(super) fn unflushed(&self, upload: &Upload, but_noted: bool) -> Unflushed {
         let own = (!is_embedded(&upload.manifest) && !but_noted).then_some(upload.hash);
         let is_noted = |hash: &&BlockHash| but_noted && is_noted(upload) && upload.inline.contains_key(*hash);
-        self.files.unflushed(upload.blocks.keys().filter(|hash| !is_noted(hash)).copied().chain(own))
+        self.files.unflushed(upload.manifest.blocks().iter().map(|row| &row.1).filter(|hash| !is_noted(hash)).copied().chain(own))
     }
 
     /// Returns when the disk has every version: blocks, and what the journal noted of versions that are indexed. Where there is much the
@@ -272,7 +263,7 @@ impl Storage {
 
     /// The blocks of `upload`, which shall be `what`, that are neither here nor came with it. One of a wrong length is removed first.
     pub(super) fn absent(&self, what: VersionOf, upload: &Upload) -> Result<Vec<BlockHash>> {
-        let is_absent = |(&hash, &len): (&BlockHash, &usize)| match self.files.len(hash) {
+        let is_absent = |hash: BlockHash, len: usize| match self.files.len(hash) {
             _ if upload.inline.contains_key(&hash) => false,
             Some(found) if found == len as u64 => false,
             Some(_) => {
@@ -287,12 +278,12 @@ impl Storage {
             && self.index.has(base)?
         {
             let discarded = self.discarded.lock();
-            let looked_at = upload.fresh.iter().chain(discarded.iter()).filter_map(|hash| upload.blocks.get_key_value(hash));
-            let looked_at: Vec<_> = looked_at.collect();
+            let named = |&hash: &BlockHash| upload.len_of(hash).map(|len| (hash, len));
+            let looked_at: Vec<_> = upload.fresh.iter().chain(discarded.iter()).filter_map(named).collect();
             drop(discarded);
-            return Ok(looked_at.into_iter().filter(|block| is_absent(*block)).map(|block| *block.0).collect());
+            return Ok(looked_at.into_iter().filter(|&(hash, len)| is_absent(hash, len)).map(|block| block.0).collect());
         }
-        Ok(upload.blocks.iter().filter(|block| is_absent(*block)).map(|block| *block.0).collect())
+        Ok(upload.blocks().iter().filter(|&(&hash, &len)| is_absent(hash, len)).map(|block| *block.0).collect())
     }
 
     /// Removes a block that is no good.

@@ -38,7 +38,7 @@ fn what(ino: u64) -> VersionOf {
 }
 
 /// An upload of one block a letter.
-fn upload(letters: &str) -> Upload {
+fn upload(letters: &str) -> Arc<Upload> {
     let blocks: Vec<Vec<u8>> = letters.bytes().map(|b| vec![b; 1 << 16]).collect();
     let rows = blocks.iter().enumerate().map(|(i, b)| (i as u32, BlockHash::of(b))).collect();
     let manifest = Manifest::new(16, (blocks.len() as u64) << 16, rows).unwrap();
@@ -46,10 +46,17 @@ fn upload(letters: &str) -> Upload {
     let lengths: Vec<u32> = blocks.iter().map(|b| b.len() as u32).collect();
     let body = [encoded.clone(), blocks.concat()].concat();
     let parts = Parts { manifest_len: encoded.len() as u32, inline: lengths, ..Parts::default() };
-    Upload::parse(&body.into(), &parts, None, |_| Ok(None)).unwrap()
+    Arc::new(Upload::parse(&body.into(), &parts, None, |_| Ok(None)).unwrap())
 }
 
-fn commit(storage: &Arc<Storage>, what: VersionOf, upload: &Upload) {
+/// The same without its blocks.
+fn bare(upload: &Upload) -> Upload {
+    let mut bare = upload.clone();
+    bare.inline.clear();
+    bare
+}
+
+fn commit(storage: &Arc<Storage>, what: VersionOf, upload: &Arc<Upload>) {
     let hold = storage.hold(upload);
     storage.put_upload(upload).unwrap();
     storage.add(what, upload, When::Now(Durability::Process)).unwrap();
@@ -85,9 +92,9 @@ fn what_was_uploaded_and_not_committed_goes_when_nothing_holds_it() {
     let ab = upload("ab");
     let hold = b.storage.hold(&ab);
     b.storage.put_upload(&ab).unwrap();
-    b.storage.unneeded(ab.blocks.keys().copied().collect());
+    b.storage.unneeded(ab.blocks().keys().copied().collect());
     assert_eq!(b.collect(), 2, "held");
-    b.storage.pin(Some(SessionId(1)), &[*ab.blocks.keys().next().unwrap()]);
+    b.storage.pin(Some(SessionId(1)), &[*ab.blocks().keys().next().unwrap()]);
     drop(hold);
     assert_eq!(b.collect(), 1, "pinned");
 }
@@ -102,7 +109,7 @@ fn a_restart_finds_what_a_crash_left_and_only_that() {
     b.restart();
     b.storage.sweep().unwrap();
     assert_eq!(b.collect(), 2);
-    assert!(b.storage.absent(what(9), &Upload { inline: Default::default(), ..ab }).unwrap().is_empty());
+    assert!(b.storage.absent(what(9), &bare(&ab)).unwrap().is_empty());
 }
 
 #[test]
@@ -121,8 +128,8 @@ fn a_version_that_was_being_published_is_indexed_at_start() {
 }
 
 /// What a loss of power leaves of what nobody waited for: nothing, or files without their content.
-fn lose_power(b: &mut Bench, uploads: &[&Upload]) {
-    for hash in uploads.iter().flat_map(|upload| upload.blocks.keys().copied().chain([upload.hash])) {
+fn lose_power(b: &mut Bench, uploads: &[&Arc<Upload>]) {
+    for hash in uploads.iter().flat_map(|upload| upload.blocks().keys().copied().chain([upload.hash])) {
         let path = b.storage.files.path(hash);
         match hash.0[0] % 2 {
             0 => drop(std::fs::remove_file(path)),
@@ -147,8 +154,8 @@ fn what_was_noted_with_its_blocks_is_whole_after_a_loss_of_power() {
     lose_power(&mut b, &[&small, &lost]);
     for (n, upload, blocks) in [(1, &small, 2), (2, &large, 5)] {
         let claims = b.storage.index.claims(what(n)).unwrap();
-        assert_eq!((claims.len(), claims[0].0, upload.blocks.len()), (1, upload.hash, blocks));
-        for &hash in upload.blocks.keys() {
+        assert_eq!((claims.len(), claims[0].0, upload.blocks().len()), (1, upload.hash, blocks));
+        for &hash in upload.blocks().keys() {
             assert!(matches!(b.storage.files.read(hash).unwrap(), Found::Block(_)));
         }
     }
@@ -194,9 +201,9 @@ fn a_block_of_a_wrong_length_counts_as_missing() {
     let b = Bench::new(None);
     let ab = upload("ab");
     commit(&b.storage, what(1), &ab);
-    let hash = *ab.blocks.keys().next().unwrap();
+    let hash = *ab.blocks().keys().next().unwrap();
     std::fs::write(b.storage.files.path(hash), b"short").unwrap();
-    let bare = Upload { inline: Default::default(), ..ab };
+    let bare = bare(&ab);
     assert_eq!(b.storage.absent(what(9), &bare).unwrap(), [hash]);
     assert_eq!(b.storage.files.len(hash), None);
 }

@@ -3,7 +3,7 @@
 //! Invariant: every block of an [`Upload`] has the hash and the length that its manifest says. What a patch makes is
 //! checked as if it had come whole.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use dfs_common::api::file::{Commit, MAX_PATCHED, Replicate};
@@ -52,8 +52,8 @@ pub(super) struct Upload {
     pub(super) encoded: Bytes,
     /// Its name.
     pub(super) hash: BlockHash,
-    /// Each block that the manifest names, once, with its length.
-    pub(super) blocks: BlockTable<usize>,
+    /// [`Upload::blocks`], once somebody wants them: a small change of a large file does without.
+    blocks: OnceLock<BlockTable<usize>>,
     /// Blocks that came with it.
     pub(super) inline: BlockTable<Bytes>,
     /// The manifest that it came as a change of, and its name.
@@ -106,7 +106,7 @@ impl Upload {
 
     /// A block that came with it; false where the manifest does not name it.
     fn add(&mut self, hash: BlockHash, block: Bytes) -> bool {
-        let fits = self.blocks.get(&hash) == Some(&block.len());
+        let fits = self.len_of(hash) == Some(block.len());
         if fits {
             self.inline.insert(hash, block);
         }
@@ -123,12 +123,13 @@ impl Upload {
 
     /// From a manifest as the change of another one.
     fn of_change((hash, base): (BlockHash, Arc<Manifest>), delta: &[u8]) -> Result<Self> {
-        let encoded = Manifest::from_delta(&base, delta).map_err(of_client)?.encode().into();
-        let mut upload = Self::without_blocks(encoded)?;
+        let manifest = Manifest::from_delta(&base, delta).map_err(of_client)?;
+        let encoded = manifest.encode().into();
+        let mut upload = Self::new(manifest, encoded)?;
         let mut old = base.blocks().iter().peekable();
         for row in upload.manifest.blocks() {
             while old.next_if(|other| other.0 < row.0).is_some() {}
-            if old.peek() != Some(&row) {
+            if old.peek() != Some(&row) || base.block_len(row.0) != upload.manifest.block_len(row.0) {
                 upload.fresh.push(row.1);
             }
         }
@@ -152,22 +153,46 @@ impl Upload {
 
     /// From a manifest's stored form.
     pub(super) fn without_blocks(encoded: Bytes) -> Result<Self> {
-        let manifest = Manifest::decode(&encoded).map_err(of_client)?;
-        let mut blocks = BlockTable::with_capacity_and_hasher(manifest.blocks().len(), Default::default());
-        for &(index, hash) in manifest.blocks() {
-            let len = manifest.block_len(index);
-            if *blocks.entry(hash).or_insert(len) != len {
-                return Err(invalid(format!("block {hash} has two lengths")));
-            }
+        Self::new(Manifest::decode(&encoded).map_err(of_client)?, encoded)
+    }
+
+    fn new(manifest: Manifest, encoded: Bytes) -> Result<Self> {
+        // Only the last one can be shorter than the others.
+        if let Some(((last, hash), others)) = manifest.blocks().split_last()
+            && manifest.block_len(*last) as u64 != manifest.block_size()
+            && others.iter().any(|other| other.1 == *hash)
+        {
+            return Err(invalid(format!("block {hash} has two lengths")));
         }
         let hash = BlockHash::of(&encoded);
-        Ok(Self { manifest: Arc::new(manifest), encoded, hash, blocks, inline: BlockTable::default(), base: None, fresh: Vec::new() })
+        let (inline, blocks) = (BlockTable::default(), OnceLock::new());
+        Ok(Self { manifest: Arc::new(manifest), encoded, hash, blocks, inline, base: None, fresh: Vec::new() })
+    }
+
+    /// Each block that the manifest names, once, with its length.
+    pub(super) fn blocks(&self) -> &BlockTable<usize> {
+        self.blocks.get_or_init(|| self.manifest.blocks().iter().map(|&(index, hash)| (hash, self.manifest.block_len(index))).collect())
+    }
+
+    /// The length of a block that the manifest names.
+    pub(super) fn len_of(&self, hash: BlockHash) -> Option<usize> {
+        if self.blocks.get().is_none() && self.base.is_some() && self.fresh.len() <= FEW {
+            let row = self.manifest.blocks().iter().find(|row| row.1 == hash)?;
+            return Some(self.manifest.block_len(row.0));
+        }
+        self.blocks().get(&hash).copied()
+    }
+
+    /// True where the version keeps the block: its manifest names it, or is it.
+    pub(super) fn keeps(&self, hash: BlockHash) -> bool {
+        self.len_of(hash).is_some() || (hash == self.hash && !is_embedded(&self.manifest))
     }
 
     /// True where storing it takes long enough to leave the runtime's thread.
     pub(super) fn is_large(&self) -> bool {
-        let (work, most) = if self.base.is_some() { (self.fresh.len(), 4096) } else { (self.blocks.len(), 64) };
-        work > 64 || self.blocks.len() > most || self.inline.values().map(Bytes::len).sum::<usize>() > (256 << 10)
+        let count = self.manifest.blocks().len();
+        let (work, most) = if self.base.is_some() { (self.fresh.len(), 4096) } else { (count, 64) };
+        work > 64 || count > most || self.inline.values().map(Bytes::len).sum::<usize>() > (256 << 10)
     }
 }
 
@@ -222,7 +247,7 @@ mod tests {
         let (manifest, a, b) = sample();
         let encoded = manifest.encode();
         let upload = parse(&[&encoded, &a, &b], &parts(encoded.len() as u32, &[1 << 16, 10], &[])).unwrap();
-        assert_eq!((upload.hash, upload.inline.len(), upload.blocks[&BlockHash::of(&b)]), (manifest.hash(), 2, 10));
+        assert_eq!((upload.hash, upload.inline.len(), upload.blocks()[&BlockHash::of(&b)]), (manifest.hash(), 2, 10));
         let upload = parse(&[&encoded, &b], &parts(encoded.len() as u32, &[10], &[])).unwrap();
         assert_eq!(upload.inline.len(), 1);
     }
