@@ -65,6 +65,12 @@ impl Unflushed {
         self.blocks.is_empty() && !self.old
     }
 
+    /// Their names.
+    #[cfg(test)]
+    pub(super) fn hashes(&self) -> impl Iterator<Item = BlockHash> {
+        self.blocks.iter().map(|block| block.0)
+    }
+
     /// True where it is better to flush each than the file system as a whole.
     pub(super) fn is_flushed_singly(&self) -> bool {
         !self.old && self.blocks.len() <= FLUSH_SINGLY

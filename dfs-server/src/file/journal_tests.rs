@@ -6,6 +6,14 @@ fn what(n: u64) -> VersionOf {
     VersionOf { ino: InodeId(n), version: Version(n + 1) }
 }
 
+impl Journal {
+    /// Whether somebody has waited for the last entry.
+    pub(crate) fn is_on_disk(&self) -> bool {
+        let inner = self.inner.lock();
+        *self.files[inner.current].synced.lock() >= inner.last[inner.current]
+    }
+}
+
 /// The inodes of what a new process finds.
 fn found(dir: &Path) -> Vec<u64> {
     Journal::open(dir).unwrap().1.iter().map(|note| note.what.ino.0).collect()

@@ -26,6 +26,8 @@ use crate::lock::LockService;
 use crate::store::memory::MemoryStore;
 use crate::store::sqlite::SqliteStore;
 
+mod power;
+
 const SECRET: &str = "0123456789abcdef";
 const BITS: u8 = 16;
 

@@ -1,0 +1,114 @@
+//! What a loss of power leaves of versions that were acknowledged as durable: the worst case, in which disks have what was waited
+//! for and nothing else.
+
+use std::sync::Weak;
+
+use dfs_common::api::Operation;
+use dfs_common::api::directory::Publish;
+use futures_util::future::BoxFuture;
+
+use super::*;
+
+type Servers = Arc<Mutex<Vec<Weak<FileServer>>>>;
+
+/// The way to the directory, on which every durable version is stopped that one of its holders may still lose.
+#[derive(Debug)]
+struct Watched {
+    inner: Http1,
+    servers: Servers,
+}
+
+impl Transport for Watched {
+    fn send(&self, request: Request) -> BoxFuture<'_, Result<Response>> {
+        if request.path == Publish::PATH {
+            let publish: Publish = request.parse_json().unwrap();
+            let servers: Vec<_> = self.servers.lock().iter().filter_map(Weak::upgrade).collect();
+            let holders = servers.iter().filter(|server| publish.holders.contains(&server.id().unwrap()));
+            let safe = holders.filter(|server| server.storage.journal.is_on_disk()).count();
+            assert!(publish.durable && safe == publish.holders.len(), "{safe} of {} disks have it", publish.holders.len());
+        }
+        self.inner.send(request)
+    }
+
+    fn peer(&self) -> &str {
+        self.inner.peer()
+    }
+}
+
+impl Bench {
+    /// Ends server `n` and everything that it has open.
+    async fn end(&mut self, n: usize) -> u16 {
+        self.kill(n).await;
+        let old = self.files.remove(n);
+        let is_gone = async || (Arc::strong_count(&old.server), Arc::strong_count(&old.server.storage)) == (1, 1);
+        until("the old server is gone", is_gone).await;
+        old.port
+    }
+
+    /// Server `n`, which flushes nothing on its own.
+    async fn start_watched(&mut self, n: usize, port: u16, servers: &Servers) {
+        let data = self.data(n);
+        let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+        let store = Arc::new(SqliteStore::open(&data.join("index.db")).unwrap());
+        let config = Config { name: format!("file-{n}"), url: url(port), data, capacity: None, min_copies: 2, always_sync: false };
+        let directory = Arc::new(Watched { inner: Http1::new(&url(self.directory.port), &token()).unwrap(), servers: servers.clone() });
+        let server = FileServer::open(config, store, directory, connect_http1(&token())).unwrap();
+        servers.lock().push(Arc::downgrade(&server));
+        let mut running = Running { port, stop: watch::Sender::new(false), tasks: JoinSet::new() };
+        running.tasks.spawn(crate::shell::run(listener, token().into(), server.clone(), running.stop.subscribe()));
+        let (mut stop, talking) = (running.stop.subscribe(), heartbeat::serve_directory(server.clone()));
+        running.tasks.spawn(async move {
+            tokio::select! { () = talking => {}, () = stopped(&mut stop) => {} }
+        });
+        until("registered", async || server.id().is_ok()).await;
+        self.files.insert(n, File { server, running: Some(running), port });
+    }
+
+    fn data(&self, n: usize) -> PathBuf {
+        self.dir.path().join(format!("file-{n}"))
+    }
+}
+
+#[tokio::test]
+async fn what_is_durable_is_on_the_disks_of_all_copies_before_the_directory_hears_of_it() {
+    let mut bench = Bench::start(2, 2, 2).await;
+    let servers = Servers::default();
+    for n in 0..2 {
+        let port = bench.end(n).await;
+        std::fs::copy(bench.data(n).join("index.db"), bench.data(n).join("before")).unwrap();
+        bench.start_watched(n, port, &servers).await;
+    }
+    let mut written = Vec::new();
+    for (n, len) in [5_000_000, 0, 2, 4096, 65_536, 200_000, 300_002].into_iter().enumerate() {
+        let mut entry = bench.create(&format!("f{n}")).await;
+        for seed in [1, 2] {
+            entry = bench.write(&entry, &content(len, seed)).await.unwrap();
+            let what = VersionOf { ino: entry.attributes.ino, version: entry.attributes.version };
+            written.push((what, bench.client.manifest(&entry).await.unwrap(), content(len, seed)));
+        }
+    }
+    for n in 0..2 {
+        let storage = bench.files[0].server.storage.clone();
+        // The disk lacks these, and every row.
+        let (lost, rows) = (storage.files.all_unflushed(), storage.index.versions());
+        assert!(rows == 14 && !lost.is_empty(), "{rows} rows");
+        drop(storage);
+        bench.end(0).await;
+        let data = bench.data(n);
+        for hash in lost.hashes() {
+            std::fs::write(data.join("blocks").join(&hash.to_string()[..2]).join(hash.to_string()), b"").unwrap();
+        }
+        for name in ["index.db-wal", "index.db-shm"] {
+            let _ = std::fs::remove_file(data.join(name));
+        }
+        std::fs::rename(data.join("before"), data.join("index.db")).unwrap();
+        let storage = Storage::open(&data, Arc::new(SqliteStore::open(&data.join("index.db")).unwrap()), None).unwrap();
+        for (what, manifest, expected) in &written {
+            let claims = storage.index.claims(*what).unwrap();
+            assert_eq!(claims.iter().map(|claim| claim.0).collect::<Vec<_>>(), [manifest.hash()], "{what:?} on server {n}");
+            let mut found = vec![0; expected.len()];
+            assert_eq!(storage.read_into(manifest, 0, &mut found).unwrap(), []);
+            assert!(found == *expected);
+        }
+    }
+}
