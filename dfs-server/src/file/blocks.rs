@@ -1,9 +1,9 @@
-//! Block files: `blocks/ab/HASH`, written under a temporary name and renamed.
+//! Block files: `blocks/ab/HASH`, large ones written under a temporary name and renamed.
 //!
 //! It owns the files and which of them the disk may not have yet; it knows no versions
 //! and never decides that a block is no longer needed. Every call is synchronous.
-//! Invariant: a file under its final name was written completely by a process that did
-//! not crash in between; what a crash or a bad disk makes of it shows when it is read.
+//! Invariant: a file under its final name was written completely, but for a small one whose writer is at it or was killed in between: that is
+//! shorter. What that, the loss of power or a bad disk makes of a block shows in its length, or when it is read.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -22,6 +22,9 @@ use parking_lot::Mutex;
 const FLUSH_SINGLY: usize = 64;
 /// … so many at a time: the disk is asked once for what waits together.
 const FLUSH_THREADS: usize = 16;
+
+/// Blocks of up to this many bytes are written in their place, which spares two of five system calls.
+const SMALL: usize = 16 << 10;
 
 /// This part of the disk is kept for the index …
 const RESERVE_SHARE: u64 = 16;
@@ -85,6 +88,8 @@ pub(super) struct BlockFiles {
     root: PathBuf,
     temporary: PathBuf,
     next_name: AtomicU64,
+    /// Held while a block is written in its place.
+    in_place: Mutex<()>,
     /// Blocks written and not yet flushed, with the number of the write.
     unflushed: Mutex<HashMap<BlockHash, u64>>,
     /// What an earlier process wrote is on the disk, too.
@@ -118,6 +123,7 @@ impl BlockFiles {
             root,
             temporary,
             next_name: AtomicU64::new(0),
+            in_place: Mutex::default(),
             unflushed,
             old_flushed,
             start: SystemTime::UNIX_EPOCH,
@@ -143,6 +149,34 @@ impl BlockFiles {
 
     /// Stores a block whose hash was checked; one that is there already is checked, too.
     pub(super) fn write(&self, hash: BlockHash, content: &[u8]) -> Result<Change> {
+        if content.len() <= SMALL { self.write_in_place(hash, content) } else { self.write_aside(hash, content) }
+    }
+
+    fn write_in_place(&self, hash: BlockHash, content: &[u8]) -> Result<Change> {
+        let (path, _in_place) = (self.path(hash), self.in_place.lock());
+        let mut removed = Change::default();
+        let created = loop {
+            match File::create_new(&path) {
+                Err(e) if e.kind() == IoKind::AlreadyExists => match self.read(hash)? {
+                    Found::Block(_) => return Ok(removed),
+                    Found::Corrupt => removed = self.remove(hash)?,
+                    Found::Missing => {}
+                },
+                created => break created,
+            }
+        };
+        let written = created.and_then(|mut file| {
+            file.write_all(content).inspect_err(|_| {
+                // The error that matters is the first one.
+                let _ = std::fs::remove_file(&path);
+            })
+        });
+        written.map_err(|e| Error::from_io(&e, format!("block {hash}")))?;
+        self.unflushed.lock().insert(hash, self.next_name.fetch_add(1, Ordering::Relaxed));
+        Ok(Change { blocks: removed.blocks + 1, bytes: removed.bytes + content.len() as i64 })
+    }
+
+    fn write_aside(&self, hash: BlockHash, content: &[u8]) -> Result<Change> {
         let path = self.path(hash);
         let removed = match self.read(hash)? {
             Found::Block(_) => return Ok(Change::default()),
@@ -188,6 +222,12 @@ impl BlockFiles {
     /// The length of a stored block; `None` where there is none.
     pub(super) fn len(&self, hash: BlockHash) -> Option<u64> {
         std::fs::metadata(self.path(hash)).ok().map(|m| m.len())
+    }
+
+    /// Removes a block that somebody found to be no good, unless its writer was at it then.
+    pub(super) fn remove_damaged(&self, hash: BlockHash) -> Result<Change> {
+        let _in_place = self.in_place.lock();
+        if let Found::Block(_) = self.read(hash)? { Ok(Change::default()) } else { self.remove(hash) }
     }
 
     /// Removes a block, if it is there.
@@ -335,21 +375,31 @@ mod tests {
 
     #[test]
     fn blocks_survive_and_damage_shows() {
-        let dir = tempfile::tempdir().unwrap();
-        let files = BlockFiles::open(dir.path()).unwrap();
-        let hash = BlockHash::of(b"content");
-        assert_eq!(files.read(hash).unwrap(), Found::Missing);
-        assert_eq!(files.write(hash, b"content").unwrap(), Change { blocks: 1, bytes: 7 });
-        assert_eq!(files.write(hash, b"content").unwrap(), Change::default(), "stored once");
-        assert!(files.has_unflushed());
-        files.flush(&files.unflushed([hash].into_iter())).unwrap();
-        assert!(!files.has_unflushed());
-        std::fs::write(files.path(hash), b"c0ntent").unwrap();
-        assert_eq!(files.read(hash).unwrap(), Found::Corrupt);
-        assert_eq!(files.write(hash, b"content").unwrap(), Change::default(), "one for one");
-        assert_eq!(files.read(hash).unwrap(), Found::Block(Bytes::from_static(b"content")));
-        assert_eq!(files.remove(hash).unwrap(), Change { blocks: -1, bytes: -7 });
-        assert_eq!(files.remove(hash).unwrap(), Change::default());
+        for len in [7, SMALL, SMALL + 1] {
+            let dir = tempfile::tempdir().unwrap();
+            let files = BlockFiles::open(dir.path()).unwrap();
+            let (content, bytes) = (vec![7; len], len as i64);
+            let hash = BlockHash::of(&content);
+            assert_eq!(files.read(hash).unwrap(), Found::Missing);
+            assert_eq!(files.write(hash, &content).unwrap(), Change { blocks: 1, bytes });
+            assert_eq!(files.write(hash, &content).unwrap(), Change::default(), "stored once");
+            assert!(files.has_unflushed());
+            files.flush(&files.unflushed([hash].into_iter())).unwrap();
+            assert!(!files.has_unflushed());
+            assert_eq!(files.remove_damaged(hash).unwrap(), Change::default(), "it is not");
+            std::fs::write(files.path(hash), vec![8; len]).unwrap();
+            assert_eq!(files.read(hash).unwrap(), Found::Corrupt);
+            assert_eq!(files.write(hash, &content).unwrap(), Change::default(), "one for one");
+            assert_eq!(files.read(hash).unwrap(), Found::Block(content.clone().into()));
+            // As a writer leaves it that is killed.
+            std::fs::write(files.path(hash), &content[1..]).unwrap();
+            assert_eq!(files.write(hash, &content).unwrap(), Change { blocks: 0, bytes: 1 });
+            assert_eq!(files.remove(hash).unwrap(), Change { blocks: -1, bytes: -bytes });
+            assert_eq!(files.remove(hash).unwrap(), Change::default());
+            files.write(hash, &content).unwrap();
+            std::fs::write(files.path(hash), b"").unwrap();
+            assert_eq!(files.remove_damaged(hash).unwrap(), Change { blocks: -1, bytes: 0 });
+        }
     }
 
     #[test]

@@ -289,7 +289,7 @@ impl Storage {
     /// Removes a block that is no good.
     pub(super) fn discard(&self, hash: BlockHash) {
         self.discarded.lock().insert(hash);
-        match self.files.remove(hash) {
+        match self.files.remove_damaged(hash) {
             Ok(change) => self.account(change),
             Err(e) => log::error!("{e}"),
         }

@@ -218,6 +218,7 @@ fn reads_across_blocks_and_holes() {
     assert!(b.storage.read_into(&manifest, 1000, &mut content).unwrap().is_empty());
     let expected: Vec<u8> = (1000..1000 + (1 << 17)).map(|at| if at >> 16 == 1 { 7 } else { 0 }).collect();
     assert_eq!(content, expected);
+    std::fs::write(b.storage.files.path(block), b"rubbish").unwrap();
     b.storage.discard(block);
     assert_eq!(b.storage.read_into(&manifest, 1000, &mut content).unwrap(), [(1, Found::Missing)]);
     assert!(b.storage.read_into(&manifest, 2 << 16, &mut content[..100]).unwrap().is_empty(), "the hole behind it");

@@ -401,6 +401,13 @@ async fn a_version_whose_row_was_lost_is_indexed_again() {
     assert_eq!(server.storage.index.versions(), 1);
 }
 
+/// Finds a block to be damaged.
+fn damage(storage: &Storage, hash: BlockHash) {
+    std::fs::write(storage.files.path(hash), b"rubbish").unwrap();
+    storage.discard(hash);
+    assert_eq!(storage.files.len(hash), None);
+}
+
 /// Content that says what of it has changed.
 struct Changing {
     all: InMemory,
@@ -457,10 +464,10 @@ async fn a_change_is_made_of_what_is_here_and_sent_whole_where_that_is_not() {
     for server in [1, 0].map(|n| entry.layout.placement[n]) {
         let manifest = bench.client.manifest(&entry).await.unwrap();
         let storage = &bench.files[bench.server(server)].server.storage;
-        storage.discard(manifest.get(1).unwrap());
+        damage(storage, manifest.get(1).unwrap());
         entry = bench.overwrite(&entry, &mut data, 65_536 + 9, &[server.0 as u8], (9, 10)).await;
         let manifest = bench.client.manifest(&entry).await.unwrap();
-        storage.discard(manifest.hash());
+        damage(storage, manifest.hash());
         bench.files[bench.server(server)].server.manifests.lock().clear();
         entry = bench.overwrite(&entry, &mut data, 65_536 + 19, &[server.0 as u8], (19, 20)).await;
     }
