@@ -131,12 +131,9 @@ impl FileServer {
         user: Option<User>,
     ) -> Result<Response> {
         let (storage, hash) = (&self.storage, upload.hash);
-        let noted = match noted {
+        let noted = match self.noted(what, &upload, noted) {
             // A manifest that is a block is found again whatever happens.
-            Noted::Not if is_embedded(&upload.manifest) => match storage.note(what, &upload, false) {
-                Some(entry) => Noted::Entry(entry),
-                None => Noted::Indexed(self.index(what, &upload, &Noted::Not).await?),
-            },
+            Noted::Not if is_embedded(&upload.manifest) => Noted::Indexed(self.index(what, &upload, &Noted::Not).await?),
             noted => noted,
         };
         let request = Request::new(Method::Post, Publish::PATH).json(publish).user(user);
@@ -259,6 +256,14 @@ impl FileServer {
         };
         let (synced, stored) = join(sync, store).await;
         stored.and(synced.map(Noted::Entry))
+    }
+
+    /// The same with a note where that is worth it and there is room: a small version's row can wait then.
+    pub(super) fn noted(&self, what: VersionOf, upload: &Upload, noted: Noted) -> Noted {
+        match noted {
+            Noted::Not if is_embedded(&upload.manifest) => self.storage.note(what, upload, false).map_or(Noted::Not, Noted::Entry),
+            noted => noted,
+        }
     }
 
     /// Adds the index row, which is in no hurry where it is noted; false where it was there.

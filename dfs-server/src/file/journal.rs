@@ -28,6 +28,7 @@ use dfs_common::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::storage::seconds;
 use super::upload::Parts;
 
 /// A file that would become longer than this is full.
@@ -146,7 +147,12 @@ impl Journal {
         let files = [open(0)?, open(1)?];
         notes.retain(|note| note.number > settled && note.what.ino.0 != 0);
         notes.sort_unstable_by_key(|note| note.number);
-        let inner = Inner { current: 0, end: 0, lens, last: [last; 2], next: last + 1, under_way: BTreeSet::new(), settled };
+        // Of what is not found any more some may still be there, under higher numbers.
+        let next = (last + 1).max(seconds() << 32);
+        if notes.is_empty() {
+            settled = next - 1;
+        }
+        let inner = Inner { current: 0, end: 0, lens, last: [last; 2], next, under_way: BTreeSet::new(), settled };
         let journal = Self { files, inner: Mutex::new(inner), failed: AtomicBool::new(false), turned: Notify::new() };
         Ok((Arc::new(journal), notes))
     }

@@ -108,6 +108,7 @@ impl FileServer {
         let fetches = absent.into_iter().map(|hash| self.fetch_block(hash, sources));
         stream::iter(fetches).buffer_unordered(PARALLEL_FETCHES).try_for_each(|_| async { Ok(()) }).await?;
         let noted = if durable { self.secure(what, upload).await? } else { self.store(upload).await.map(|()| Noted::Not)? };
+        let noted = self.noted(what, upload, noted);
         self.index(what, upload, &noted).await?;
         hold.settle();
         self.storage.unpin(None, upload);
