@@ -19,7 +19,6 @@ use dfs_common::{Error, ErrorKind, Result};
 use futures_util::future::{join, join_all};
 use tokio::time::Instant;
 
-use super::behind::When;
 use super::blocks::verify;
 use super::index::is_embedded;
 use super::journal::Entry;
@@ -238,9 +237,7 @@ impl FileServer {
         let Some(entry) = self.storage.note(what, upload, true) else {
             self.store(upload).await?;
             let (storage, upload) = (self.storage.clone(), upload.clone());
-            let flush = move || {
-                storage.files.flush(&storage.unflushed(&upload, false)).and_then(|()| storage.add(what, &upload, When::Now(Durability::Disk)))
-            };
+            let flush = move || storage.files.flush(&storage.unflushed(&upload, false)).and_then(|()| storage.add(what, &upload, Durability::Disk));
             return blocking(flush).await.map(Noted::Indexed);
         };
         // The disk is busy with the note while the blocks' files are made.
@@ -258,7 +255,7 @@ impl FileServer {
         stored.and(synced.map(Noted::Entry))
     }
 
-    /// The same with a note where that is worth it and there is room: a small version's row can wait then.
+    /// The same with a note where that is worth it and there is room: its row follows while the directory is asked.
     pub(super) fn noted(&self, what: VersionOf, upload: &Upload, noted: Noted) -> Noted {
         match noted {
             Noted::Not if is_embedded(&upload.manifest) => self.storage.note(what, upload, false).map_or(Noted::Not, Noted::Entry),
@@ -266,18 +263,16 @@ impl FileServer {
         }
     }
 
-    /// Adds the index row, which is in no hurry where it is noted; false where it was there.
+    /// Adds the index row; false where it was there.
     pub(super) async fn index(&self, what: VersionOf, upload: &Arc<Upload>, noted: &Noted) -> Result<bool> {
-        let when = match noted {
-            Noted::Indexed(new) => return Ok(*new),
-            Noted::Entry(_) => When::Later,
-            Noted::Not => When::Now(Durability::Process),
-        };
+        if let Noted::Indexed(new) = noted {
+            return Ok(*new);
+        }
         if !upload.is_large() {
-            return self.storage.add(what, upload, when);
+            return self.storage.add(what, upload, Durability::Process);
         }
         let (storage, upload) = (self.storage.clone(), upload.clone());
-        blocking(move || storage.add(what, &upload, when)).await
+        blocking(move || storage.add(what, &upload, Durability::Process)).await
     }
 
     /// Stores one block ahead of a commit, here and (as far as they answer) at the replicas. `sent` is the block or, by `method`

@@ -17,10 +17,10 @@ use dfs_common::api::directory::VersionOf;
 use dfs_common::block::{BlockHash, BlockSet, BlockTable, Manifest};
 use dfs_common::ids::{InodeId, Version};
 use dfs_common::{Error, ErrorKind, Result};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::behind::{Behind, Changes, When};
-use crate::store::{Durability, Store, View};
+use crate::store::{Batch, Durability, Key, Store, Value, View};
 
 /// Manifests of up to this many blocks lie in their version's row.
 const MAX_EMBEDDED: usize = 4;
@@ -51,6 +51,9 @@ pub(super) struct Since {
     pub(super) counted: BlockSet,
 }
 
+/// Keys with their new values; `None` deletes.
+type Changes = BTreeMap<Key, Option<Value>>;
+
 /// A version and the manifest that claims it.
 pub(super) type Claim = (VersionOf, BlockHash);
 
@@ -68,7 +71,9 @@ pub(super) fn kept_blocks(manifest: &Manifest, hash: BlockHash) -> BlockSet {
 /// The rows.
 #[derive(Debug)]
 pub(super) struct Index {
-    rows: Behind,
+    store: Arc<dyn Store>,
+    /// Held from reading to committing what follows from it.
+    changing: Mutex<()>,
     versions: AtomicU64,
 }
 
@@ -233,7 +238,7 @@ fn count(view: &dyn View, hash: BlockHash) -> Result<u64> {
 impl Index {
     /// Over `store`; counts the versions once.
     pub(super) fn open(store: Arc<dyn Store>) -> Result<Self> {
-        let index = Self { rows: Behind::new(store), versions: AtomicU64::new(0) };
+        let index = Self { store, changing: Mutex::new(()), versions: AtomicU64::new(0) };
         let (mut after, mut count) = (None, 0);
         loop {
             let page = index.page(after, None)?;
@@ -247,6 +252,16 @@ impl Index {
         Ok(index)
     }
 
+    /// Commits the changes that `make` decides on, from rows that nobody changes meanwhile; returns what else it says.
+    fn change<T>(&self, durability: Durability, make: impl FnOnce(&dyn View) -> Result<(Changes, T)>) -> Result<T> {
+        let _changing = self.changing.lock();
+        let (changes, answer) = make(&*self.store.snapshot())?;
+        if !changes.is_empty() {
+            self.store.commit(&Batch { changes, ..Batch::default() }, durability)?;
+        }
+        Ok(answer)
+    }
+
     /// Versions held.
     pub(super) fn versions(&self) -> u64 {
         self.versions.load(Ordering::Relaxed)
@@ -256,18 +271,25 @@ impl Index {
     pub(super) fn claims(&self, what: VersionOf) -> Result<Vec<(BlockHash, Row)>> {
         let from = version_key(what);
         let to = [from.as_slice(), &[0xff; 33]].concat();
-        let rows = self.rows.scan(&from, &to, 16)?;
+        let rows = self.store.scan(&from, &to, 16)?;
         rows.iter().map(|(key, value)| Ok((claim_of(key)?.1, decode_row(value)?))).collect()
     }
 
     /// One page of rows in order, behind `after` and not behind `last`.
     pub(super) fn page(&self, after: Option<Claim>, last: Option<VersionOf>) -> Result<Vec<(Claim, Row)>> {
-        page(&self.rows, after, last)
+        page(&*self.store, after, last)
     }
 
     /// Adds a version, counted since another one where that is still there; false where it was there.
-    pub(super) fn add(&self, claim: Claim, (manifest, encoded): (&Manifest, &[u8]), since: Option<Since>, now: u64, when: When) -> Result<bool> {
-        let is_new = self.rows.change(when, |view| {
+    pub(super) fn add(
+        &self,
+        claim: Claim,
+        (manifest, encoded): (&Manifest, &[u8]),
+        since: Option<Since>,
+        now: u64,
+        durability: Durability,
+    ) -> Result<bool> {
+        let is_new = self.change(durability, |view| {
             let mut pending = Pending::new(view);
             if pending.row(claim)?.is_some() {
                 return Ok((Changes::new(), false));
@@ -292,7 +314,7 @@ impl Index {
     /// Removes versions in one batch; returns the blocks that no version names any more. `read` gives what a row keeps, if
     /// that can be read; rows that are not there are passed over.
     pub(super) fn remove(&self, claims: &[Claim], read: &dyn Fn(Claim, &Row) -> Option<BlockSet>) -> Result<Vec<BlockHash>> {
-        let (free, gone) = self.rows.change(When::Now(Durability::Process), |view| {
+        let (free, gone) = self.change(Durability::Process, |view| {
             let (mut pending, mut gone) = (Pending::new(view), 0);
             for &claim in claims {
                 gone += u64::from(pending.remove(claim, read)?);
@@ -305,33 +327,28 @@ impl Index {
 
     /// Whether this version with this manifest is here.
     pub(super) fn has(&self, claim: Claim) -> Result<bool> {
-        self.rows.get(&row_key(claim)).map(|row| row.is_some())
+        self.store.get(&row_key(claim)).map(|row| row.is_some())
     }
 
     /// True where a version names the block.
     pub(super) fn names(&self, hash: BlockHash) -> Result<bool> {
-        Ok(count(&self.rows, hash)? > 0)
+        Ok(count(&*self.store, hash)? > 0)
     }
 
     /// Returns when the disk has every row; others wait meanwhile.
     pub(super) fn sync(&self) -> Result<()> {
-        self.rows.sync()
-    }
-
-    /// Commits what was left for later.
-    pub(super) fn flush(&self) -> Result<()> {
-        self.rows.change(When::Now(Durability::Process), |_| Ok((Changes::new(), ())))
+        self.store.commit(&Batch::default(), Durability::Disk).map(|_| ())
     }
 
     /// A setting of this data directory.
     pub(super) fn setting(&self, name: &str) -> Result<Option<String>> {
-        self.rows.get(format!("m{name}").as_bytes())?.map(|row| decode(&row)).transpose()
+        self.store.get(format!("m{name}").as_bytes())?.map(|row| decode(&row)).transpose()
     }
 
     /// Stores a setting.
     pub(super) fn set(&self, name: &str, value: &str) -> Result<()> {
         let changes = Changes::from([(format!("m{name}").into_bytes(), Some(encode(&value)))]);
-        self.rows.change(When::Now(Durability::Disk), |_| Ok((changes, ())))
+        self.change(Durability::Disk, |_| Ok((changes, ())))
     }
 }
 
@@ -359,7 +376,7 @@ mod tests {
     }
 
     fn add(index: &Index, what: VersionOf, m: &Manifest) -> bool {
-        index.add((what, m.hash()), (m, &m.encode()), None, 1, When::Later).unwrap()
+        index.add((what, m.hash()), (m, &m.encode()), None, 1, Durability::Process).unwrap()
     }
 
     fn remove(index: &Index, what: VersionOf, m: &Manifest) -> BTreeSet<BlockHash> {
@@ -440,7 +457,7 @@ mod tests {
                         let since = since.and_then(|place| at(&place)).filter(|other| other.0.ino == claim.0.ino && other.0.version < claim.0.version);
                         let since = since.map(|other| since_of(claim, &m, other, &model[&other]));
                         let new = !model.contains_key(&claim);
-                        prop_assert_eq!(index.add(claim, (&m, &m.encode()), since, 1, When::Now(Durability::Process)).unwrap(), new);
+                        prop_assert_eq!(index.add(claim, (&m, &m.encode()), since, 1, Durability::Process).unwrap(), new);
                         model.insert(claim, m);
                     }
                     Step::Remove(places) => {
@@ -474,9 +491,12 @@ mod tests {
         let claim = |n: usize| (what(1, n as u64 + 1), versions[n].hash());
         for (n, m) in versions.iter().enumerate() {
             let since = n.checked_sub(1).map(|before| since_of(claim(n), m, claim(before), &versions[before]));
-            assert!(index.add(claim(n), (m, &m.encode()), since, 1, When::Now(Durability::Process)).unwrap());
+            assert!(index.add(claim(n), (m, &m.encode()), since, 1, Durability::Process).unwrap());
         }
-        assert_eq!((count(&index.rows, block(1)).unwrap(), count(&index.rows, block(3)).unwrap(), count(&index.rows, block(9)).unwrap()), (1, 2, 1));
+        assert_eq!(
+            (count(&*index.store, block(1)).unwrap(), count(&*index.store, block(3)).unwrap(), count(&*index.store, block(9)).unwrap()),
+            (1, 2, 1)
+        );
         let read = |claim: Claim, _: &Row| versions.iter().find(|m| m.hash() == claim.1).map(|m| kept_blocks(m, claim.1));
         let free = |n: usize| index.remove(&[claim(n)], &read).unwrap().into_iter().collect::<BTreeSet<_>>();
         assert_eq!(free(1), [block(9), claim(1).1].into());

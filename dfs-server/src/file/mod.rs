@@ -8,7 +8,6 @@
 //!
 //! Invariant: a block that a live version names is never deleted, whatever the moment of a crash.
 
-mod behind;
 mod blocks;
 mod commit;
 mod heartbeat;

@@ -17,13 +17,12 @@ use dfs_common::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::behind::When;
 use super::blocks::{BlockFiles, Change, Found, Unflushed};
 use super::index::{Claim, Index, Since, is_embedded, kept_blocks};
 use super::journal::{Entry, Journal, Note};
 use super::pins::{Pinner, Pins};
 use super::upload::Upload;
-use crate::store::Store;
+use crate::store::{Durability, Store};
 
 /// Of up to this many bytes a durable commit writes its blocks twice instead of flushing their files.
 const MAX_NOTED: usize = 256 << 10;
@@ -126,7 +125,7 @@ impl Storage {
         if !is_embedded(&upload.manifest) {
             self.files.write(upload.hash, &upload.encoded)?;
         }
-        if self.absent(what, &upload)?.is_empty() && self.add(what, &upload, When::Later)? {
+        if self.absent(what, &upload)?.is_empty() && self.add(what, &upload, Durability::Process)? {
             log::info!("version {} of inode {} was being published when the server ended", what.version, what.ino);
         }
         Ok(())
@@ -241,7 +240,6 @@ impl Storage {
     /// file system is flushed, with the index in the data directory: no commit waits for that meanwhile.
     pub(super) fn flush(&self) -> Result<()> {
         let over = self.journal.over();
-        self.index.flush()?;
         let unflushed = self.files.all_unflushed();
         match unflushed.is_flushed_singly() {
             true => {
@@ -302,10 +300,10 @@ impl Storage {
         self.journal.note(what, &upload.encoded, &blocks)
     }
 
-    /// Indexes a version whose blocks are here, later only where it is noted; false where it was.
-    pub(super) fn add(&self, what: VersionOf, upload: &Upload, when: When) -> Result<bool> {
+    /// Indexes a version whose blocks are here; false where it was.
+    pub(super) fn add(&self, what: VersionOf, upload: &Upload, durability: Durability) -> Result<bool> {
         let since = before(what).zip(upload.kept_since()).map(|(before, (hash, counted))| Since { claim: (before, hash), counted });
-        self.index.add((what, upload.hash), (&upload.manifest, &upload.encoded), since, seconds(), when)
+        self.index.add((what, upload.hash), (&upload.manifest, &upload.encoded), since, seconds(), durability)
     }
 
     /// Drops versions; their blocks are collected later, where nothing else needs them.

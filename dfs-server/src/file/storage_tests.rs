@@ -59,7 +59,7 @@ fn bare(upload: &Upload) -> Upload {
 fn commit(storage: &Arc<Storage>, what: VersionOf, upload: &Arc<Upload>) {
     let hold = storage.hold(upload);
     storage.put_upload(upload).unwrap();
-    storage.add(what, upload, When::Now(Durability::Process)).unwrap();
+    storage.add(what, upload, Durability::Process).unwrap();
     hold.settle();
 }
 
@@ -119,7 +119,7 @@ fn a_version_that_was_being_published_is_indexed_at_start() {
     b.storage.hold(&ab).keep();
     b.storage.put_upload(&ab).unwrap();
     let _under_way = [b.storage.note(what(1), &ab, false).unwrap(), b.storage.note(what(2), &cd, false).unwrap()];
-    assert!(b.storage.add(what(1), &ab, When::Later).unwrap());
+    assert!(b.storage.add(what(1), &ab, Durability::Process).unwrap());
     b.restart();
     assert_eq!(b.storage.index.claims(what(1)).unwrap()[0].0, ab.hash);
     assert!(b.storage.index.claims(what(2)).unwrap().is_empty(), "its blocks are missing");

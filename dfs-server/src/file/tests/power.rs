@@ -98,7 +98,7 @@ async fn what_is_durable_is_on_the_disks_of_all_copies_before_the_directory_hear
         for hash in lost.hashes() {
             std::fs::write(data.join("blocks").join(&hash.to_string()[..2]).join(hash.to_string()), b"").unwrap();
         }
-        for name in ["index.db-wal", "index.db-shm"] {
+        for name in ["index.db-wal", "index.db-shm", "index.db-log-0", "index.db-log-1"] {
             let _ = std::fs::remove_file(data.join(name));
         }
         std::fs::rename(data.join("before"), data.join("index.db")).unwrap();
