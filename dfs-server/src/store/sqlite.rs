@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use dfs_common::{Error, ErrorKind, Result};
 use parking_lot::{Condvar, Mutex, MutexGuard};
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OptionalExtension, ffi, params};
 
 use super::log::{Changes, Left, Log, Place};
@@ -361,6 +362,8 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.query_row("PRAGMA wal_autocheckpoint = 0", [], |_| Ok(()))?;
     connection.set_prepared_statement_cache_capacity(16);
+    // A plan that depends on what is asked for is made anew for each scan, which costs more than a short scan.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     Ok(connection)
 }
 
