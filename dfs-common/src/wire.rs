@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use serde::{Serialize, de::DeserializeOwned};
 
+use crate::api::Packed;
 use crate::ids::SessionId;
 use crate::user::{Origin, User};
 use crate::{Error, ErrorKind, Result};
@@ -24,6 +25,8 @@ pub const REPLAY_HEADER: &str = "dfs-replay";
 pub const USER_HEADER: &str = "dfs-user";
 /// Small JSON beside a raw body.
 pub const META_HEADER: &str = "dfs-meta";
+/// What form an answer may have, as in RFC 9110: [`PACKED`], where there is one, or else JSON.
+pub const ACCEPT_HEADER: &str = "accept";
 /// Range of a read, as in RFC 9110.
 pub const RANGE_HEADER: &str = "range";
 
@@ -98,6 +101,8 @@ pub struct Request {
     pub meta: Option<String>,
     /// Content of [`RANGE_HEADER`].
     pub range: Option<String>,
+    /// The answer may come in the form for programs ([`ACCEPT_HEADER`]).
+    pub packed: bool,
     /// The body.
     pub body: Bytes,
 }
@@ -110,7 +115,19 @@ impl Request {
             Some((path, query)) => (path.to_owned(), query.to_owned()),
             None => (path, String::new()),
         };
-        Self { method, path, query, session: None, replay: None, user: None, origin: Origin::default(), meta: None, range: None, body: Bytes::new() }
+        Self {
+            method,
+            path,
+            query,
+            session: None,
+            replay: None,
+            user: None,
+            origin: Origin::default(),
+            meta: None,
+            range: None,
+            packed: false,
+            body: Bytes::new(),
+        }
     }
 
     /// With `body` as it is.
@@ -149,6 +166,13 @@ impl Request {
         self
     }
 
+    /// With an answer in the form for programs, where there is one.
+    #[must_use]
+    pub fn packed(mut self, packed: bool) -> Self {
+        self.packed = packed;
+        self
+    }
+
     /// Reads `first..=last` in bytes.
     #[must_use]
     pub fn range(mut self, first: u64, last: u64) -> Self {
@@ -172,7 +196,7 @@ impl Request {
         self.query.split('&').filter_map(|pair| pair.split_once('=')).find(|pair| pair.0 == key).map(|pair| pair.1)
     }
 
-    /// Sets session, replay, user, meta or range from a header's lower-case name; others are ignored.
+    /// Sets session, replay, user, meta, range or the form of the answer from a header's lower-case name; others are ignored.
     pub fn set_header(&mut self, name: &str, value: &str) -> Result<()> {
         let bad = |what: &str| Error::new(ErrorKind::Invalid, format!("header {name}: {what}"));
         match name {
@@ -181,6 +205,7 @@ impl Request {
             USER_HEADER => self.user = Some(value.parse().map_err(|e: Error| e.context(format!("header {name}")))?),
             META_HEADER => self.meta = Some(value.to_owned()),
             RANGE_HEADER => self.range = Some(value.to_owned()),
+            ACCEPT_HEADER => self.packed |= value.split(',').any(|form| form.trim() == PACKED),
             _ => {}
         }
         Ok(())
@@ -194,6 +219,7 @@ impl Request {
             self.user.as_ref().map(|u| (USER_HEADER, u.to_string())),
             self.meta.clone().map(|m| (META_HEADER, m)),
             self.range.clone().map(|r| (RANGE_HEADER, r)),
+            self.packed.then(|| (ACCEPT_HEADER, PACKED.to_owned())),
         ]
         .into_iter()
         .flatten()
@@ -214,7 +240,7 @@ fn parse<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T> {
 pub struct Response {
     /// HTTP status.
     pub status: u16,
-    /// `application/json`, `application/octet-stream` or `text/plain`.
+    /// `application/json`, `application/octet-stream`, `text/plain` or [`PACKED`].
     pub content_type: &'static str,
     /// Content of [`META_HEADER`].
     pub meta: Option<String>,
@@ -226,6 +252,8 @@ pub struct Response {
 pub const JSON: &str = "application/json";
 /// Content type of raw bytes.
 pub const BYTES: &str = "application/octet-stream";
+/// Content type of an answer in the form for programs: postcard of shapes whose every change gets another number here.
+pub const PACKED: &str = "application/vnd.dfs.packed-1";
 
 impl Response {
     /// 200 with JSON.
@@ -243,6 +271,11 @@ impl Response {
         Self { status, content_type: BYTES, meta: None, body: body.into() }
     }
 
+    /// 200 with an answer of `O` in the form for programs.
+    pub fn packed<O: Packed>(value: &O::Reply) -> Self {
+        Self { status: 200, content_type: PACKED, meta: None, body: O::pack(value).into() }
+    }
+
     /// The reply for `error`.
     pub fn error(error: &Error) -> Self {
         let body = serde_json::to_vec(&error.to_body()).expect("errors serialize").into();
@@ -253,6 +286,11 @@ impl Response {
     pub fn parse_json<T: DeserializeOwned>(self) -> Result<T> {
         let body = self.into_bytes()?;
         serde_json::from_slice(&body).map_err(|e| Error::new(ErrorKind::Corrupt, format!("reply: {e}")))
+    }
+
+    /// The answer of `O` in whichever form it came, or the error that the reply carries.
+    pub fn unpack<O: Packed>(self) -> Result<O::Reply> {
+        if self.content_type == PACKED { O::unpack(&self.into_bytes()?) } else { self.parse_json() }
     }
 
     /// Whether it says that the user has not the rights: others may be asked for, or groups be told.
@@ -299,13 +337,14 @@ mod tests {
         let mut request = Request::new(Method::Get, "/v1/x?a=1&b=2").session(Some(SessionId(7))).range(0, 9).meta(&[1, 2]);
         request.replay = Some(Replay { slot: 3, sequence: 9 });
         request.user = Some(User { uid: 5, gid: 6, groups: Some(vec![7, 8]) });
+        request.packed = true;
         let mut other = Request::new(Method::Get, "/v1/x");
         for (name, value) in request.headers() {
             other.set_header(name, &value).unwrap();
         }
         assert_eq!(
-            (other.session, other.replay, other.user, other.meta, other.range),
-            (request.session, request.replay, request.user.clone(), request.meta.clone(), request.range.clone())
+            (other.session, other.replay, other.user, other.meta, other.range, other.packed),
+            (request.session, request.replay, request.user.clone(), request.meta.clone(), request.range.clone(), true)
         );
         assert_eq!((request.query_value("b"), request.query_value("c")), (Some("2"), None));
     }

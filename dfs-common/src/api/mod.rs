@@ -20,6 +20,15 @@ pub trait Operation: Serialize + DeserializeOwned + Send + Sync + 'static {
     type Reply: Serialize + DeserializeOwned + Send;
 }
 
+/// An operation whose answer also travels in a form for programs, where the request asks for that ([`crate::wire::PACKED`]).
+pub trait Packed: Operation {
+    /// The answer in that form.
+    fn pack(reply: &Self::Reply) -> Vec<u8>;
+
+    /// The answer of that form; `Corrupt` where it is none.
+    fn unpack(bytes: &[u8]) -> crate::Result<Self::Reply>;
+}
+
 /// An answer without content: `{}`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Done {}

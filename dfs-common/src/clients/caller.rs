@@ -9,8 +9,8 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::behalf;
 use super::steps::{self, Noted, Target};
-use crate::api::Operation;
 use crate::api::directory::Granted;
+use crate::api::{Operation, Packed};
 use crate::ids::SessionId;
 use crate::transport::Transport;
 use crate::user::User;
@@ -83,9 +83,23 @@ impl Caller {
         }
     }
 
+    /// The same, with the answer in the form for programs where the service knows it.
+    pub async fn call_leased_packed<O: Packed>(&self, operation: &O) -> (Result<O::Reply>, Option<Granted>) {
+        match self.exchange_request::<O>(self.request(operation).packed(true), self.timeout).await {
+            Ok(reply) => {
+                let granted = reply.granted();
+                (reply.unpack::<O>(), granted)
+            }
+            Err(e) => (Err(e), None),
+        }
+    }
+
     async fn exchange<O: Operation>(&self, operation: &O, limit: Duration) -> Result<Response> {
+        self.exchange_request::<O>(self.request(operation), limit).await
+    }
+
+    async fn exchange_request<O: Operation>(&self, mut request: Request, limit: Duration) -> Result<Response> {
         let deadline = Instant::now() + limit;
-        let mut request = self.request(operation);
         loop {
             // Another user is another question: its answer must not be the stored one.
             let slot = self.slot::<O>(&request, deadline).await?;

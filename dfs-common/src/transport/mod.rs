@@ -64,6 +64,7 @@ fn content_type(value: Option<&str>) -> &'static str {
     match value {
         Some(text) if text.starts_with(crate::wire::JSON) => crate::wire::JSON,
         Some(text) if text.starts_with("text/plain") => "text/plain",
+        Some(crate::wire::PACKED) => crate::wire::PACKED,
         _ => crate::wire::BYTES,
     }
 }

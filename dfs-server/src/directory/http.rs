@@ -46,7 +46,7 @@ impl Directory {
                 state::resolve(&*self.store.snapshot(), &request.parse_json()?, request.user.as_ref()).map(|found| Response::json(&found))
             }
             Access::PATH => state::access(&*self.store.snapshot(), &request.parse_json()?, request.user.as_ref()).map(|done| Response::json(&done)),
-            List::PATH => self.read_leased(&request, state::list),
+            List::PATH => self.read_leased_as(&request, state::list, if request.packed { Response::packed::<List> } else { Response::json }),
             ReadLink::PATH => self.read_leased(&request, state::read_link),
             GetXattr::PATH => self.read_leased(&request, state::get_xattr),
             ListXattrs::PATH => self.read_leased(&request, state::list_xattrs),
@@ -116,6 +116,16 @@ impl Directory {
 
     /// Reads, and grants the session a lease on what it is told. Both under one lock: a change comes before both or after.
     fn read_leased<O: Leased + Guarded>(&self, request: &Request, read: fn(&dyn View, &O) -> Result<O::Reply>) -> Result<Response> {
+        self.read_leased_as(request, read, Response::json)
+    }
+
+    /// The same, with the answer in the form that `respond` gives it.
+    fn read_leased_as<O: Leased + Guarded>(
+        &self,
+        request: &Request,
+        read: fn(&dyn View, &O) -> Result<O::Reply>,
+        respond: fn(&O::Reply) -> Response,
+    ) -> Result<Response> {
         let operation: O = request.parse_json()?;
         let (answer, granted) = {
             let mut leasing = self.leasing.lock();
@@ -126,7 +136,7 @@ impl Directory {
             let granted = session.and_then(|session| leasing.leases.grant(session, &operation.inodes(&answer), false, |_| false, now));
             (answer, granted)
         };
-        let response = answer.map(|reply| Response::json(&reply)).into();
+        let response = answer.map(|reply| respond(&reply)).into();
         Ok(with_leases(response, granted.as_ref()))
     }
 

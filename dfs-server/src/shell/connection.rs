@@ -7,12 +7,12 @@ use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use dfs_common::user::Origin;
-use dfs_common::wire::{MAX_BODY, META_HEADER, Method, RANGE_HEADER, REPLAY_HEADER, Request, Response, SESSION_HEADER, USER_HEADER};
+use dfs_common::wire::{ACCEPT_HEADER, MAX_BODY, META_HEADER, Method, RANGE_HEADER, REPLAY_HEADER, Request, Response, SESSION_HEADER, USER_HEADER};
 use dfs_common::{Error, ErrorKind, Result};
 use futures_util::FutureExt;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Incoming};
-use hyper::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HeaderValue};
+use hyper::header::{ACCEPT, AUTHORIZATION, CONNECTION, CONTENT_TYPE, HeaderValue};
 use tokio::sync::SemaphorePermit;
 
 use super::credentials::admit;
@@ -64,6 +64,9 @@ async fn read(shared: &Shared, request: hyper::Request<Incoming>, origin: Origin
         }
         let value = value.to_str().map_err(|_| refuse(ErrorKind::Invalid, format!("header {name} is not ASCII")))?;
         request.set_header(name, value).map_err(|e| Response::error(&e))?;
+    }
+    for value in head.headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()) {
+        request.set_header(ACCEPT_HEADER, value).map_err(|e| Response::error(&e))?;
     }
     admit(&mut request, origin).map_err(|e| Response::error(&e))?;
     let declared = body.size_hint().exact();

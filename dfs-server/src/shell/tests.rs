@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 
 use super::*;
 
-/// Echoes the body; `/panic` panics, `/wait` answers when the server stops.
+/// Echoes the body; `/panic` panics, `/wait` answers when the server stops, `/form` says whether the answer may be packed.
 #[derive(Debug)]
 struct Echo(watch::Receiver<bool>);
 
@@ -26,6 +26,7 @@ impl Service for Echo {
             match request.path.as_str() {
                 "/panic" => panic!("asked to"),
                 "/wait" => stopped(&mut stop).await,
+                "/form" => return Response::json(&request.packed),
                 _ => {}
             }
             Response::bytes(200, request.body)
@@ -136,4 +137,23 @@ async fn a_stop_lets_what_is_under_way_finish() {
     assert_eq!(waiting.await.unwrap().status, 200);
     tokio::time::timeout(Duration::from_secs(5), &mut server.task).await.unwrap().unwrap();
     assert!(server.client().send(Request::new(Method::Get, "/x")).await.is_err());
+}
+
+#[tokio::test]
+async fn the_form_of_an_answer_is_asked_for_by_accept() {
+    let server = start("127.0.0.1").await;
+    let client = server.client();
+    for packed in [false, true] {
+        let reply = client.send(Request::new(Method::Get, "/form").packed(packed)).await.unwrap();
+        assert_eq!(reply.parse_json::<bool>().unwrap(), packed);
+    }
+    for (accept, packed) in [
+        ("accept: */*\r\n", false),
+        ("accept: application/json, application/vnd.dfs.packed-1\r\n", true),
+        ("accept: text/html\r\naccept: application/vnd.dfs.packed-1\r\n", true),
+        ("accept: application/vnd.dfs.packed-2\r\n", false),
+    ] {
+        let head = format!("GET /form HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {SECRET}\r\n{accept}connection: close\r\n\r\n");
+        assert!(server.raw(&head).await.ends_with(&packed.to_string()), "{accept}");
+    }
 }

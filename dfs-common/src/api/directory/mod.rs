@@ -4,6 +4,7 @@
 mod content;
 mod leases;
 mod names;
+mod packed;
 mod past;
 mod servers;
 mod sessions;

@@ -2,8 +2,6 @@
 //!
 //! Reads see what is committed and change nothing.
 
-use std::collections::HashMap;
-
 use dfs_common::api::directory::{GetAttributes, List, Lookup, Page, PageEntry, ReadLink};
 use dfs_common::attributes::{Entry, FileKind};
 use dfs_common::ids::InodeId;
@@ -60,17 +58,17 @@ pub(crate) fn list(view: &dyn View, request: &List) -> Result<Page> {
     rows.truncate(limit);
     let dentries = rows.iter().map(|(key, value)| Ok((Name::new(keys::name_of(key))?, Dentry::decode(value)?.ino))).collect::<Result<Vec<_>>>()?;
     let inodes = load_all(view, dentries.iter().map(|d| d.1))?;
-    let entries = dentries.into_iter().map(|(name, ino)| match inodes.get(&ino) {
-        Some(inode) => Ok(PageEntry { name, entry: inode.entry(ino) }),
-        None => Err(dangling(ino)),
+    let entries = dentries.into_iter().map(|(name, ino)| match inodes.binary_search_by_key(&ino, |row| row.0) {
+        Ok(at) => Ok(PageEntry { name, entry: inodes[at].1.entry(ino) }),
+        Err(_) => Err(dangling(ino)),
     });
     Ok(Page { parent: directory.parent, entries: entries.collect::<Result<_>>()?, end })
 }
 
-/// Inodes by number; missing ones are left out. Files of one directory were mostly made one after the
+/// Inodes in order of their numbers; missing ones are left out. Files of one directory were mostly made one after the
 /// other, so one scan over their numbers usually beats single reads.
-fn load_all(view: &dyn View, inos: impl Iterator<Item = InodeId> + Clone) -> Result<HashMap<InodeId, Inode>> {
-    let (Some(first), Some(last)) = (inos.clone().min(), inos.clone().max()) else { return Ok(HashMap::new()) };
+fn load_all(view: &dyn View, inos: impl Iterator<Item = InodeId> + Clone) -> Result<Vec<(InodeId, Inode)>> {
+    let (Some(first), Some(last)) = (inos.clone().min(), inos.clone().max()) else { return Ok(Vec::new()) };
     let count = inos.clone().count() as u64;
     if last.0 - first.0 < count * SCAN_FACTOR {
         let mut to = keys::inode(last);
@@ -78,13 +76,11 @@ fn load_all(view: &dyn View, inos: impl Iterator<Item = InodeId> + Clone) -> Res
         let rows = view.scan(&keys::inode(first), &to, usize::MAX)?;
         return rows.iter().map(|(key, value)| Ok((InodeId(keys::number_of(key)), Inode::decode(value)?))).collect();
     }
-    let mut inodes = HashMap::new();
-    for ino in inos {
-        if let Some(value) = view.get(&keys::inode(ino))? {
-            inodes.insert(ino, Inode::decode(&value)?);
-        }
-    }
-    Ok(inodes)
+    let mut numbers: Vec<InodeId> = inos.collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    let load = |ino: InodeId| Ok(view.get(&keys::inode(ino))?.map(|value| Inode::decode(&value)).transpose()?.map(|inode| (ino, inode)));
+    numbers.into_iter().filter_map(|ino| load(ino).transpose()).collect()
 }
 
 /// An inode that a name leads to, which therefore exists.

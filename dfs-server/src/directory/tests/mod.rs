@@ -23,7 +23,7 @@ use dfs_common::attributes::{Attributes, Entry, FileKind, Timestamp};
 use dfs_common::block::BlockHash;
 use dfs_common::ids::{InodeId, ROOT, ServerId, SessionId, Token, Version};
 use dfs_common::name::{Name, Text};
-use dfs_common::wire::{Method, Replay, Request, Service};
+use dfs_common::wire::{JSON, Method, PACKED, Replay, Request, Service};
 use dfs_common::{ErrorKind, Result};
 
 use super::{Config, Directory, Keep};

@@ -268,3 +268,27 @@ async fn a_chmod_changes_what_it_names_and_the_ctime() {
     assert!(after.ctime > before.ctime);
     assert_eq!((after.mode, after.mtime, after.uid, after.atime), (0o4755, Timestamp(-5), before.uid, before.atime));
 }
+
+#[tokio::test]
+async fn a_listing_says_the_same_in_both_forms() {
+    let mut client = Client::new();
+    let session = client.open_session().await;
+    let dir = client.dir(ROOT, "d").await;
+    for (text, kind) in [("file", FileKind::File), ("link", FileKind::Symlink), ("sub", FileKind::Directory)] {
+        client.make(dir, text, kind).await.unwrap();
+    }
+    client.call(&Link { ino: client.lookup(dir, "file").await.unwrap().attributes.ino, parent: dir, name: name("again") }).await.unwrap();
+    let list = List { ino: dir, after: None, limit: 10 };
+    let page = client.call(&list).await.unwrap();
+    assert_eq!(page.entries.len(), 4);
+    let ask = |list: &List, packed| {
+        client.directory.clone().handle(Request::new(Method::Post, List::PATH).json(list).session(Some(session)).packed(packed))
+    };
+    let (packed, json) = (ask(&list, true).await, ask(&list, false).await);
+    assert_eq!((packed.content_type, json.content_type), (PACKED, JSON));
+    assert!(packed.body.len() * 3 < json.body.len(), "{} bytes instead of {}", packed.body.len(), json.body.len());
+    assert_eq!((packed.unpack::<List>().unwrap(), json.unpack::<List>().unwrap()), (page.clone(), page));
+    // Errors are JSON.
+    let refused = ask(&List { limit: 0, ..list }, true).await;
+    assert_eq!((refused.content_type, kind(refused.unpack::<List>())), (JSON, ErrorKind::Invalid));
+}
