@@ -383,7 +383,7 @@ impl Filesystem for Adapter {
         self.run(question("readdir", request, ino), async move { vfs.list(handle.0, offset).await }, move |result| match result {
             Ok((_, entries)) => {
                 for e in entries {
-                    if reply.add(INodeNo(e.ino.0), e.next, file_type(e.kind), OsStr::from_bytes(&e.name)) {
+                    if reply.add(INodeNo(e.ino().0), e.next, file_type(e.kind()), OsStr::from_bytes(e.name())) {
                         break;
                     }
                 }
@@ -402,7 +402,7 @@ impl Filesystem for Adapter {
             Ok((listing, entries)) => {
                 let mut refused = None;
                 let telling = teller.telling();
-                for e in entries {
+                for e in &entries {
                     match add_plus(&telling, &listing, &mut reply, e) {
                         Added::Full(id) => {
                             refused = id;
@@ -537,18 +537,17 @@ enum Added {
 }
 
 /// Adds one entry with its attributes. Only an entry that fits is referred to by the kernel.
-fn add_plus(telling: &Telling<'_>, listing: &Listing, reply: &mut ReplyDirectoryPlus, listed: Listed) -> Added {
-    let (ino, kind, next, name) = (listed.ino, listed.kind, listed.next, listed.name.clone());
-    let name = OsStr::from_bytes(&name);
+fn add_plus(telling: &Telling<'_>, listing: &Listing, reply: &mut ReplyDirectoryPlus, listed: &Listed) -> Added {
+    let (ino, next, name) = (INodeNo(listed.ino().0), listed.next, OsStr::from_bytes(listed.name()));
     let told = telling.introduce_listed(listing, listed);
     if let Some((told, attributes)) = told.as_ref().and_then(|told| told.attributes().map(|attributes| (told, attributes))) {
         let keep = telling.keep(told);
         let ttl = keep.attributes.min(keep.entry);
         let generation = Generation(telling.generation(attributes.ino.0));
-        let full = reply.add(INodeNo(ino.0), next, name, &ttl, &file_attr(attributes), generation);
+        let full = reply.add(ino, next, name, &ttl, &file_attr(attributes), generation);
         return if full { Added::Full(Some(attributes.ino.0)) } else { Added::Yes };
     }
     // Of `.` and `..` the kernel takes number and type, and refers to nothing.
-    let attr = file_attr(&Attributes::bare(ino, kind));
-    if reply.add(INodeNo(ino.0), next, name, &Duration::ZERO, &attr, Generation(0)) { Added::Full(None) } else { Added::Yes }
+    let attr = file_attr(&Attributes::bare(listed.ino(), listed.kind()));
+    if reply.add(ino, next, name, &Duration::ZERO, &attr, Generation(0)) { Added::Full(None) } else { Added::Yes }
 }

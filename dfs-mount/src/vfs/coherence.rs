@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use dfs_common::api::Operation;
 use dfs_common::api::directory::{Event, GetAttributes};
+use dfs_common::api::{Operation, Packed};
 use dfs_common::attributes::{Attributes, Entry};
 use dfs_common::ids::InodeId;
 use dfs_common::name::Name;
@@ -140,6 +140,13 @@ impl Vfs {
         (result, Stamp::of(claim, granted))
     }
 
+    /// As [`Vfs::ask`], with the answer in the form for programs.
+    pub(crate) async fn ask_packed<O: Packed>(&self, operation: &O) -> (Result<O::Reply>, Stamp) {
+        let claim = self.leases.lock().claim();
+        let (result, granted) = self.cluster.directory.call_leased_packed(operation).await;
+        (result, Stamp::of(claim, granted))
+    }
+
     /// As [`Vfs::ask`], for the attributes of `ino`, with its servers' addresses known afterwards.
     pub(crate) async fn ask_entry(&self, ino: InodeId) -> (Result<Entry>, Stamp) {
         match self.ask(&GetAttributes { ino }).await {
@@ -255,7 +262,7 @@ impl Telling<'_> {
     /// Takes over what an answer said of `node`.
     pub(crate) fn hear(&self, node: &Node, entry: Entry, stamp: &Stamp) {
         let leased = self.leases.covers(stamp, node.ino);
-        node.state.lock().hear(entry, self.leases.number(stamp), leased);
+        node.state.lock().hear(&entry, self.leases.number(stamp), leased);
     }
 
     /// The same, of attributes alone.
@@ -277,14 +284,14 @@ impl Telling<'_> {
         {
             let leased = self.leases.covers(&stamp, node.ino);
             let mut state = node.state.lock();
-            state.hear(entry, self.leases.number(&stamp), leased);
+            state.hear(&entry, self.leases.number(&stamp), leased);
             state.told = state.entry.attributes.version;
         }
         self.told(Some(node.clone()), stamp, None)
     }
 
     /// Registers an inode that the kernel is about to be told of once more, and by which name.
-    pub(crate) fn introduce(&self, entry: Entry, stamp: &Stamp, place: Option<Place>) -> Told {
+    pub(crate) fn introduce(&self, entry: &Entry, stamp: &Stamp, place: Option<Place>) -> Told {
         let leased = self.leases.covers(stamp, entry.attributes.ino);
         let node = self.vfs.nodes.introduce(entry, self.leases.number(stamp), leased);
         if let Some(Place { directory, name }) = &place {

@@ -53,7 +53,7 @@ struct Window {
 
 #[derive(Debug, Default)]
 struct Reading {
-    window: Option<Window>,
+    window: Option<Arc<Window>>,
     /// What was fetched beyond the page in the window.
     ahead: Option<Fetched>,
     parent: Option<InodeId>,
@@ -69,16 +69,17 @@ pub struct Stream {
 /// One entry for the kernel.
 #[derive(Debug)]
 pub struct Listed {
-    /// The name.
-    pub name: Vec<u8>,
-    /// The inode.
-    pub ino: InodeId,
-    /// Its type.
-    pub kind: FileKind,
+    what: What,
     /// What comes after it.
     pub next: u64,
-    /// The whole entry, and how old it is; `None` for `.` and `..`.
-    entry: Option<(PageEntry, Arc<Stamp>)>,
+}
+
+#[derive(Debug)]
+enum What {
+    /// `.` or `..`, and where that leads.
+    Dots(&'static [u8], InodeId),
+    /// One of this window.
+    Entry(Arc<Window>, usize),
 }
 
 /// Whose entries are listed.
@@ -102,6 +103,37 @@ impl Stream {
     }
 }
 
+impl Listed {
+    /// Its item; `None` for `.` and `..`.
+    fn item(&self) -> Option<&Item> {
+        match &self.what {
+            What::Dots(..) => None,
+            What::Entry(window, at) => Some(&window.items[*at]),
+        }
+    }
+
+    /// The name.
+    pub fn name(&self) -> &[u8] {
+        match &self.what {
+            What::Dots(name, _) => name,
+            What::Entry(window, at) => window.items[*at].entry.name.as_bytes(),
+        }
+    }
+
+    /// The inode.
+    pub fn ino(&self) -> InodeId {
+        match &self.what {
+            What::Dots(_, ino) => *ino,
+            What::Entry(window, at) => window.items[*at].entry.entry.attributes.ino,
+        }
+    }
+
+    /// Its type.
+    pub fn kind(&self) -> FileKind {
+        self.item().map_or(FileKind::Directory, |item| item.entry.entry.attributes.kind)
+    }
+}
+
 impl Item {
     /// By this they are in order.
     fn place(&self) -> (u64, &Name) {
@@ -110,24 +142,21 @@ impl Item {
 }
 
 impl Window {
-    /// What comes behind `position`; `None` where that is to be read anew.
-    fn behind(&self, generation: &Arc<Generation>, position: &Position) -> Option<&[Item]> {
+    /// Where in it that begins which comes behind `position`; `None` where that is to be read anew.
+    fn behind(&self, generation: &Arc<Generation>, position: &Position) -> Option<usize> {
         if !Arc::ptr_eq(&self.generation, generation) || self.from.page != position.page || position.is_below(&self.from) {
             return None;
         }
-        let items = &self.items[self.items.partition_point(|item| !position.is_before(item.hash, &item.entry.name))..];
-        (!items.is_empty() || !self.more).then_some(items)
+        let from = self.items.partition_point(|item| !position.is_before(item.hash, &item.entry.name));
+        (from < self.items.len() || !self.more).then_some(from)
     }
 
-    /// As the kernel wants them; `items` are some of this window.
-    fn listed<'a>(&'a self, items: &'a [Item]) -> impl Iterator<Item = Listed> + 'a {
-        let next_hash = |at: usize| items.get(at + 1).map(|next| next.hash);
-        items.iter().enumerate().take(AT_ONCE).map(move |(at, item)| Listed {
-            name: item.entry.name.as_bytes().to_vec(),
-            ino: item.entry.entry.attributes.ino,
-            kind: item.entry.entry.attributes.kind,
-            next: self.generation.offset_behind(self.from.page, item.hash, &item.entry.name, next_hash(at)),
-            entry: Some((item.entry.clone(), item.stamp.clone())),
+    /// As the kernel wants them, `from` that place on.
+    fn listed(self: &Arc<Self>, from: usize) -> impl Iterator<Item = Listed> + '_ {
+        self.items.iter().enumerate().skip(from).take(AT_ONCE).map(|(at, item)| {
+            let next_hash = self.items.get(at + 1).map(|next| next.hash);
+            let next = self.generation.offset_behind(self.from.page, item.hash, &item.entry.name, next_hash);
+            Listed { what: What::Entry(self.clone(), at), next }
         })
     }
 }
@@ -183,17 +212,17 @@ impl Vfs {
         loop {
             let window = match reading.window.take().filter(|w| w.behind(&generation, &position).is_some()) {
                 Some(window) => window,
-                None => self.load_window(&stream, &mut reading, &generation, position.clone()).await?,
+                None => Arc::new(self.load_window(&stream, &mut reading, &generation, position.clone()).await?),
             };
             if dots < 2 && listed.is_empty() {
                 let names = [(&b"."[..], stream.ino()), (&b".."[..], reading.parent.unwrap_or(ROOT))];
                 for (at, (name, ino)) in names.into_iter().enumerate().skip(dots) {
-                    listed.push(Listed { name: name.to_vec(), ino, kind: FileKind::Directory, next: at as u64 + 1, entry: None });
+                    listed.push(Listed { what: What::Dots(name, ino), next: at as u64 + 1 });
                 }
             }
-            let items = window.behind(&generation, &position).unwrap_or_default();
-            let is_over = !items.is_empty() || window.is_last;
-            listed.extend(window.listed(items));
+            let from = window.behind(&generation, &position).unwrap_or(window.items.len());
+            let is_over = from < window.items.len() || window.is_last;
+            listed.extend(window.listed(from));
             reading.window = Some(window);
             if listed.is_empty() && is_over {
                 self.end_listing(&stream.node);
@@ -249,7 +278,7 @@ impl Vfs {
 
     async fn fetch(&self, stream: &Stream, reading: &mut Reading, after: Option<Name>) -> Result<Fetched> {
         let node = &stream.node;
-        let (result, stamp) = self.ask(&List { ino: node.ino, after: after.clone(), limit: PAGE as u32 }).await;
+        let (result, stamp) = self.ask_packed(&List { ino: node.ino, after: after.clone(), limit: PAGE as u32 }).await;
         let page = match result {
             // A removed directory that somebody still has open is empty.
             Err(e) if e.kind() == ErrorKind::NotFound => Page { parent: node.ino, entries: Vec::new(), end: true },
@@ -275,8 +304,8 @@ fn keep_first(items: &mut Vec<Item>) -> Option<(u64, Name)> {
 
 impl Telling<'_> {
     /// Registers an entry of a listing with its attributes, as a lookup would; `None` for `.` and `..`.
-    pub fn introduce_listed(&self, directory: &Listing, listed: Listed) -> Option<Told> {
-        let (PageEntry { name, entry }, stamp) = listed.entry?;
-        Some(self.introduce(entry, &stamp, Some(Place { directory: directory.0.clone(), name })))
+    pub fn introduce_listed(&self, directory: &Listing, listed: &Listed) -> Option<Told> {
+        let Item { entry: PageEntry { name, entry }, stamp, .. } = listed.item()?;
+        Some(self.introduce(entry, stamp, Some(Place { directory: directory.0.clone(), name: name.clone() })))
     }
 }

@@ -51,7 +51,7 @@ impl Vfs {
     /// The current node of `ino` with one more reference by the kernel; `None` where it has no name.
     async fn introduce_named(&self, ino: InodeId) -> Result<Option<Told>> {
         match self.ask_entry(ino).await {
-            (Ok(entry), stamp) if entry.attributes.nlink > 0 => Ok(Some(self.telling().introduce(entry, &stamp, None))),
+            (Ok(entry), stamp) if entry.attributes.nlink > 0 => Ok(Some(self.telling().introduce(&entry, &stamp, None))),
             (Ok(_), _) => Ok(None),
             (Err(e), _) if e.kind() == ErrorKind::NotFound => Ok(None),
             (Err(e), _) => Err(e),

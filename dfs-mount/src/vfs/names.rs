@@ -34,7 +34,7 @@ impl Vfs {
         let (result, stamp) = self.ask(&lookup).await;
         let telling = self.telling();
         match result {
-            Ok(entry) => Ok(telling.introduce(entry, &stamp, Some(place))),
+            Ok(entry) => Ok(telling.introduce(&entry, &stamp, Some(place))),
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(telling.absent(place, stamp)),
             Err(e) => Err(e),
         }
@@ -91,7 +91,7 @@ impl Vfs {
         let mut telling = self.telling();
         telling.changed_entry(&place, Some(made.entry.attributes.ino), false, stamp);
         telling.hear_attributes(&place.directory, made.directory, stamp);
-        telling.introduce(made.entry, stamp, Some(place))
+        telling.introduce(&made.entry, stamp, Some(place))
     }
 
     /// The target of a symlink.

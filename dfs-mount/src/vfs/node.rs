@@ -90,8 +90,8 @@ impl State {
 
     /// Takes over what the directory said as of `number` (`None`: nobody knows), `leased` or not. Answers may overtake
     /// one another: what is older than what is known, or no better, is not believed.
-    pub(crate) fn hear(&mut self, entry: Entry, number: Option<u64>, leased: bool) {
-        if self.is_overtaken_by(&entry) {
+    pub(crate) fn hear(&mut self, entry: &Entry, number: Option<u64>, leased: bool) {
+        if self.is_overtaken_by(entry) {
             // It is another node's, once the name is looked up again.
             return self.unlease();
         }
@@ -102,10 +102,10 @@ impl State {
         }
         // An undeletion gives a removed one a name again.
         self.removed = entry.attributes.nlink == 0;
-        if self.entry != entry {
+        if self.entry != *entry {
             self.xattrs.clear();
+            self.entry.clone_from(entry);
         }
-        self.entry = entry;
         self.as_of = number.unwrap_or(self.as_of);
         self.leased = leased;
     }
@@ -129,6 +129,8 @@ impl State {
     /// The kernel may come here by `name` in `directory`.
     pub(crate) fn add_place(&mut self, directory: InodeId, name: &Name) {
         if !self.places.iter().any(|(d, n)| *d == directory && n == name) {
+            // Nearly all have one, and there are many nodes.
+            self.places.reserve_exact(1);
             self.places.push((directory, name.clone()));
         }
     }
@@ -311,12 +313,12 @@ impl Nodes {
     }
 
     /// Counts one more reference by the kernel to the node of `entry`, which was heard as of `number`, `leased` or not.
-    pub(crate) fn introduce(&self, entry: Entry, number: Option<u64>, leased: bool) -> Arc<Node> {
+    pub(crate) fn introduce(&self, entry: &Entry, number: Option<u64>, leased: bool) -> Arc<Node> {
         let mut tables = self.tables.lock();
         let ino = entry.attributes.ino;
         if let Some(node) = tables.current.get(&ino).and_then(|id| tables.by_id.get(id)).cloned() {
             let mut state = node.state.lock();
-            if !state.is_overtaken_by(&entry) {
+            if !state.is_overtaken_by(entry) {
                 state.hear(entry, number, leased);
                 state.told = state.entry.attributes.version;
                 state.lookups += 1;
@@ -443,7 +445,7 @@ mod tests {
         let run = Run { cluster: "c".into(), boot: "b".into(), session: SessionId(1) };
         let shelf = Shelf::open(dir.path(), run, 1 << 20).unwrap();
         let nodes = Nodes::default();
-        assert_eq!(nodes.introduce(entry(5, 1), None, false).id, 5);
+        assert_eq!(nodes.introduce(&entry(5, 1), None, false).id, 5);
         let old = nodes.get(5).unwrap();
         let content = shelf.create(old.ino, Version(1), BlockMap::new(&Manifest::empty(16), true), false).unwrap();
         {
@@ -451,10 +453,10 @@ mod tests {
             state.content = Some(Arc::new(content));
             state.opens = 1;
         }
-        assert_eq!(nodes.introduce(entry(5, 1), None, false).id, 5);
-        let alias = nodes.introduce(entry(5, 2), None, false).id;
+        assert_eq!(nodes.introduce(&entry(5, 1), None, false).id, 5);
+        let alias = nodes.introduce(&entry(5, 2), None, false).id;
         assert_ne!(alias, 5);
-        assert_eq!(nodes.introduce(entry(5, 2), None, false).id, alias);
+        assert_eq!(nodes.introduce(&entry(5, 2), None, false).id, alias);
         assert!(old.state.lock().superseded);
         assert_eq!(old.attributes().version, Version(1));
 
@@ -462,14 +464,14 @@ mod tests {
         nodes.forget(5, 2);
         assert!(nodes.get(5).is_none());
         nodes.forget(alias, 2);
-        assert_eq!(nodes.introduce(entry(5, 3), None, false).id, 5);
+        assert_eq!(nodes.introduce(&entry(5, 3), None, false).id, 5);
     }
 
     #[test]
     fn an_answer_that_was_overtaken_is_not_believed() {
         let nodes = Nodes::default();
-        let node = nodes.introduce(entry(5, 3), None, false);
-        nodes.introduce(entry(5, 2), None, false);
+        let node = nodes.introduce(&entry(5, 3), None, false);
+        nodes.introduce(&entry(5, 2), None, false);
         assert_eq!(node.attributes().version, Version(3));
         let changed = |mode| {
             let mut entry = entry(5, 3);
@@ -479,11 +481,11 @@ mod tests {
         for (mode, number, leased, expected) in
             [(1, Some(7), true, 1), (2, Some(6), true, 1), (3, Some(7), false, 1), (4, None, false, 1), (5, Some(8), true, 5), (7, Some(9), false, 7)]
         {
-            node.state.lock().hear(changed(mode), number, leased);
+            node.state.lock().hear(&changed(mode), number, leased);
             assert_eq!(node.attributes().mode, expected, "{mode}");
         }
         node.state.lock().unlease();
-        node.state.lock().hear(changed(6), None, false);
+        node.state.lock().hear(&changed(6), None, false);
         assert_eq!(node.attributes().mode, 6);
     }
 }

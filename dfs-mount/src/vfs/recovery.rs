@@ -148,7 +148,7 @@ impl Vfs {
         if entry.attributes.nlink == 0 {
             return Err(removed());
         }
-        let told = self.telling().introduce(entry, &stamp, None);
+        let told = self.telling().introduce(&entry, &stamp, None);
         let node = told.node().expect("an inode has a node").clone();
         let published = {
             // Who opens it meanwhile opens what comes of this.
