@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
+use dfs_common::api::directory::Status;
 use dfs_tests::sys::DirectoryStream;
-use dfs_tests::{Cluster, Rng};
+use dfs_tests::{Cluster, Mount, Rng, eventually};
 
 /// Names that are there all the time.
 const STABLE: usize = 3000;
@@ -158,4 +159,90 @@ fn a_rewound_directory_shows_what_has_changed() {
         let seen: BTreeSet<Vec<u8>> = stream.read_all().unwrap().into_iter().collect();
         assert!(seen == expected, "after {n}: {} names instead of {}", seen.len(), expected.len());
     }
+}
+
+/// Sub-directories of the tree that is walked, and files in each.
+const BRANCHES: usize = 30;
+const LEAVES: usize = 5;
+/// So many are listed ahead.
+const AHEAD: u64 = 8;
+
+fn plant(mount: &Mount) {
+    fs::create_dir(mount.at("t")).unwrap();
+    for branch in 0..BRANCHES {
+        fs::create_dir(mount.at(format!("t/b{branch}"))).unwrap();
+        for leaf in 0..LEAVES {
+            fs::write(mount.at(format!("t/b{branch}/l{leaf}")), "green").unwrap();
+        }
+    }
+}
+
+/// Listings that the directory service was asked for.
+fn lists(cluster: &Cluster) -> u64 {
+    cluster.directory(&Status {}).unwrap().requests.get("/v1/directory/list").copied().unwrap_or_default()
+}
+
+fn names(directory: &Path) -> Vec<String> {
+    fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+#[test]
+fn a_tree_that_is_walked_is_listed_ahead_and_no_directory_twice() {
+    let cluster = Cluster::small();
+    plant(&cluster.mount());
+    // In the order of the listing, and in that of names.
+    for sorted in [false, true] {
+        let walker = cluster.mount();
+        let before = lists(&cluster);
+        let mut branches = names(&walker.at("t"));
+        assert_eq!((branches.len(), lists(&cluster) - before), (BRANCHES, 1));
+        if sorted {
+            branches.sort();
+        }
+        assert_eq!(names(&walker.at("t").join(&branches[0])).len(), LEAVES);
+        eventually(30, "the next ones are listed before they are asked for", || lists(&cluster) - before == 2 + AHEAD);
+        for branch in &branches {
+            assert_eq!(names(&walker.at("t").join(branch)).len(), LEAVES, "{branch}");
+        }
+        assert_eq!(lists(&cluster) - before, 1 + BRANCHES as u64, "sorted: {sorted}");
+    }
+    // Who looks into one of them walks through none.
+    let looker = cluster.mount();
+    let before = lists(&cluster);
+    let branches = names(&looker.at("t"));
+    let lone = branches[1..].iter().find(|name| *name != "b0").unwrap();
+    assert_eq!(names(&looker.at("t").join(lone)).len(), LEAVES);
+    assert_eq!(names(&looker.at("t").join(lone)).len(), LEAVES);
+    assert_eq!(lists(&cluster) - before, 2);
+}
+
+#[test]
+fn what_has_changed_since_it_was_listed_ahead_shows() {
+    let cluster = Cluster::small();
+    let (writer, walker) = (cluster.mount(), cluster.mount());
+    plant(&writer);
+    let before = lists(&cluster);
+    let branches = names(&walker.at("t"));
+    names(&walker.at("t").join(&branches[0]));
+    eventually(30, "the next ones are listed ahead", || lists(&cluster) - before == 2 + AHEAD);
+    let at = |mount: &Mount, branch: usize, leaf: &str| mount.at("t").join(&branches[branch]).join(leaf);
+    fs::write(at(&writer, 1, "new"), "").unwrap();
+    fs::remove_file(at(&writer, 2, "l0")).unwrap();
+    fs::rename(at(&writer, 3, "l0"), at(&writer, 4, "moved")).unwrap();
+    fs::write(at(&writer, 5, "l0"), "longer than green").unwrap();
+    fs::write(at(&walker, 6, "own"), "").unwrap();
+    fs::remove_dir_all(writer.at("t").join(&branches[7])).unwrap();
+    let listed = |branch: usize| names(&walker.at("t").join(&branches[branch])).into_iter().collect::<BTreeSet<String>>();
+    let leaves = |less: &[&str], more: &[&str]| {
+        let all = (0..LEAVES).map(|leaf| format!("l{leaf}")).filter(|leaf| !less.contains(&leaf.as_str()));
+        all.chain(more.iter().map(|name| (*name).to_owned())).collect::<BTreeSet<String>>()
+    };
+    assert_eq!(listed(1), leaves(&[], &["new"]));
+    assert_eq!(listed(2), leaves(&["l0"], &[]));
+    assert_eq!((listed(3), listed(4)), (leaves(&["l0"], &[]), leaves(&[], &["moved"])));
+    assert_eq!(listed(5), leaves(&[], &[]));
+    assert_eq!(fs::read_to_string(at(&walker, 5, "l0")).unwrap(), "longer than green");
+    assert_eq!(listed(6), leaves(&[], &["own"]));
+    assert!(fs::read_dir(walker.at("t").join(&branches[7])).is_err());
+    assert_eq!(listed(8), leaves(&[], &[]));
 }

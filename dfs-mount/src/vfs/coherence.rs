@@ -315,6 +315,11 @@ impl Telling<'_> {
         }
     }
 
+    /// Whether nothing of `ino` has changed since an answer that has this stamp.
+    pub(crate) fn still_holds(&self, stamp: &Stamp, ino: InodeId) -> bool {
+        self.believes() && self.leases.covers(stamp, ino)
+    }
+
     /// A listing of `directory` has come; the kernel may keep it only if nothing has changed since.
     pub(crate) fn listed(&self, directory: &Node, stamp: &Stamp) {
         let mut state = directory.state.lock();
@@ -341,6 +346,7 @@ impl Telling<'_> {
         if let Some(number) = self.leases.number(stamp) {
             self.leases.changed(number, directory.ino, Some(name.clone()));
         }
+        self.vfs.walks.forget(directory.ino);
         let holds = self.leases.covers_entry(stamp, directory.ino, name);
         let mut state = directory.state.lock();
         state.unlease();

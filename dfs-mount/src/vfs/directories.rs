@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use dfs_common::api::directory::{List, Page, PageEntry};
+use dfs_common::api::directory::{Page, PageEntry};
 use dfs_common::attributes::FileKind;
 use dfs_common::ids::{InodeId, ROOT};
 use dfs_common::name::Name;
@@ -193,7 +193,7 @@ impl Vfs {
     }
 
     /// The entries from `offset` on, of which directory: as many as are at hand, none at the end.
-    pub async fn list(&self, handle: u64, offset: u64) -> Result<(Listing, Vec<Listed>)> {
+    pub async fn list(self: &Arc<Self>, handle: u64, offset: u64) -> Result<(Listing, Vec<Listed>)> {
         let stream = self.handles.directory(handle)?;
         let mut reading = stream.reading.lock().await;
         if offset == 0 {
@@ -242,7 +242,7 @@ impl Vfs {
     }
 
     /// Reads the page of `from`: what comes behind `from`, in order of hashes, and of that the first part where it is much.
-    async fn load_window(&self, stream: &Stream, reading: &mut Reading, generation: &Arc<Generation>, from: Position) -> Result<Window> {
+    async fn load_window(self: &Arc<Self>, stream: &Stream, reading: &mut Reading, generation: &Arc<Generation>, from: Position) -> Result<Window> {
         let (mut items, mut count): (Vec<Item>, usize) = (Vec::new(), 0);
         // Of a page that has grown no more is kept than is given out next: what comes before this.
         let mut until: Option<(u64, Name)> = None;
@@ -273,12 +273,17 @@ impl Vfs {
             until = keep_first(&mut items).or(until);
         };
         generation.counted(count);
+        let directories = items.iter().map(|item| &item.entry).filter(|entry| entry.entry.attributes.kind == FileKind::Directory);
+        self.walks.listed(stream.ino(), directories, from.page > 0);
         Ok(Window { generation: generation.clone(), from, items, more: until.is_some(), is_last })
     }
 
-    async fn fetch(&self, stream: &Stream, reading: &mut Reading, after: Option<Name>) -> Result<Fetched> {
+    async fn fetch(self: &Arc<Self>, stream: &Stream, reading: &mut Reading, after: Option<Name>) -> Result<Fetched> {
         let node = &stream.node;
-        let (result, stamp) = self.ask_packed(&List { ino: node.ino, after: after.clone(), limit: PAGE as u32 }).await;
+        let (result, stamp) = match &after {
+            Some(_) => self.page(node.ino, after.clone()).await,
+            None => self.first_page(node).await,
+        };
         let page = match result {
             // A removed directory that somebody still has open is empty.
             Err(e) if e.kind() == ErrorKind::NotFound => Page { parent: node.ino, entries: Vec::new(), end: true },

@@ -40,6 +40,7 @@ pub mod recovery;
 mod rights;
 pub mod session;
 pub mod waits;
+mod walks;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -68,6 +69,7 @@ use past::{Past, is_past};
 use ranges::Ranges;
 use read_ahead::Readers;
 use waits::Waits;
+use walks::Walks;
 
 /// What a mount may be told to do differently.
 #[derive(Clone, Debug)]
@@ -123,6 +125,7 @@ pub struct Vfs {
     accesses: Accesses,
     ahead: Ahead,
     readers: Readers,
+    walks: Walks,
     /// The kernel's number of this mount; 0 where it is not known.
     mount_id: AtomicU64,
     /// The kernel serves from cache files, as far as is known.
@@ -158,6 +161,7 @@ impl Vfs {
             accesses: Accesses::default(),
             ahead: Ahead::default(),
             readers: Readers::default(),
+            walks: Walks::default(),
             mount_id: AtomicU64::new(0),
             backs: AtomicBool::new(settings.passthrough),
             waits: Arc::default(),
