@@ -125,7 +125,7 @@ impl Vfs {
             return join(self.page(node.ino, None), async { self.list_ahead(node) }).await.0;
         };
         self.list_ahead(node);
-        match self.from_ahead(node, &slot).await {
+        match self.listed_ahead(node, &slot).await {
             Some(answer) => answer,
             None => self.page(node.ino, None).await,
         }
@@ -137,7 +137,7 @@ impl Vfs {
     }
 
     /// What was listed ahead, if nothing has changed since.
-    async fn from_ahead(&self, node: &Node, slot: &Slot) -> Option<Answer> {
+    async fn listed_ahead(&self, node: &Node, slot: &Slot) -> Option<Answer> {
         let (mut arrived, waited) = match slot.try_lock() {
             Ok(arrived) => (arrived, false),
             Err(_) => {
