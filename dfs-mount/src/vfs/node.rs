@@ -232,13 +232,16 @@ pub(crate) struct Nodes {
     pub(crate) many: Notify,
 }
 
+/// By numbers that services and this mount give out one after the other: nobody can make them meet.
+type Numbered<N, T> = HashMap<N, T, foldhash::fast::RandomState>;
+
 #[derive(Debug, Default)]
 struct Tables {
-    by_id: HashMap<u64, Arc<Node>>,
+    by_id: Numbered<u64, Arc<Node>>,
     /// The node that names lead to.
-    current: HashMap<InodeId, u64>,
+    current: Numbered<InodeId, u64>,
     /// Nodes of old versions.
-    superseded: HashMap<InodeId, Vec<u64>>,
+    superseded: Numbered<InodeId, Vec<u64>>,
     next_alias: u64,
     /// In the order in which they were made; some are gone since.
     order: VecDeque<u64>,
