@@ -216,6 +216,45 @@ fn a_tree_that_is_walked_is_listed_ahead_and_no_directory_twice() {
     assert_eq!(lists(&cluster) - before, 2);
 }
 
+/// A tree of `levels`, each directory with nine more. Returns how many there are.
+fn branch(directory: &Path, levels: u32) -> u64 {
+    fs::create_dir(directory).unwrap();
+    1 + if levels == 0 { 0 } else { (0..9).map(|n| branch(&directory.join(format!("b{n}")), levels - 1)).sum() }
+}
+
+fn walk(directory: &Path) -> u64 {
+    let all = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    1 + all.map(|path| walk(&path)).sum::<u64>()
+}
+
+#[test]
+fn what_was_listed_ahead_is_still_there_after_the_way_down() {
+    let cluster = Cluster::small();
+    let planted = branch(&cluster.mount().at("t"), 3);
+    let walker = cluster.mount();
+    let before = lists(&cluster);
+    assert_eq!((walk(&walker.at("t")), lists(&cluster) - before), (planted, planted));
+}
+
+#[test]
+fn a_large_directory_that_was_listed_ahead_is_listed_whole() {
+    let cluster = Cluster::small();
+    let mount = cluster.mount();
+    let mut sub = BTreeSet::new();
+    for branch in ["a", "b", "c"] {
+        fs::create_dir_all(mount.at(format!("t/{branch}"))).unwrap();
+        for n in 0..1500 {
+            fs::create_dir(mount.at(format!("t/{branch}/{n}"))).unwrap();
+            sub.insert(n.to_string());
+        }
+    }
+    let walker = cluster.mount();
+    for branch in names(&walker.at("t")) {
+        let listed = names(&walker.at("t").join(&branch));
+        assert_eq!((listed.len(), listed.into_iter().collect::<BTreeSet<String>>()), (1500, sub.clone()), "{branch}");
+    }
+}
+
 #[test]
 fn what_has_changed_since_it_was_listed_ahead_shows() {
     let cluster = Cluster::small();

@@ -281,7 +281,7 @@ impl Vfs {
     async fn fetch(self: &Arc<Self>, stream: &Stream, reading: &mut Reading, after: Option<Name>) -> Result<Fetched> {
         let node = &stream.node;
         let (result, stamp) = match &after {
-            Some(_) => self.page(node.ino, after.clone()).await,
+            Some(_) => self.page(node.ino, after.clone(), PAGE).await,
             None => self.first_page(node).await,
         };
         let page = match result {

@@ -28,8 +28,10 @@ use super::rights::scope;
 const AHEAD: usize = 8;
 /// Of these, under way at a time.
 const PARALLEL: usize = 4;
-/// Pages that wait to be used, of all walks.
-const PAGES: NonZeroUsize = NonZeroUsize::new(2 * AHEAD).unwrap();
+/// Pages that wait to be used: who goes down into a tree leaves some behind on each level.
+const PAGES: NonZeroUsize = NonZeroUsize::new(16 * AHEAD).unwrap();
+/// Entries of each of them, so that all together take 10 MiB at the most.
+const ENTRIES: usize = PAGE / 4;
 /// Directories whose sub-directories may be walked next.
 const WALKS: NonZeroUsize = NonZeroUsize::new(64).unwrap();
 /// Sub-directories of one directory that are remembered.
@@ -78,6 +80,10 @@ impl Walk {
         let begun = || self.orders.iter().position(|order| order.first() == Some(&ino)).map(|order| (order, 1));
         let Some((order, listed)) = following.or_else(begun) else { return &[] };
         if following.is_none() {
+            // Who lists the first again and again does not walk.
+            if (self.follows, self.listed) == (Some(order), 1) {
+                return &[];
+            }
             self.ahead = 0;
         }
         (self.follows, self.listed) = (Some(order), listed);
@@ -122,18 +128,18 @@ impl Vfs {
         let slot = self.walks.pages.lock().pop(&node.ino);
         let Some(slot) = slot else {
             // What is asked for goes first.
-            return join(self.page(node.ino, None), async { self.list_ahead(node) }).await.0;
+            return join(self.page(node.ino, None, PAGE), async { self.list_ahead(node) }).await.0;
         };
         self.list_ahead(node);
         match self.listed_ahead(node, &slot).await {
             Some(answer) => answer,
-            None => self.page(node.ino, None).await,
+            None => self.page(node.ino, None, PAGE).await,
         }
     }
 
-    /// The page behind `after`.
-    pub(super) async fn page(&self, ino: InodeId, after: Option<Name>) -> Answer {
-        self.ask_packed(&List { ino, after, limit: PAGE as u32 }).await
+    /// The page behind `after`, of `limit` entries at the most.
+    pub(super) async fn page(&self, ino: InodeId, after: Option<Name>, limit: usize) -> Answer {
+        self.ask_packed(&List { ino, after, limit: limit as u32 }).await
     }
 
     /// What was listed ahead, if nothing has changed since.
@@ -178,7 +184,7 @@ impl Vfs {
         let (vfs, id, user) = (self.clone(), node.id, behalf::current().map(|user| user.to_keep(false)));
         let work = async move {
             let vfs = &vfs;
-            let fetch = |(ino, mut slot): (InodeId, Taken)| async move { *slot = Some(vfs.page(ino, None).await) };
+            let fetch = |(ino, mut slot): (InodeId, Taken)| async move { *slot = Some(vfs.page(ino, None, ENTRIES).await) };
             vfs.waits.watch("list ahead", id, stream::iter(fetches).for_each_concurrent(PARALLEL, fetch)).await;
         };
         tokio::spawn(scope(user.as_ref(), work));
@@ -200,6 +206,7 @@ mod tests {
         let mut walk = Walk { orders: [inodes(10..60), inodes(10..60)], ..Walk::default() };
         assert_eq!(walk.next(InodeId(20)), [], "nobody begins there");
         assert_eq!(walk.next(InodeId(10)), inodes(11..19));
+        assert_eq!(walk.next(InodeId(10)), [], "to list it again is not to walk");
         for ino in 11..14 {
             assert_eq!(walk.next(InodeId(ino)), [], "{ino}");
         }
