@@ -163,6 +163,10 @@ impl Vfs {
     /// Somebody lists `node`: what comes behind it is listed, too, where that is how its directory is walked.
     fn list_ahead(self: &Arc<Self>, node: &Node) {
         let Some(parent) = node.state.lock().places.first().map(|place| place.0) else { return };
+        // What comes without a lease could not be used.
+        if !self.telling().believes() {
+            return;
+        }
         let next = match self.walks.walks.lock().get_mut(&parent) {
             Some(walk) => walk.next(node.ino).to_vec(),
             None => return,
