@@ -8,7 +8,7 @@ use std::fmt;
 use dfs_common::api::directory::Status;
 
 use crate::trace::{Asked, Trace};
-use crate::{Cluster, Mount, Role};
+use crate::{Cluster, Mount, Role, eventually};
 
 /// What a session costs by itself, however little its client does.
 pub const STANDING: &[&str] = &[
@@ -32,6 +32,9 @@ pub const SYNCS: &[i64] = &[libc::SYS_fsync, libc::SYS_fdatasync, libc::SYS_sync
 
 /// Who is looked at, in the order of the numbers in [`PerUnit`].
 pub const DAEMONS: [&str; 4] = ["mount", "directory", "lock", "file"];
+
+/// Threads that take what has gathered to a database and to the disk, when it is time to: many calls at once, in whichever row they fall.
+const BY_THE_CLOCK: &[&str] = &["mover", "flusher"];
 
 /// Counts of one cluster, in which each role is one process, and one of its mounts.
 #[derive(Debug)]
@@ -65,10 +68,13 @@ pub struct PerUnit {
 }
 
 impl<'a> Counter<'a> {
-    /// Begins to count. The cluster must be `proxied`, with one file server.
+    /// Begins to count, once the file server has ended its start. The cluster must be `proxied`, with one file server.
     pub fn new(cluster: &'a mut Cluster, mount: &Mount) -> Self {
+        eventually(60, "the file server has looked through its blocks", || {
+            cluster.daemon(Role::File(0)).log().contains("what earlier processes left here is looked through")
+        });
         let pids = [mount.pid(), cluster.daemon(Role::Directory).pid(), cluster.daemon(Role::Lock).pid(), cluster.daemon(Role::File(0)).pid()];
-        Self { cluster, pids, trace: Trace::begin(&pids) }
+        Self { cluster, pids, trace: Trace::begin(&pids, BY_THE_CLOCK) }
     }
 
     /// Everything so far.

@@ -64,12 +64,12 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// Begins; needs the right to trace them. Panics where one cannot be traced.
-    pub fn begin(pids: &[i32]) -> Self {
+    /// Begins with all threads but those that are called as in `but`; needs the right to trace them. Panics where one cannot be traced.
+    pub fn begin(pids: &[i32], but: &'static [&'static str]) -> Self {
         let shared = Arc::new(Shared { counts: Mutex::default(), ends: AtomicBool::new(false) });
         let (says, begun) = channel();
         let (tracing, of) = (Arc::clone(&shared), pids.to_vec());
-        let thread = std::thread::spawn(move || Tracer::new(&of, &tracing).run(&says));
+        let thread = std::thread::spawn(move || Tracer::new(&of, &tracing, but).run(&says));
         let this = Self { pids: pids.to_vec(), shared, thread: Some(thread) };
         begun.recv().expect("every process can be traced");
         this
@@ -128,13 +128,15 @@ impl Process {
 struct Tracer<'a> {
     shared: &'a Shared,
     processes: Vec<Process>,
+    /// Names of threads that are left alone.
+    but: &'static [&'static str],
     /// Which process a thread is of, and the read of a FUSE request that it is in: where to.
     threads: BTreeMap<Traced, (usize, Option<u64>)>,
 }
 
 impl<'a> Tracer<'a> {
-    fn new(pids: &[i32], shared: &'a Shared) -> Self {
-        Self { shared, processes: pids.iter().map(|pid| Process::new(*pid)).collect(), threads: BTreeMap::new() }
+    fn new(pids: &[i32], shared: &'a Shared, but: &'static [&'static str]) -> Self {
+        Self { shared, processes: pids.iter().map(|pid| Process::new(*pid)).collect(), but, threads: BTreeMap::new() }
     }
 
     /// All threads, those too that are started meanwhile.
@@ -145,7 +147,8 @@ impl<'a> Tracer<'a> {
                 let known = self.threads.len();
                 for entry in std::fs::read_dir(&tasks).unwrap_or_else(|e| panic!("{tasks}: {e}")).flatten() {
                     let Some(thread) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-                    if self.threads.contains_key(&Traced(thread)) {
+                    let name = std::fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+                    if self.threads.contains_key(&Traced(thread)) || self.but.contains(&name.trim_end()) {
                         continue;
                     }
                     match Traced::begin(thread) {
@@ -259,7 +262,7 @@ mod tests {
             from.read_exact(&mut [0]).unwrap();
         };
         exchange();
-        let trace = Trace::begin(&[pid]);
+        let trace = Trace::begin(&[pid], &[]);
         exchange();
         let before = trace.asked(pid);
         (0..10).for_each(|_| exchange());
@@ -277,7 +280,7 @@ mod tests {
     #[test]
     fn a_process_that_is_killed_ends() {
         let mut child = Command::new("sleep").arg("60").spawn().unwrap();
-        let trace = Trace::begin(&[child.id() as i32]);
+        let trace = Trace::begin(&[child.id() as i32], &[]);
         child.kill().unwrap();
         drop(trace);
         child.wait().ok();

@@ -173,8 +173,9 @@ impl Cluster {
         Ok(())
     }
 
-    /// Renews the session at both services; `released` are orphans that this client has let go. Where one of them does not
-    /// answer, the other one has been told all the same, and this ends in time for the next renewal.
+    /// Renews the session at both services, at the lock service where that is due; `released` are orphans that this client has
+    /// let go. Where one of them does not answer, the other one has been told all the same, and this ends in time for the
+    /// next renewal.
     pub async fn renew(&self, released: Vec<InodeId>) -> Result<Renewed> {
         let session = self.id();
         let limit = Duration::from_millis(self.session.read().lease_ms / 4).clamp(MIN_RENEWAL, self.directory.timeout().max(MIN_RENEWAL));
@@ -185,10 +186,20 @@ impl Cluster {
             self.clock.hear(renewed.now, sent);
             Ok::<_, Error>(renewed)
         };
-        let (renewed, kept) = tokio::join!(at_directory, self.renew_locks(session, limit));
+        let (renewed, kept) = tokio::join!(at_directory, self.renew_locks_if_due(session, limit));
         let renewed = renewed?;
         kept?;
         Ok(renewed)
+    }
+
+    /// Orphans are reported more often than the lock service has to hear of a session.
+    async fn renew_locks_if_due(&self, session: SessionId, limit: Duration) -> Result<()> {
+        let enough = Duration::from_millis(self.session.read().lease_ms / 12);
+        match *self.known_to_lock.lock() {
+            Some((known, said)) if known == session && said.elapsed() < enough => return Ok(()),
+            _ => {}
+        }
+        self.renew_locks(session, limit).await
     }
 
     async fn renew_locks(&self, session: SessionId, limit: Duration) -> Result<()> {

@@ -75,8 +75,9 @@ async fn reconcile_once(server: &Arc<FileServer>) {
         }
     }
     let storage = server.storage.clone();
-    if let Err(e) = blocking(move || storage.sweep()).await {
-        log::error!("looking for blocks without a version: {e}");
+    match blocking(move || storage.sweep()).await {
+        Ok(()) => log::info!("what earlier processes left here is looked through"),
+        Err(e) => log::error!("looking for blocks without a version: {e}"),
     }
 }
 

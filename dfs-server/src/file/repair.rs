@@ -2,7 +2,7 @@
 //! that it orders, flushing, collecting.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -12,6 +12,7 @@ use dfs_common::block::BlockHash;
 use dfs_common::ids::{InodeId, ServerId, Version};
 use dfs_common::wire::{Method, Request};
 use dfs_common::{Error, ErrorKind, Result};
+use tokio::sync::oneshot;
 
 use super::blocks::Found;
 use super::index::Claim;
@@ -30,14 +31,26 @@ const PIN_INTERVAL: Duration = Duration::from_secs(10);
 /// Versions dropped in one commit.
 const DROP_BATCH: usize = 32;
 
-/// Writes to the disk, once a second, what no durable commit has written.
+/// Writes to the disk, once a second, what no durable commit has written. In a thread of its own: a flush may take as long as
+/// the disk likes.
 pub(super) async fn flush(storage: Arc<Storage>) {
+    let (ask, asked) = mpsc::channel::<oneshot::Sender<Result<()>>>();
+    let flushed = storage.clone();
+    let flusher = move || asked.iter().for_each(|done| drop(done.send(flushed.flush())));
+    if let Err(e) = std::thread::Builder::new().name("flusher".to_owned()).spawn(flusher) {
+        log::error!("nothing is flushed that no fsync asks for: {e}");
+        return;
+    }
     loop {
         // A pause that ends early when the journal needs the room.
         let _ = tokio::time::timeout(FLUSH_INTERVAL, storage.journal.turned.notified()).await;
         if storage.has_unflushed() {
-            let storage = storage.clone();
-            if let Err(e) = blocking(move || storage.flush()).await {
+            let (done, flushed) = oneshot::channel();
+            if ask.send(done).is_err() {
+                log::error!("the flusher thread has ended");
+                return;
+            }
+            if let Ok(Err(e)) = flushed.await {
                 log::error!("{e}");
             }
         }
