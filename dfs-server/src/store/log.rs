@@ -50,6 +50,17 @@ pub(super) struct Log {
     before: Place,
     /// The file before may hold what is on no disk yet.
     unsynced_before: bool,
+    /// The number of a file of which nobody knows what the disk has, because a sync of it failed.
+    doubtful: Option<u64>,
+    /// What was taken back stands in the file: nothing may follow it.
+    broken: bool,
+}
+
+/// The end of what was appended, to come back to.
+#[derive(Debug)]
+pub(super) struct Mark {
+    end: u64,
+    chain: Chain,
 }
 
 #[derive(Debug)]
@@ -109,7 +120,8 @@ impl Log {
         }
         contents.sort_by_key(|(head, _)| head.before.number);
         let mut left = Left::default();
-        let mut log = Self { files, number: moved.number, end: 0, chain: moved.chain, before: moved, unsynced_before: true };
+        let mut log =
+            Self { files, number: moved.number, end: 0, chain: moved.chain, before: moved, unsynced_before: true, doubtful: None, broken: false };
         for (head, content) in contents {
             if head.before == log.place() {
                 if log.place() != moved {
@@ -144,6 +156,7 @@ impl Log {
 
     /// Goes on in the other file, which the database has taken. Where this fails nothing has changed.
     pub(super) fn next(&mut self, revision: u64) -> Result<()> {
+        self.check()?;
         let head = Head { revision, before: self.place() };
         let (bytes, chain) = head.encode();
         self.files[(head.number() % 2) as usize].write(&bytes, 0)?;
@@ -154,6 +167,7 @@ impl Log {
 
     /// Appends one commit. Where this fails nothing has changed.
     pub(super) fn append(&mut self, revision: u64, changes: &Changes) -> Result<()> {
+        self.check()?;
         let (entry, chain) = encode(&self.chain, revision, changes);
         self.files[(self.number % 2) as usize].write(&entry, self.end)?;
         self.end += entry.len() as u64;
@@ -161,18 +175,48 @@ impl Log {
         Ok(())
     }
 
+    fn check(&self) -> Result<()> {
+        if self.broken { Err(Error::new(ErrorKind::Internal, "the log could not be written before: restart the service")) } else { Ok(()) }
+    }
+
+    /// The end as it is now, within the file that is written.
+    pub(super) fn mark(&self) -> Mark {
+        Mark { end: self.end, chain: self.chain }
+    }
+
+    /// Takes back what was appended since `mark`. Where not even that can be written, nothing is any more, and the next start finds it.
+    pub(super) fn take_back(&mut self, mark: Mark) {
+        (self.end, self.chain) = (mark.end, mark.chain);
+        if let Err(e) = self.files[(self.number % 2) as usize].write(&[0; PREFIX], self.end) {
+            log::error!("{e}; nothing is committed from here on");
+            self.broken = true;
+        }
+    }
+
     /// Returns when all that was appended is on the disk, or in the database.
     pub(super) fn sync(&mut self) -> Result<()> {
-        if self.unsynced_before {
-            self.files[((self.number + 1) % 2) as usize].sync()?;
-            self.unsynced_before = false;
+        if self.doubtful.is_some() {
+            // What the kernel could not write it may have forgotten: a second sync would prove nothing.
+            return Err(Error::new(ErrorKind::Internal, "the log could not be synced before, and the database has not taken it yet"));
         }
-        self.files[(self.number % 2) as usize].sync()
+        for (number, is_wanted) in [(self.number.wrapping_sub(1), self.unsynced_before), (self.number, true)] {
+            if is_wanted {
+                self.files[(number % 2) as usize].sync().inspect_err(|_| self.doubtful = Some(number))?;
+            }
+        }
+        self.unsynced_before = false;
+        Ok(())
+    }
+
+    /// True where a sync has failed since the database took anything.
+    pub(super) fn is_doubtful(&self) -> bool {
+        self.doubtful.is_some()
     }
 
     /// The file before is in the database, on the disk.
     pub(super) fn moved(&mut self) {
         self.unsynced_before = false;
+        self.doubtful = self.doubtful.filter(|number| *number >= self.number);
     }
 }
 
@@ -313,6 +357,20 @@ mod tests {
         log.append(6, &change(3, None)).unwrap();
         let (_, left) = open(dir.path(), log.before());
         assert_eq!((left.young, left.revision, left.moving), (change(3, None), 6, None));
+    }
+
+    #[test]
+    fn what_is_taken_back_is_not_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut log, _) = open(dir.path(), Place::default());
+        log.append(1, &change(1, None)).unwrap();
+        let mark = log.mark();
+        log.append(2, &change(2, Some(&[7; 100]))).unwrap();
+        log.take_back(mark);
+        assert_eq!(keys(&open(dir.path(), Place::default()).1), [1]);
+        log.append(2, &change(3, None)).unwrap();
+        log.append(3, &change(4, None)).unwrap();
+        assert_eq!(keys(&open(dir.path(), Place::default()).1), [1, 3, 4]);
     }
 
     #[test]

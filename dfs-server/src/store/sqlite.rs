@@ -157,8 +157,14 @@ impl Store for SqliteStore {
                 return Err(Error::new(ErrorKind::Conflict, "a row changed since it was read"));
             }
         }
-        let revision = state.revision + 1;
+        let (revision, mark) = (state.revision + 1, state.log.mark());
         state.log.append(revision, &batch.changes)?;
+        if durability == Durability::Disk
+            && let Err(e) = state.log.sync()
+        {
+            state.log.take_back(mark);
+            return Err(e);
+        }
         state.revision = revision;
         for (key, value) in &batch.changes {
             state.young_bytes += memory_of(key, value.as_ref());
@@ -166,9 +172,6 @@ impl Store for SqliteStore {
         }
         if state.young_bytes > MOVE_BYTES {
             self.shared.work.notify_one();
-        }
-        if durability == Durability::Disk {
-            state.log.sync()?;
         }
         Ok(revision)
     }
@@ -285,7 +288,7 @@ impl Shared {
     fn move_once(&self, state: &mut MutexGuard<'_, State>, connection: &mut Connection) -> Result<()> {
         let moving = match &state.moving {
             Some(moving) => moving.clone(),
-            None if state.young.is_empty() => return Ok(()),
+            None if state.young.is_empty() && !state.log.is_doubtful() => return Ok(()),
             None => {
                 let revision = state.revision;
                 state.log.next(revision)?;
