@@ -27,6 +27,9 @@ pub fn is_work(path: &str) -> bool {
     !STANDING.iter().any(|standing| path.ends_with(standing)) && !OTHERS.iter().any(|other| path.ends_with(other))
 }
 
+/// System calls that say how busy the machine is: threads that wait for each other.
+const WAITS: &[i64] = &[libc::SYS_futex, libc::SYS_sched_yield];
+
 /// System calls that wait for a disk.
 pub const SYNCS: &[i64] = &[libc::SYS_fsync, libc::SYS_fdatasync, libc::SYS_syncfs, libc::SYS_sync_file_range, libc::SYS_sync, libc::SYS_msync];
 
@@ -63,7 +66,7 @@ pub struct PerUnit {
     pub fuse: f64,
     /// System calls that wait for a disk, of [`DAEMONS`].
     pub syncs: [f64; 4],
-    /// All system calls, of [`DAEMONS`].
+    /// Other system calls but those of threads that wait for each other, of [`DAEMONS`].
     pub calls: [f64; 4],
 }
 
@@ -116,7 +119,7 @@ impl Counts {
             requests: ["directory", "lock", "file"].map(|service| each(requests(service))),
             fuse: each(self.daemons[0].fuse.values().sum()),
             syncs: [0, 1, 2, 3].map(|at| each(self.daemons[at].of(SYNCS))),
-            calls: [0, 1, 2, 3].map(|at| each(self.daemons[at].all())),
+            calls: [0, 1, 2, 3].map(|at| each(self.daemons[at].all() - self.daemons[at].of(WAITS))),
         }
     }
 }

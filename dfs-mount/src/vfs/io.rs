@@ -105,7 +105,7 @@ impl Vfs {
     }
 
     /// Whether the process of this thread has a descriptor of the inode for writing, other than one that it is closing.
-    fn has_another_descriptor(&self, pid: u32, node: &Node) -> bool {
+    pub(super) fn has_another_descriptor(&self, pid: u32, node: &Node) -> bool {
         // The kernel shows the number that it heard last.
         let inode = [format!("ino:\t{}", node.id), format!("ino:\t{}", node.ino)];
         let mount = format!("mnt_id:\t{}", self.mount_id.load(Ordering::Relaxed));

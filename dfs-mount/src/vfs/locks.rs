@@ -14,12 +14,13 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::interrupt::{ask_in_line, interruptible};
+use super::node::Node;
 use super::process::{Processes, is_descendant};
 use super::recalls::Making;
 use super::{Caller, Vfs};
 use crate::turn::until;
 
-/// How long a lock stays with a mount whose open was sent back to look the name up again.
+/// How long a lock stays with a mount whose open was sent back to look the name up again, and how soon a close is heard of.
 const GRACE: Duration = Duration::from_millis(50);
 
 /// Between attempts to tell a service that was away what it must know.
@@ -326,8 +327,24 @@ impl Vfs {
         self.locks.tidy(ino, guarded);
     }
 
+    /// Where others wait for the lock of `node`: returns once no close by the caller's process is on its way. close(2) returns before
+    /// its end is heard of, and who opens the file again that soon would find the lock still in its own hands. What is not heard
+    /// of by then is a mapping without a descriptor.
+    pub(super) async fn hear_closes(&self, node: &Node, caller: Caller) {
+        let Some(guarded) = self.locks.slots.lock().get(&node.ino).cloned() else { return };
+        if guarded.slot.lock().is_wanted() {
+            let (process, _) = self.locks.processes.of(caller.pid);
+            let is_gone = || !guarded.slot.lock().is_used_by(process);
+            if !is_gone() && !self.has_another_descriptor(caller.pid, node) {
+                let _ = tokio::time::timeout(GRACE, until(&guarded.left, is_gone)).await;
+            }
+        }
+        self.locks.tidy(node.ino, guarded);
+    }
+
     async fn leave(&self, guarded: &Arc<Guarded>, ino: InodeId, held: Held) {
         guarded.slot.lock().leave(held);
+        guarded.left.notify_waiters();
         self.give_back_if_unused(guarded, ino).await;
     }
 

@@ -171,6 +171,7 @@ impl Vfs {
             return Ok(FileHandle { node: node.clone(), content, held: None, opener: opener(node, false) });
         }
         let wait = if intent.nonblock { Wait::Never } else { Wait::Until(self.lock_wait(node)) };
+        self.hear_closes(node, caller).await;
         let held = self.lock(node.lockable(), caller, wait).await?;
         match given_up_on(Signals::Ending, caller.pid, self.prepare(node, intent, caller)).await.and_then(|prepared| prepared) {
             Ok(content) => {
