@@ -1,6 +1,5 @@
 //! Many files through the API, without a mount: what a test about size starts from.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -11,6 +10,7 @@ use dfs_common::clients::commit::{InMemory, NewVersion};
 use dfs_common::clients::{Cluster as Client, WriteLock};
 use dfs_common::ids::{InodeId, ROOT};
 use dfs_common::name::Name;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use crate::Cluster;
 
@@ -54,34 +54,18 @@ pub async fn replace(client: &Client, entry: &Entry, content: Bytes) -> Result<E
 pub fn fill(cluster: &Cluster, count: u32, parallel: u32) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let client = Arc::new(cluster.client(Duration::from_secs(60)).await?);
+        let client = cluster.client(Duration::from_secs(60)).await?;
         let top = client.directory.call(&make(ROOT, "bulk", FileKind::Directory, 0o755)).await?.entry;
         let mut dirs = Vec::new();
         for d in 0..count.div_ceil(1000) {
             let dir = client.directory.call(&make(top.attributes.ino, &d.to_string(), FileKind::Directory, 0o755)).await?.entry;
             dirs.push(dir.attributes.ino);
         }
-        let dirs = Arc::new(dirs);
-        let local = tokio::task::LocalSet::new();
-        let workers: Vec<_> = (0..parallel)
-            .map(|worker| {
-                let (client, dirs) = (client.clone(), dirs.clone());
-                local.spawn_local(async move {
-                    for n in (worker..count).step_by(parallel as usize) {
-                        write(&client, dirs[(n / 1000) as usize], &format!("f{n}"), format!("content of {n}\n").into()).await?;
-                    }
-                    anyhow::Ok(())
-                })
-            })
-            .collect();
-        local
-            .run_until(async {
-                for worker in workers {
-                    worker.await??;
-                }
-                anyhow::Ok(())
-            })
-            .await?;
+        let writes = (0..count).map(|n| {
+            let (client, parent) = (&client, dirs[(n / 1000) as usize]);
+            async move { write(client, parent, &format!("f{n}"), format!("content of {n}\n").into()).await.map(drop) }
+        });
+        stream::iter(writes).buffer_unordered(parallel as usize).try_collect::<()>().await?;
         client.close().await?;
         anyhow::Ok(())
     })

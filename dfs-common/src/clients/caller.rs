@@ -74,24 +74,13 @@ impl Caller {
 
     /// Carries out `operation`; with the answer, and with an error too, comes what leases it gives.
     pub async fn call_leased<O: Operation>(&self, operation: &O) -> (Result<O::Reply>, Option<Granted>) {
-        match self.exchange(operation, self.timeout).await {
-            Ok(reply) => {
-                let granted = reply.granted();
-                (reply.parse_json(), granted)
-            }
-            Err(e) => (Err(e), None),
-        }
+        leased(self.exchange(operation, self.timeout).await, Response::parse_json)
     }
 
     /// The same, with the answer in the form for programs where the service knows it.
     pub async fn call_leased_packed<O: Packed>(&self, operation: &O) -> (Result<O::Reply>, Option<Granted>) {
-        match self.exchange_request::<O>(self.request(operation).packed(true), self.timeout).await {
-            Ok(reply) => {
-                let granted = reply.granted();
-                (reply.unpack::<O>(), granted)
-            }
-            Err(e) => (Err(e), None),
-        }
+        let request = self.request(operation).packed(true);
+        leased(self.exchange_request::<O>(request, self.timeout).await, Response::unpack::<O>)
     }
 
     async fn exchange<O: Operation>(&self, operation: &O, limit: Duration) -> Result<Response> {
@@ -192,6 +181,12 @@ impl Caller {
     fn timed_out(&self, request: &Request, why: &str) -> Error {
         Error::new(ErrorKind::TimedOut, format!("{} did not answer {} in time: {why}", self.peer(), request.path))
     }
+}
+
+/// What `parse` makes of a reply, and the leases that came with it.
+fn leased<T>(reply: Result<Response>, parse: impl FnOnce(Response) -> Result<T>) -> (Result<T>, Option<Granted>) {
+    let granted = reply.as_ref().ok().and_then(Response::granted);
+    (reply.and_then(parse), granted)
 }
 
 /// The user of `request` with groups that were not told, where that may get it another answer than the refusal in `reply`.

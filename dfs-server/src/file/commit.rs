@@ -1,8 +1,9 @@
 //! The primary's part: take a version in, copy it to the replicas, publish it.
 //!
 //! Order: blocks and copies first, at the same time; then the directory, while the
-//! index row is written. Where disks shall have it, blocks and a note of the version are on all of them before the directory hears of it. A version that the directory refused leaves nothing but blocks
-//! to collect; one of which the answer was lost stays until the directory has said.
+//! index row is written. Where disks shall have it, blocks and a note of the version are on
+//! all of them before the directory hears of it. A version that the directory refused leaves
+//! nothing but blocks to collect; one of which the answer was lost stays until the directory has said.
 
 use std::sync::Arc;
 

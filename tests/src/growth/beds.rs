@@ -5,13 +5,13 @@ use std::io::{Read, Write};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use dfs_common::api::directory::{Status, Versions};
 use dfs_common::attributes::FileKind;
 use dfs_common::ids::{InodeId, ROOT};
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use super::sessions::Crowd;
 use super::{Case, Cost, Scale, Watched, in_turn};
@@ -26,7 +26,7 @@ const BLOCK: u64 = 64 << 10;
 const LOOKS: u32 = 400;
 const PAUSE: Duration = Duration::from_millis(500);
 /// Requests under way while a directory is filled.
-const PARALLEL: u64 = 32;
+const PARALLEL: usize = 32;
 
 /// Unlike that of any other number.
 fn page(number: u64) -> Vec<u8> {
@@ -63,28 +63,13 @@ fn scattered(turn: u64, count: u64) -> u64 {
 fn fill(cluster: &Cluster, directory: &str, count: u64) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let client = Arc::new(cluster.client(Duration::from_secs(60)).await?);
+        let client = cluster.client(Duration::from_secs(60)).await?;
         let parent = client.directory.call(&bulk::make(ROOT, directory, FileKind::Directory, 0o755)).await?.entry.attributes.ino;
-        let local = tokio::task::LocalSet::new();
-        let workers: Vec<_> = (0..PARALLEL)
-            .map(|worker| {
-                let client = Arc::clone(&client);
-                local.spawn_local(async move {
-                    for number in (worker..count).step_by(PARALLEL as usize) {
-                        client.directory.call(&bulk::make(parent, &name(number), FileKind::File, 0o644)).await?;
-                    }
-                    anyhow::Ok(())
-                })
-            })
-            .collect();
-        local
-            .run_until(async {
-                for worker in workers {
-                    worker.await??;
-                }
-                anyhow::Ok(())
-            })
-            .await?;
+        let makes = (0..count).map(|number| {
+            let client = &client;
+            async move { client.directory.call(&bulk::make(parent, &name(number), FileKind::File, 0o644)).await.map(drop) }
+        });
+        stream::iter(makes).buffer_unordered(PARALLEL).try_collect::<()>().await?;
         client.close().await?;
         anyhow::Ok(())
     })
