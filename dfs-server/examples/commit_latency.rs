@@ -46,6 +46,7 @@ async fn main() -> Result<()> {
             durable: false,
             interim: false,
             goes_on: false,
+            set: None,
         };
         let start = Instant::now();
         cluster.commit(&version, &file.layout.placement, &source).await?;

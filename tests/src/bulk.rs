@@ -43,6 +43,7 @@ pub async fn replace(client: &Client, entry: &Entry, content: Bytes) -> Result<E
         durable: false,
         interim: false,
         goes_on: false,
+        set: None,
     };
     let published = client.commit(&new, &entry.layout.placement, &source).await.map(|published| published.0).context("commit");
     client.release_lock(ino, token).await.context("release")?;

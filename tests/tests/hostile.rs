@@ -451,6 +451,7 @@ fn commits_that_do_not_fit_are_refused() {
         durable: false,
         interim: false,
         goes_on: false,
+        set: None,
     };
     assert_eq!(cluster.directory(&publish).unwrap_err().kind(), ErrorKind::Conflict);
     assert_eq!(digest(&cluster), before);

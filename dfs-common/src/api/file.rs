@@ -14,6 +14,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::directory::SetAttributes;
 use super::operations;
 use crate::attributes::Timestamp;
 use crate::block::BlockHash;
@@ -77,6 +78,9 @@ pub struct Commit {
     /// See [`super::directory::Publish::goes_on`].
     #[serde(default)]
     pub goes_on: bool,
+    /// See [`super::directory::Publish::set`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub set: Option<SetAttributes>,
 }
 
 /// A version for a replica. The body is as in [`Commit`]; blocks that the replica lacks it fetches from `primary`.

@@ -6,7 +6,7 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use tokio::time::{Instant, sleep};
 
 use super::Cluster;
-use crate::api::directory::{Granted, Place};
+use crate::api::directory::{Granted, Place, SetAttributes};
 use crate::api::file::{BLOCKS, COMMIT, Commit, MAX_INLINE, MAX_PATCHED, Missing};
 use crate::attributes::{Entry, Timestamp};
 use crate::block::{BlockHash, BlockSet, Manifest};
@@ -101,6 +101,8 @@ pub struct NewVersion<'a> {
     pub interim: bool,
     /// Whether nobody has closed the file since the writer made `base`.
     pub goes_on: bool,
+    /// Attributes that change in the same step.
+    pub set: Option<&'a SetAttributes>,
 }
 
 impl Cluster {
@@ -206,6 +208,7 @@ impl Cluster {
             durable: new.durable,
             interim: new.interim,
             goes_on: new.goes_on,
+            set: new.set.cloned(),
         };
         let mut body = BytesMut::with_capacity(encoded.len() + commit.inline.iter().chain(&commit.patches).sum::<u32>() as usize);
         body.extend_from_slice(&encoded);

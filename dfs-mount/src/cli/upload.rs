@@ -80,6 +80,7 @@ pub(crate) async fn publish(session: &Session, locked: &Locked, source: &FileSou
         durable,
         interim: false,
         goes_on: false,
+        set: None,
     };
     let published = session.cluster.commit(&new, &locked.entry.layout.placement, source).await.map(|published| published.0);
     source.sent.finish();

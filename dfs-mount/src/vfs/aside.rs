@@ -235,6 +235,7 @@ impl Vfs {
             durable: true,
             interim: false,
             goes_on: false,
+            set: None,
         };
         let published = self.cluster.commit(&new, &entry.layout.placement, &content).await;
         self.unlock(ino, held).await;

@@ -90,7 +90,8 @@ impl Vfs {
         if change.atime.is_some() {
             self.access_is_set(&node).await;
         }
-        if set != SetAttributes::none(node.ino) {
+        if set != SetAttributes::none(node.ino) && (change.size.is_some() || !self.hold_back(&node, &set, caller)) {
+            self.send_held_back(&node).await?;
             self.change_inode(&node, &set).await?;
         }
         self.get_attributes(id).await.map(Told::for_now)
@@ -158,6 +159,7 @@ impl Vfs {
     /// Sets an extended attribute.
     pub async fn set_xattr(&self, id: u64, name: &[u8], value: &[u8], mode: XattrMode, caller: Caller) -> Result<()> {
         let node = self.node(id)?;
+        self.send_held_back(&node).await?;
         self.change_inode(&node, &SetXattr { ino: node.ino, name: xattr_name(name)?, value: Text(value.to_vec()), mode }).await?;
         if name == acl::ACCESS { self.access_list_changed(&node, caller).await } else { Ok(()) }
     }
@@ -165,6 +167,7 @@ impl Vfs {
     /// Removes an extended attribute.
     pub async fn remove_xattr(&self, id: u64, name: &[u8]) -> Result<()> {
         let node = self.node(id)?;
+        self.send_held_back(&node).await?;
         self.change_inode(&node, &RemoveXattr { ino: node.ino, name: xattr_name(name)? }).await
     }
 

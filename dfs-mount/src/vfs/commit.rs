@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use dfs_common::api::directory::SetAttributes;
 use dfs_common::attributes::Entry;
 use dfs_common::clients::commit::NewVersion;
 use dfs_common::{Error, ErrorKind, Result};
@@ -30,7 +31,7 @@ impl Vfs {
         }
         // What has no name is read only by those who have it open here; it ends with them.
         if !content.needs_commit(durable) || node.state.lock().removed {
-            return Ok(());
+            return self.send_held_back(node).await;
         }
         let turn = content.commit.take("another upload of the file").await?;
         if content.is_aside() {
@@ -49,7 +50,9 @@ impl Vfs {
         {
             self.set_aside(node, content, e).await;
         }
-        turn.end(result)
+        turn.end(result)?;
+        // What was set meanwhile, or refused with the content.
+        self.send_held_back(node).await
     }
 
     async fn commit_alone(&self, node: &Arc<Node>, content: &Arc<Content>, durable: bool) -> Result<()> {
@@ -65,7 +68,7 @@ impl Vfs {
         failpoint::reach("commit.begun");
         // Whatever happens below, writers must be let on again.
         let mut guard = EndCommit { content, published: None };
-        let (entry, stamp) = match self.publish(node, content, &plan, durable).await {
+        let (entry, stamp, set) = match self.publish(node, content, &plan, durable).await {
             Err(e) if e.kind() == ErrorKind::NotFound && self.is_gone(node).await => {
                 // Removed by others, and let go in our name after this client was cut off: as above, but nobody here knew.
                 node.state.lock().removed = true;
@@ -80,6 +83,7 @@ impl Vfs {
         drop(guard);
         let version = entry.attributes.version;
         self.changed(node, entry, &stamp);
+        Self::taken_along(node, set.as_ref());
         {
             let mut state = node.state.lock();
             state.told = version;
@@ -97,14 +101,15 @@ impl Vfs {
         matches!(self.ask_entry(node.ino).await, (Err(e), _) if e.kind() == ErrorKind::NotFound)
     }
 
-    async fn publish(&self, node: &Arc<Node>, content: &Arc<Content>, plan: &Plan, durable: bool) -> Result<(Entry, Stamp)> {
+    async fn publish(&self, node: &Arc<Node>, content: &Arc<Content>, plan: &Plan, durable: bool) -> Result<(Entry, Stamp, Option<SetAttributes>)> {
+        let set = self.take_along(node).await?;
         // Shares the lock that the writing handle holds; the service is not asked.
         let held = self.lock(node.lockable(), Caller::default(), Wait::Until(Some(self.cluster.directory.timeout()))).await?;
         let mut placement = node.state.lock().entry.layout.placement.clone();
         // A server that has what was copied makes the better primary: nothing need be sent to it.
         let origin = content.origin();
         placement.sort_by_key(|server| !origin.contains(server));
-        let new = NewVersion {
+        let mut new = NewVersion {
             ino: node.ino,
             token: held.token,
             base: plan.base,
@@ -115,6 +120,7 @@ impl Vfs {
             // fsync: the program goes on writing, or closes without another version.
             interim: durable,
             goes_on: content.goes_on(),
+            set: set.as_ref(),
         };
         let (session, mut claim) = (self.cluster.id(), self.leases.lock().claim());
         let mut published = self.cluster.commit(&new, &placement, content.as_ref()).await;
@@ -123,11 +129,17 @@ impl Vfs {
             claim = self.leases.lock().claim();
             published = self.cluster.commit(&new, &placement, content.as_ref()).await;
         }
+        if set.is_some() && published.as_ref().is_err_and(|e| matches!(e.kind(), ErrorKind::Forbidden | ErrorKind::NotPermitted)) {
+            // The content is not to be lost for its attributes' sake. These go by themselves, and are refused by themselves.
+            new.set = None;
+            published = self.cluster.commit(&new, &placement, content.as_ref()).await;
+        }
         if published.as_ref().is_err_and(|e| e.kind() == ErrorKind::Fenced) {
             self.lose_lock(node.ino, held.token);
         }
         self.unlock(node.ino, held).await;
-        published.map(|(entry, granted)| (entry, Stamp::of(claim, granted)))
+        let set = new.set.cloned();
+        published.map(|(entry, granted)| (entry, Stamp::of(claim, granted), set))
     }
 }
 

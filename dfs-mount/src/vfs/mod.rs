@@ -22,6 +22,7 @@ pub mod events;
 mod fill;
 mod handed;
 pub mod handles;
+mod held_back;
 pub mod interrupt;
 pub mod io;
 mod leases;

@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 
 use super::backing::Backing;
 use super::entries::Entries;
+use super::held_back::HeldBack;
 use super::locks::Lockable;
 use super::paging::Paging;
 use super::reclaim::NODES_MAX;
@@ -76,6 +77,8 @@ pub(crate) struct State {
     pub(crate) content: Option<Arc<Content>>,
     /// What is open is served from its cache file.
     pub(crate) backing: Option<Arc<Backing>>,
+    /// Set by a program, and not sent yet.
+    pub(crate) held_back: Option<HeldBack>,
     /// A newer version has a node of its own.
     pub(crate) superseded: bool,
     /// No name leads here any more.
@@ -150,6 +153,9 @@ impl State {
             attributes.mtime = mtime.unwrap_or(attributes.mtime);
             attributes.ctime = attributes.ctime.max(attributes.mtime);
         }
+        if let Some(held) = &self.held_back {
+            held.show(&mut attributes);
+        }
         if self.removed {
             attributes.nlink = 0;
         }
@@ -191,6 +197,7 @@ impl Node {
             writers: 0,
             content: None,
             backing: None,
+            held_back: None,
             superseded: false,
             removed: entry.attributes.nlink == 0,
             entry,

@@ -401,6 +401,7 @@ impl Vfs {
             state.writers -= 1;
             if state.writers == 0 {
                 content.is_not_mapped();
+                state.held_back = None;
             }
         }
         Ok(())

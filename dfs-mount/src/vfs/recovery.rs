@@ -212,6 +212,7 @@ impl Vfs {
             durable: false,
             interim: false,
             goes_on: false,
+            set: None,
         };
         let claim = self.leases.lock().claim();
         let (entry, granted) = self.cluster.commit(&new, &entry.layout.placement, content.as_ref()).await?;

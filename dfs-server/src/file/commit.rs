@@ -92,6 +92,7 @@ impl FileServer {
             durable,
             interim: meta.interim,
             goes_on: meta.goes_on,
+            set: meta.set,
         };
         self.publish(what, upload, (hold, noted), &publish, user).await
     }

@@ -163,6 +163,7 @@ impl Bench {
             durable: content.len().is_multiple_of(2),
             interim: false,
             goes_on: false,
+            set: None,
         };
         self.client.commit(&version, &entry.layout.placement, &source).await.map(|published| published.0)
     }
@@ -259,6 +260,7 @@ async fn fewer_copies_than_asked_for_are_an_error() {
         durable: false,
         interim: false,
         goes_on: false,
+        set: None,
     };
     let reply = bench.send(primary, Request::new(Method::Post, COMMIT).meta(&commit).body(body)).await;
     assert_eq!(reply.into_bytes().unwrap_err().kind(), ErrorKind::Unavailable);
@@ -379,6 +381,7 @@ async fn a_commit_hands_on_the_leases_that_publishing_gave() {
         durable: false,
         interim: false,
         goes_on: false,
+        set: None,
     };
     let body = [manifest.encode(), b"x".to_vec()].concat();
     let reply = bench.send(0, Request::new(Method::Post, COMMIT).meta(&commit).body(body)).await;
@@ -442,6 +445,7 @@ impl Bench {
             durable: false,
             interim: false,
             goes_on: false,
+            set: None,
         };
         let entry = self.client.commit(&version, &entry.layout.placement, &Changing { all, changed }).await.unwrap().0;
         assert_eq!(entry.layout.holders.len(), 2);
@@ -515,6 +519,7 @@ async fn bad_requests_change_nothing() {
         durable: false,
         interim: false,
         goes_on: false,
+        set: None,
     };
     for (request, status) in [
         (Request::new(Method::Put, format!("{BLOCKS}{hash}")).body("y"), 400),

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::SetAttributes;
 use crate::attributes::Timestamp;
 use crate::block::BlockHash;
 use crate::ids::{InodeId, ServerId, SessionId, Token, Version};
@@ -52,6 +53,9 @@ pub struct Publish {
     /// True: nobody has closed the file since the writer made `base`. Where that is interim, of the same grant, it goes.
     #[serde(default)]
     pub goes_on: bool,
+    /// Attributes of the same file that change in the same step, checked as [`SetAttributes`] is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub set: Option<SetAttributes>,
 }
 
 /// The kept versions of a file, oldest first.

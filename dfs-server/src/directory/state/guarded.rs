@@ -269,7 +269,8 @@ impl Guarded for Place {
 
 impl Guarded for Publish {
     fn check(&self, asker: &Asker<'_>) -> Result<()> {
-        asker.require_or_own(self.ino, &load(asker.view, self.ino)?, WRITE)
+        asker.require_or_own(self.ino, &load(asker.view, self.ino)?, WRITE)?;
+        self.set.as_ref().map_or(Ok(()), |set| set.check(asker))
     }
 }
 

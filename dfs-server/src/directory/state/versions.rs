@@ -10,6 +10,7 @@ use dfs_common::block::{BlockHash, MAX_FILE_SIZE};
 use dfs_common::ids::{InodeId, ServerId, Version};
 use dfs_common::{Error, ErrorKind, Result};
 
+use super::attributes::set_attributes;
 use super::change::{Change, load};
 use super::keys;
 use super::records::{Inode, Record, UnderReplicated, VersionRecord};
@@ -75,7 +76,7 @@ pub(crate) fn publish(change: &mut Change<'_>, request: &Publish) -> Result<Entr
     change.set_missing(ino, lacks.then_some(UnderReplicated { missing }))?;
     supersede(change, VersionOf { ino, version: request.base }, request)?;
     prune(change, ino, next)?;
-    Ok(inode.entry(ino))
+    request.set.as_ref().map_or_else(|| Ok(inode.entry(ino)), |set| set_attributes(change, set))
 }
 
 /// True where the current version is what `request` published before its answer was lost.
@@ -98,6 +99,9 @@ fn check(change: &Change<'_>, request: &Publish) -> Result<()> {
     }
     if request.size > MAX_FILE_SIZE {
         return Err(Error::new(ErrorKind::FileTooLarge, format!("a file has at most {MAX_FILE_SIZE} bytes, this one {}", request.size)));
+    }
+    if request.set.as_ref().is_some_and(|set| set.ino != request.ino) {
+        return invalid(format!("a version of inode {} sets attributes of another one", request.ino));
     }
     if request.stored > request.size {
         return invalid(format!("{} bytes stored of a file of {}", request.stored, request.size));

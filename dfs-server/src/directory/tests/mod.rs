@@ -177,6 +177,7 @@ impl Client {
             durable: false,
             interim: false,
             goes_on: false,
+            set: None,
         }
     }
 }

@@ -129,6 +129,7 @@ async fn publishing_is_for_the_owner_and_who_may_write() {
         durable: false,
         interim: false,
         goes_on: false,
+        set: None,
     };
     assert_eq!(refused(&client, &anna(), &publish).await, ErrorKind::Forbidden);
     let place = Place { ino, avoid: Vec::new() };
@@ -140,6 +141,26 @@ async fn publishing_is_for_the_owner_and_who_may_write() {
     }
     assert_eq!(refused(&client, &anna(), &Versions { ino }).await, ErrorKind::Forbidden);
     assert!(call(&client, &user(5, 5, None), &Versions { ino }).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_version_changes_attributes_in_the_same_step_or_nothing_changes() {
+    let mut client = Client::new();
+    client.open_session().await;
+    let server = client.register("a").await;
+    let ino = put(&client, ROOT, "f", FileKind::File, 0o666, (1000, 100)).await;
+    let along = |set: SetAttributes| Publish { set: Some(set), ..client.version(ino, 0, &[server]) };
+    let none = SetAttributes::none(ino);
+    let chmod = along(SetAttributes { mode: Some(0o640), ..none.clone() });
+    assert_eq!(refused(&client, &user(5, 5, None), &chmod).await, ErrorKind::NotPermitted, "who may write may not do that");
+    assert_eq!(refused(&client, &anna(), &along(SetAttributes { uid: Some(5), ..none.clone() })).await, ErrorKind::NotPermitted);
+    assert_eq!(refused(&client, &user(0, 0, None), &along(SetAttributes { ino: ROOT, ..none })).await, ErrorKind::Invalid);
+    assert_eq!(client.attributes(ino).await.unwrap().attributes.version, Version(0));
+    for _ in 0..2 {
+        // The second is the first one again, whose answer was lost.
+        let entry = call(&client, &anna(), &chmod).await.unwrap().attributes;
+        assert_eq!((entry.version, entry.mode, entry.size, entry.mtime), (Version(1), 0o640, 100, Timestamp(1234)));
+    }
 }
 
 #[tokio::test]
