@@ -16,7 +16,20 @@ use crate::Cluster;
 
 /// A request for a new entry that belongs to root.
 pub fn make(parent: InodeId, name: &str, kind: FileKind, mode: u32) -> Make {
-    Make { parent, name: Name::new(name.as_bytes()).expect("a name"), kind, mode, umask: 0, uid: 0, gid: 0, rdev: 0, target: None, lock: false }
+    Make {
+        parent,
+        name: Name::new(name.as_bytes()).expect("a name"),
+        kind,
+        mode,
+        umask: 0,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        target: None,
+        lock: false,
+        reserve: 0,
+        birth: None,
+    }
 }
 
 /// Creates a file with content through `client`; its write lock is given back.
@@ -44,6 +57,7 @@ pub async fn replace(client: &Client, entry: &Entry, content: Bytes) -> Result<E
         interim: false,
         goes_on: false,
         set: None,
+        make: None,
     };
     let published = client.commit(&new, &entry.layout.placement, &source).await.map(|published| published.0).context("commit");
     client.release_lock(ino, token).await.context("release")?;

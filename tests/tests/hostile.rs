@@ -452,6 +452,7 @@ fn commits_that_do_not_fit_are_refused() {
         interim: false,
         goes_on: false,
         set: None,
+        make: None,
     };
     assert_eq!(cluster.directory(&publish).unwrap_err().kind(), ErrorKind::Conflict);
     assert_eq!(digest(&cluster), before);

@@ -139,7 +139,8 @@ impl Server<'_> {
     fn make(&self, name: &str, kind: FileKind, mode: u32) -> Result<()> {
         let Who { uid, gid, .. } = self.who;
         let parent = self.ino("")?;
-        self.call(&Make { parent, name: new_name(name), kind, mode, umask: 0, uid, gid, rdev: 0, target: None, lock: false }).map(|_| ())
+        self.call(&Make { parent, name: new_name(name), kind, mode, umask: 0, uid, gid, rdev: 0, target: None, lock: false, reserve: 0, birth: None })
+            .map(|_| ())
     }
 
     fn rename(&self, name: &str, new_parent: &str, new: &str, mode: RenameMode) -> Result<()> {

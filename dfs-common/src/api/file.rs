@@ -14,7 +14,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::directory::SetAttributes;
+use super::directory::{Make, SetAttributes};
 use super::operations;
 use crate::attributes::Timestamp;
 use crate::block::BlockHash;
@@ -81,6 +81,9 @@ pub struct Commit {
     /// See [`super::directory::Publish::set`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub set: Option<SetAttributes>,
+    /// See [`super::directory::Publish::make`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub make: Option<Make>,
 }
 
 /// A version for a replica. The body is as in [`Commit`]; blocks that the replica lacks it fetches from `primary`.

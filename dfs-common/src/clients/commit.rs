@@ -6,7 +6,7 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use tokio::time::{Instant, sleep};
 
 use super::Cluster;
-use crate::api::directory::{Granted, Place, SetAttributes};
+use crate::api::directory::{Granted, Make, Place, SetAttributes};
 use crate::api::file::{BLOCKS, COMMIT, Commit, MAX_INLINE, MAX_PATCHED, Missing};
 use crate::attributes::{Entry, Timestamp};
 use crate::block::{BlockHash, BlockSet, Manifest};
@@ -103,6 +103,8 @@ pub struct NewVersion<'a> {
     pub goes_on: bool,
     /// Attributes that change in the same step.
     pub set: Option<&'a SetAttributes>,
+    /// The file is not known to the directory service yet: it is made in the same step.
+    pub make: Option<&'a Make>,
 }
 
 impl Cluster {
@@ -209,6 +211,7 @@ impl Cluster {
             interim: new.interim,
             goes_on: new.goes_on,
             set: new.set.cloned(),
+            make: new.make.cloned(),
         };
         let mut body = BytesMut::with_capacity(encoded.len() + commit.inline.iter().chain(&commit.patches).sum::<u32>() as usize);
         body.extend_from_slice(&encoded);

@@ -81,6 +81,7 @@ pub(crate) async fn publish(session: &Session, locked: &Locked, source: &FileSou
         interim: false,
         goes_on: false,
         set: None,
+        make: None,
     };
     let published = session.cluster.commit(&new, &locked.entry.layout.placement, source).await.map(|published| published.0);
     source.sent.finish();

@@ -176,6 +176,8 @@ impl Vfs {
             rdev: 0,
             target: None,
             lock: false,
+            reserve: 0,
+            birth: None,
         };
         let entry = match self.mutate(&make).await.0 {
             Ok(made) => made.entry,
@@ -236,6 +238,7 @@ impl Vfs {
             interim: false,
             goes_on: false,
             set: None,
+            make: None,
         };
         let published = self.cluster.commit(&new, &entry.layout.placement, &content).await;
         self.unlock(ino, held).await;

@@ -121,6 +121,7 @@ impl Vfs {
             interim: durable,
             goes_on: content.goes_on(),
             set: set.as_ref(),
+            make: None,
         };
         let (session, mut claim) = (self.cluster.id(), self.leases.lock().claim());
         let mut published = self.cluster.commit(&new, &placement, content.as_ref()).await;

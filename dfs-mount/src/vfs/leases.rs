@@ -180,7 +180,7 @@ mod tests {
     const DIR: InodeId = InodeId(6);
 
     fn stamp(event: u64) -> Stamp {
-        Stamp::of(0, Some(Granted { event, except: Vec::new(), nothing: false }))
+        Stamp::of(0, Some(Granted { event, ..Granted::default() }))
     }
 
     fn name(text: &str) -> Name {
@@ -215,9 +215,9 @@ mod tests {
     fn what_was_not_granted_is_not_leased() {
         let leases = Leases::default();
         assert!(!leases.covers(&Stamp::of(0, None), FILE));
-        let refused = Stamp::of(0, Some(Granted { event: 3, except: vec![FILE], nothing: false }));
+        let refused = Stamp::of(0, Some(Granted { event: 3, except: vec![FILE], ..Granted::default() }));
         assert!(!leases.covers(&refused, FILE) && leases.covers(&refused, DIR));
-        assert!(!leases.covers(&Stamp::of(0, Some(Granted { event: 3, except: Vec::new(), nothing: true })), DIR));
+        assert!(!leases.covers(&Stamp::of(0, Some(Granted { event: 3, nothing: true, ..Granted::default() })), DIR));
     }
 
     #[test]

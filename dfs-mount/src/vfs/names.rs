@@ -59,6 +59,8 @@ impl Vfs {
             rdev: new.rdev,
             target: new.target.map(Text),
             lock: new.kind == FileKind::File && self.cluster.may_have_new_locks(),
+            reserve: 0,
+            birth: None,
         };
         let _making = self.locks.making.begin();
         let (made, stamp) = self.mutate(&make).await;

@@ -213,6 +213,7 @@ impl Vfs {
             interim: false,
             goes_on: false,
             set: None,
+            make: None,
         };
         let claim = self.leases.lock().claim();
         let (entry, granted) = self.cluster.commit(&new, &entry.layout.placement, content.as_ref()).await?;

@@ -13,8 +13,8 @@ use dfs_common::{Error, ErrorKind, Result};
 use futures_util::future::BoxFuture;
 
 use super::Directory;
-use super::leases::Author;
-use super::state::{self, Change, End, Guarded, Leased};
+use super::leases::{Author, Block};
+use super::state::{self, Affected, Change, End, Guarded, Leased};
 use super::writer::{Answer, Reply, Terms};
 use crate::store::View;
 
@@ -40,16 +40,14 @@ impl Directory {
             self.touch(session);
         }
         match request.path.as_str() {
-            Lookup::PATH => self.read_leased(&request, state::lookup),
-            GetAttributes::PATH => self.read_leased(&request, state::get_attributes),
-            Resolve::PATH => {
-                state::resolve(&*self.store.snapshot(), &request.parse_json()?, request.user.as_ref()).map(|found| Response::json(&found))
-            }
+            Lookup::PATH => self.read_leased(&request, state::lookup).await,
+            GetAttributes::PATH => self.read_leased(&request, state::get_attributes).await,
+            Resolve::PATH => self.resolve(&request).await,
             Access::PATH => state::access(&*self.store.snapshot(), &request.parse_json()?, request.user.as_ref()).map(|done| Response::json(&done)),
-            List::PATH => self.read_leased_as(&request, state::list, if request.packed { Response::packed::<List> } else { Response::json }),
-            ReadLink::PATH => self.read_leased(&request, state::read_link),
-            GetXattr::PATH => self.read_leased(&request, state::get_xattr),
-            ListXattrs::PATH => self.read_leased(&request, state::list_xattrs),
+            List::PATH => self.read_leased_as(&request, state::list, if request.packed { Response::packed::<List> } else { Response::json }).await,
+            ReadLink::PATH => self.read_leased(&request, state::read_link).await,
+            GetXattr::PATH => self.read_leased(&request, state::get_xattr).await,
+            ListXattrs::PATH => self.read_leased(&request, state::list_xattrs).await,
             NameHistory::PATH => self.read(&request, state::name_history),
             Removals::PATH => self.removals(&request).await,
             Versions::PATH => self.read(&request, state::versions),
@@ -101,6 +99,18 @@ impl Directory {
         Ok(Response::json(&state::read_as(&*view, request.user.as_ref(), &operation, read)?))
     }
 
+    /// Where the last directory is one session's alone, that has to tell what it made there first.
+    async fn resolve(&self, request: &Request) -> Result<Response> {
+        let resolve: Resolve = request.parse_json()?;
+        let found = state::resolve(&*self.store.snapshot(), &resolve, request.user.as_ref())?;
+        if !self.leasing.lock().leases.is_exclusive_of_others(found.parent, request.session) {
+            return Ok(Response::json(&found));
+        }
+        let attributes = GetAttributes { ino: found.parent };
+        self.read_leased(&Request { body: json(&attributes).into(), ..request.clone() }, state::get_attributes).await?;
+        state::resolve(&*self.store.snapshot(), &resolve, request.user.as_ref()).map(|found| Response::json(&found))
+    }
+
     /// Read in slices, between which others have their turn.
     async fn removals(&self, request: &Request) -> Result<Response> {
         let operation: Removals = request.parse_json()?;
@@ -115,26 +125,42 @@ impl Directory {
     }
 
     /// Reads, and grants the session a lease on what it is told. Both under one lock: a change comes before both or after.
-    fn read_leased<O: Leased + Guarded>(&self, request: &Request, read: fn(&dyn View, &O) -> Result<O::Reply>) -> Result<Response> {
-        self.read_leased_as(request, read, Response::json)
+    async fn read_leased<O: Leased + Guarded>(&self, request: &Request, read: fn(&dyn View, &O) -> Result<O::Reply>) -> Result<Response> {
+        self.read_leased_as(request, read, Response::json).await
     }
 
     /// The same, with the answer in the form that `respond` gives it.
-    fn read_leased_as<O: Leased + Guarded>(
+    async fn read_leased_as<O: Leased + Guarded>(
         &self,
         request: &Request,
         read: fn(&dyn View, &O) -> Result<O::Reply>,
         respond: fn(&O::Reply) -> Response,
     ) -> Result<Response> {
         let operation: O = request.parse_json()?;
-        let (answer, granted) = {
-            let mut leasing = self.leasing.lock();
-            let view = self.store.snapshot();
-            let answer = state::read_as(&*view, request.user.as_ref(), &operation, read);
-            let session = request.session.filter(|session| leasing.leases.is_holder(*session));
-            let now = self.now().clock;
-            let granted = session.and_then(|session| leasing.leases.grant(session, &operation.inodes(&answer), false, |_| false, now));
-            (answer, granted)
+        let mut block = None;
+        let (answer, granted) = loop {
+            let author = Author { operation: O::PATH, session: request.session };
+            let (told, pending) = {
+                let mut leasing = self.leasing.lock();
+                match operation.directory().filter(|ino| leasing.leases.is_exclusive_of_others(*ino, request.session)) {
+                    None => {
+                        if let Some(block) = block.take() {
+                            Block::release(block, &mut leasing);
+                        }
+                        let view = self.store.snapshot();
+                        let answer = state::read_as(&*view, request.user.as_ref(), &operation, read);
+                        let session = request.session.filter(|session| leasing.leases.is_holder(*session));
+                        let now = self.now().clock;
+                        let granted = session.and_then(|session| leasing.leases.grant(session, &operation.inodes(&answer), false, |_| false, now));
+                        break (answer, granted);
+                    }
+                    Some(ino) => {
+                        self.leasing.tell(&mut leasing, block.take(), vec![Affected { ino, name: None, over: false }], author, self.now().clock)
+                    }
+                }
+            };
+            self.leasing.acknowledged(author, &told, pending).await?;
+            block = Some(told);
         };
         let response = answer.map(|reply| respond(&reply)).into();
         Ok(with_leases(response, granted.as_ref()))
@@ -152,12 +178,13 @@ impl Directory {
         operation: O,
         mutate: fn(&mut Change<'_>, &O) -> Result<O::Reply>,
     ) -> Result<Response> {
+        let terms = Terms { numbers: operation.numbers(), ..terms };
         let prepare = move |change: &mut Change<'_>| {
             state::check(&change.view, user.as_ref(), &operation)?;
             change.user.clone_from(&user);
             let answer = mutate(change, &operation);
-            let inodes = operation.inodes(&answer);
-            answer.map(|reply| Reply { body: json(&reply), inodes })
+            let (inodes, exclusive) = (operation.inodes(&answer), operation.exclusive(&answer));
+            answer.map(|reply| Reply { body: json(&reply), inodes, exclusive })
         };
         let Answer { body, granted } = self.submit(terms, prepare).await?;
         Ok(with_leases(Response::raw_json(body), granted.as_ref()))

@@ -41,11 +41,13 @@ pub(super) struct Reply {
     pub(super) body: Vec<u8>,
     /// The inodes that it tells of.
     pub(super) inodes: Vec<InodeId>,
+    /// The directory that its session is to have to itself.
+    pub(super) exclusive: Option<InodeId>,
 }
 
 impl From<Vec<u8>> for Reply {
     fn from(body: Vec<u8>) -> Self {
-        Self { body, inodes: Vec::new() }
+        Self { body, ..Self::default() }
     }
 }
 
@@ -62,6 +64,8 @@ pub(super) struct Terms {
     pub(super) session: Option<SessionId>,
     pub(super) replay: Option<Replay>,
     pub(super) durable: bool,
+    /// The most numbers of inodes that it takes, at least 1.
+    pub(super) numbers: u64,
     /// Who makes the change, where those who hold leases have to be told of it.
     pub(super) author: Option<Author>,
 }
@@ -173,7 +177,8 @@ impl Directory {
         let snapshot = self.store.snapshot();
         let mut pending = Overlay::new(&*snapshot);
         let count = group.len() as u64;
-        let inode_mark = tables.inode_ids.reserve(count, &mut pending);
+        let numbers = group.iter().map(|job| job.terms.numbers.max(1)).sum();
+        let inode_mark = tables.inode_ids.reserve(numbers, &mut pending);
         let session_mark = tables.session_ids.reserve(count, &mut pending);
         // A rename may end two names.
         let past_mark = tables.past_ids.reserve(2 * count, &mut pending);
@@ -239,8 +244,12 @@ impl Directory {
             }
             leasing.leases.changed(revision, &changed);
             let session = terms.author.and_then(|author| author.session);
-            let grant =
-                |reply: &Reply, leasing: &mut Inner| leasing.leases.grant(session?, &reply.inodes, true, |ino| later.contains(&ino), now.clock);
+            let grant = |reply: &Reply, leasing: &mut Inner| {
+                let session = session?;
+                let mut granted = leasing.leases.grant(session, &reply.inodes, true, |ino| later.contains(&ino), now.clock)?;
+                granted.exclusive = reply.exclusive.filter(|ino| leasing.leases.make_exclusive(*ino, session));
+                Some(granted)
+            };
             let answer = answer.map(|reply| Answer { granted: grant(&reply, leasing), body: reply.body });
             later.extend(changed);
             answers.push(Done::Answered(answer));

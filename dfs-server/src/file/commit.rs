@@ -93,6 +93,7 @@ impl FileServer {
             interim: meta.interim,
             goes_on: meta.goes_on,
             set: meta.set,
+            make: meta.make,
         };
         self.publish(what, upload, (hold, noted), &publish, user).await
     }

@@ -146,6 +146,8 @@ impl Bench {
             rdev: 0,
             target: None,
             lock: false,
+            reserve: 0,
+            birth: None,
         };
         self.client.directory.call(&make).await.unwrap().entry
     }
@@ -164,6 +166,7 @@ impl Bench {
             interim: false,
             goes_on: false,
             set: None,
+            make: None,
         };
         self.client.commit(&version, &entry.layout.placement, &source).await.map(|published| published.0)
     }
@@ -261,6 +264,7 @@ async fn fewer_copies_than_asked_for_are_an_error() {
         interim: false,
         goes_on: false,
         set: None,
+        make: None,
     };
     let reply = bench.send(primary, Request::new(Method::Post, COMMIT).meta(&commit).body(body)).await;
     assert_eq!(reply.into_bytes().unwrap_err().kind(), ErrorKind::Unavailable);
@@ -382,6 +386,7 @@ async fn a_commit_hands_on_the_leases_that_publishing_gave() {
         interim: false,
         goes_on: false,
         set: None,
+        make: None,
     };
     let body = [manifest.encode(), b"x".to_vec()].concat();
     let reply = bench.send(0, Request::new(Method::Post, COMMIT).meta(&commit).body(body)).await;
@@ -446,6 +451,7 @@ impl Bench {
             interim: false,
             goes_on: false,
             set: None,
+            make: None,
         };
         let entry = self.client.commit(&version, &entry.layout.placement, &Changing { all, changed }).await.unwrap().0;
         assert_eq!(entry.layout.holders.len(), 2);
@@ -520,6 +526,7 @@ async fn bad_requests_change_nothing() {
         interim: false,
         goes_on: false,
         set: None,
+        make: None,
     };
     for (request, status) in [
         (Request::new(Method::Put, format!("{BLOCKS}{hash}")).body("y"), 400),

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::SetAttributes;
+use super::{Make, SetAttributes};
 use crate::attributes::Timestamp;
 use crate::block::BlockHash;
 use crate::ids::{InodeId, ServerId, SessionId, Token, Version};
@@ -56,6 +56,9 @@ pub struct Publish {
     /// Attributes of the same file that change in the same step, checked as [`SetAttributes`] is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub set: Option<SetAttributes>,
+    /// The file is made in the same step, unless it was before: with a [`Birth`](super::Birth) of the same number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub make: Option<Make>,
 }
 
 /// The kept versions of a file, oldest first.

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::attributes::{Attributes, Entry, FileKind, Timestamp};
-use crate::ids::InodeId;
+use crate::ids::{InodeId, ServerId};
 use crate::name::{Name, Text};
 
 /// Finds `name` in `parent`.
@@ -122,6 +122,43 @@ pub struct Make {
     /// layout names it as `fresh`.
     #[serde(default)]
     pub lock: bool,
+    /// So many numbers, at most [`Make::MAX_RESERVED`], for files that the session is going to make in the same directory or, where
+    /// this makes a directory, in that one.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub reserve: u32,
+    /// For files: made before, under a number from such a reservation. Repeating it changes nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub birth: Option<Birth>,
+}
+
+impl Make {
+    /// The most numbers of one reservation.
+    pub const MAX_RESERVED: u32 = 64;
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+/// A file that a session made where it alone may: it has been there for that session since.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Birth {
+    /// Its number.
+    pub ino: InodeId,
+    /// The first number of the reservation that it is from.
+    pub first: InodeId,
+    /// When it was made. Times to come, and times before the reservation, are corrected.
+    pub at: Timestamp,
+}
+
+/// Numbers for new files in one directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reservation {
+    /// The first; the others follow it.
+    pub first: InodeId,
+    /// For each number, the file servers of that file, the primary first.
+    pub placements: Vec<Vec<ServerId>>,
 }
 
 /// A new name and what it leads to.
@@ -132,6 +169,10 @@ pub struct Made {
     pub entry: Entry,
     /// The directory, afterwards.
     pub directory: Attributes,
+    /// Numbers that were reserved, as asked. They are of use as long as the session has the directory to itself
+    /// ([`Granted::exclusive`](super::Granted::exclusive)), and then to tell of what it made in that time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reserved: Option<Reservation>,
 }
 
 /// Gives an inode that is no directory another name.

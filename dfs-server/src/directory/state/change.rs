@@ -111,10 +111,17 @@ impl<'a> Change<'a> {
 
     /// Notes that the entries of directory `ino` changed, and its count of subdirectories by `subdirectories`. Returns what it is then.
     pub(super) fn touch_directory(&mut self, ino: InodeId, subdirectories: i32) -> Result<Attributes> {
+        self.touch_directory_at(ino, subdirectories, self.now.wall)
+    }
+
+    /// The same for what happened at `time`, which is not later than now.
+    pub(super) fn touch_directory_at(&mut self, ino: InodeId, subdirectories: i32, time: Timestamp) -> Result<Attributes> {
         let now = self.now.wall;
+        // What was set to a time to come is set back by any change.
+        let later = |known: Timestamp| if known > now { time } else { known.max(time) };
         let parent = self.edit(ino, |directory| {
             directory.nlink = directory.nlink.saturating_add_signed(subdirectories);
-            (directory.mtime, directory.ctime) = (now, now);
+            (directory.mtime, directory.ctime) = (later(directory.mtime), later(directory.ctime));
         })?;
         assert!(parent.is_directory() && parent.nlink >= 2, "entries change only in directories that have names");
         Ok(parent.entry(ino).attributes)

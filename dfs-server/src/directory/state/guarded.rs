@@ -269,8 +269,21 @@ impl Guarded for Place {
 
 impl Guarded for Publish {
     fn check(&self, asker: &Asker<'_>) -> Result<()> {
-        asker.require_or_own(self.ino, &load(asker.view, self.ino)?, WRITE)?;
-        self.set.as_ref().map_or(Ok(()), |set| set.check(asker))
+        match &self.make {
+            Some(make) if asker.view.get(&keys::inode(self.ino))?.is_none() => {
+                make.check(asker)?;
+                // It will be the user's own, who may set all but what only root may.
+                let is_roots = |set: &SetAttributes| set.uid.is_some() || set.gid.is_some() || set.mode.is_some_and(|mode| mode & SGID != 0);
+                match self.set.as_ref().is_some_and(is_roots) {
+                    true => Err(not_permitted("only root gives files away".to_owned())),
+                    false => Ok(()),
+                }
+            }
+            _ => {
+                asker.require_or_own(self.ino, &load(asker.view, self.ino)?, WRITE)?;
+                self.set.as_ref().map_or(Ok(()), |set| set.check(asker))
+            }
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! | table | behind it | value |
 //! |---|---|---|
 //! | `a` | counter | lowest number not yet reserved |
+//! | `b` | the first of some inodes | [`super::records::Reserved`]: numbers that a session may use |
 //! | `c` | | the cluster's name |
 //! | `d` | directory, name | [`super::records::Dentry`] |
 //! | `e` | session | [`super::records::Number`]: when it expired; its replies are kept for a while |
@@ -57,6 +58,10 @@ pub(crate) fn cluster() -> Key {
 
 pub(crate) fn counter(name: &str) -> Key {
     key(b'a', &[name.as_bytes()])
+}
+
+pub(crate) fn reserved(first: InodeId) -> Key {
+    key(b'b', &[&first.0.to_be_bytes()])
 }
 
 pub(crate) fn inode(ino: InodeId) -> Key {

@@ -3,7 +3,7 @@
 
 use dfs_common::api::Operation;
 use dfs_common::api::directory::*;
-use dfs_common::attributes::Entry;
+use dfs_common::attributes::{Entry, FileKind};
 use dfs_common::ids::InodeId;
 use dfs_common::{ErrorKind, Result};
 
@@ -11,6 +11,21 @@ use dfs_common::{ErrorKind, Result};
 pub(crate) trait Leased: Operation {
     /// The inodes that `answer` tells of; what fails tells of nothing, but for what is then known to be absent.
     fn inodes(&self, answer: &Result<Self::Reply>) -> Vec<InodeId>;
+
+    /// The directory of which the answer tells, where nobody else may have made something in there that is not told of yet.
+    fn directory(&self) -> Option<InodeId> {
+        None
+    }
+
+    /// The directory that the session wants to itself.
+    fn exclusive(&self, _: &Result<Self::Reply>) -> Option<InodeId> {
+        None
+    }
+
+    /// The most numbers of inodes that it takes.
+    fn numbers(&self) -> u64 {
+        1
+    }
 }
 
 /// `ino`, unless the operation failed.
@@ -23,6 +38,10 @@ fn named(entry: &Entry) -> Option<InodeId> {
 }
 
 impl Leased for Lookup {
+    fn directory(&self) -> Option<InodeId> {
+        Some(self.parent)
+    }
+
     fn inodes(&self, answer: &Result<Entry>) -> Vec<InodeId> {
         match answer {
             Ok(entry) => vec![self.parent, entry.attributes.ino],
@@ -50,9 +69,23 @@ macro_rules! one_inode {
         })*
     };
 }
-one_inode!(GetAttributes, ReadLink, ListXattrs, SetAttributes, SetXattr, RemoveXattr, Publish);
+one_inode!(ReadLink, ListXattrs, SetAttributes, SetXattr, RemoveXattr, Publish);
+
+impl Leased for GetAttributes {
+    fn inodes(&self, answer: &Result<Entry>) -> Vec<InodeId> {
+        of(answer, self.ino)
+    }
+
+    fn directory(&self) -> Option<InodeId> {
+        Some(self.ino)
+    }
+}
 
 impl Leased for List {
+    fn directory(&self) -> Option<InodeId> {
+        Some(self.ino)
+    }
+
     fn inodes(&self, answer: &Result<Page>) -> Vec<InodeId> {
         let Ok(page) = answer else { return Vec::new() };
         std::iter::once(self.ino).chain(page.entries.iter().map(|row| row.entry.attributes.ino)).collect()
@@ -68,7 +101,22 @@ macro_rules! new_name {
         })*
     };
 }
-new_name!(Make, Link, Undelete);
+new_name!(Link, Undelete);
+
+impl Leased for Make {
+    fn inodes(&self, answer: &Result<Made>) -> Vec<InodeId> {
+        answer.as_ref().map_or_else(|_| Vec::new(), |made| vec![self.parent, made.entry.attributes.ino])
+    }
+
+    fn exclusive(&self, answer: &Result<Made>) -> Option<InodeId> {
+        let made = answer.as_ref().ok().filter(|made| made.reserved.is_some())?;
+        Some(if self.kind == FileKind::Directory { made.entry.attributes.ino } else { self.parent })
+    }
+
+    fn numbers(&self) -> u64 {
+        1 + u64::from(self.reserve.min(Make::MAX_RESERVED))
+    }
+}
 
 impl Leased for Remove {
     fn inodes(&self, answer: &Result<Removed>) -> Vec<InodeId> {

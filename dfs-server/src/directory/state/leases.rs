@@ -70,6 +70,8 @@ pub(crate) struct Leases {
     holders: HashMap<SessionId, Holder>,
     /// The same leases by inode.
     by_inode: BTreeSet<(InodeId, SessionId)>,
+    /// Directories that one session has to itself, with the event whose acknowledgement ends that; 0: none.
+    exclusive: HashMap<InodeId, (SessionId, u64)>,
     /// Inodes that are about to change, with the number of changes.
     blocked: HashMap<InodeId, u32>,
     history: History,
@@ -91,6 +93,7 @@ impl Leases {
             base: starts * NUMBERS,
             holders: HashMap::new(),
             by_inode: BTreeSet::new(),
+            exclusive: HashMap::new(),
             blocked: HashMap::new(),
             history: History::new(revision),
             grace: !survivors.is_empty(),
@@ -143,6 +146,7 @@ impl Leases {
         for ino in holder.held.drain().map(|(ino, _)| ino) {
             self.by_inode.remove(&(ino, session));
         }
+        self.exclusive.retain(|_, (of, _)| *of != session);
         // Answers and events on their way belong to what was before. Whoever waits for an event waits on, until
         // the client, which then knows what it has lost, acknowledges this number.
         holder.events.clear();
@@ -175,7 +179,7 @@ impl Leases {
     ) -> Option<Granted> {
         let holder = self.holders.get_mut(&session)?;
         holder.last += u64::from(fresh);
-        let mut granted = Granted { event: holder.last, except: Vec::new(), nothing: inodes.is_empty() };
+        let mut granted = Granted { event: holder.last, except: Vec::new(), exclusive: None, nothing: inodes.is_empty() };
         for &ino in inodes {
             if self.blocked.contains_key(&ino) || stale(ino) {
                 granted.except.push(ino);
@@ -204,7 +208,8 @@ impl Leases {
         oldest.select_nth_unstable(count);
         oldest[..count].sort_unstable();
         for &(_, ino) in &oldest[..count] {
-            holder.send(ino, None, now);
+            let number = holder.send(ino, None, now);
+            ends(&mut self.exclusive, ino, session, number);
         }
         self.sent += count as u64;
         self.woken.push(session);
@@ -213,6 +218,20 @@ impl Leases {
     /// Whether anybody but `requester` holds a lease on `ino`.
     pub(crate) fn is_held_by_others(&self, ino: InodeId, requester: Option<SessionId>) -> bool {
         self.holders_of(ino).any(|session| Some(session) != requester)
+    }
+
+    /// Gives `session` the directory `ino` to itself, if nobody else holds a lease on it, or is about to. True where it has it now.
+    pub(crate) fn make_exclusive(&mut self, ino: InodeId, session: SessionId) -> bool {
+        let leased = self.holders.get(&session).and_then(|holder| holder.held.get(&ino)).is_some_and(|lease| lease.ending == 0);
+        if !leased || self.blocked.contains_key(&ino) || self.is_held_by_others(ino, Some(session)) {
+            return false;
+        }
+        *self.exclusive.entry(ino).or_insert((session, 0)) == (session, 0)
+    }
+
+    /// Whether somebody but `requester` has the directory `ino` to itself.
+    pub(crate) fn is_exclusive_of_others(&self, ino: InodeId, requester: Option<SessionId>) -> bool {
+        self.exclusive.get(&ino).is_some_and(|(session, _)| Some(*session) != requester)
     }
 
     fn holders_of(&self, ino: InodeId) -> impl Iterator<Item = SessionId> + '_ {
@@ -247,7 +266,9 @@ impl Leases {
                 } else {
                     self.sent += 1;
                     self.woken.push(session);
-                    holder.send(thing.ino, Some(thing), now)
+                    let number = holder.send(thing.ino, Some(thing), now);
+                    ends(&mut self.exclusive, thing.ino, session, number);
+                    number
                 };
                 let highest = pending.entry(session).or_insert(0);
                 *highest = number.max(*highest);
@@ -265,6 +286,9 @@ impl Leases {
         holder.acknowledged = holder.acknowledged.max(after);
         while holder.events.front().is_some_and(|sent| sent.event.number <= after) {
             let Some(Sent { event: Event { number, ino, over, .. }, .. }) = holder.events.pop_front() else { break };
+            if self.exclusive.get(&ino) == Some(&(session, number)) {
+                self.exclusive.remove(&ino);
+            }
             if over && holder.held.get(&ino).is_some_and(|lease| lease.ending == number) {
                 holder.held.remove(&ino);
                 holder.ending -= 1;
@@ -301,6 +325,7 @@ impl Leases {
     pub(crate) fn end(&mut self, session: SessionId) {
         self.survivors.remove(&session);
         self.grace &= !self.survivors.is_empty();
+        self.exclusive.retain(|_, (of, _)| *of != session);
         let Some(holder) = self.holders.remove(&session) else { return };
         for ino in holder.held.into_keys() {
             self.by_inode.remove(&(ino, session));
@@ -315,6 +340,13 @@ impl Leases {
     /// Sessions that have got events since the last call.
     pub(crate) fn take_woken(&mut self) -> Vec<SessionId> {
         std::mem::take(&mut self.woken)
+    }
+}
+
+/// An event of `ino` was sent to `session`.
+fn ends(exclusive: &mut HashMap<InodeId, (SessionId, u64)>, ino: InodeId, session: SessionId, number: u64) {
+    if let Some((_, ending)) = exclusive.get_mut(&ino).filter(|(of, ending)| *of == session && *ending == 0) {
+        *ending = number;
     }
 }
 

@@ -1,6 +1,6 @@
 //! Creating entries of every type.
 
-use dfs_common::api::directory::{Made, Make};
+use dfs_common::api::directory::{Birth, Made, Make};
 use dfs_common::attributes::{FileKind, Timestamp};
 use dfs_common::ids::{InodeId, SessionId, Token, Version};
 use dfs_common::{Error, ErrorKind, Result};
@@ -8,9 +8,12 @@ use dfs_common::{Error, ErrorKind, Result};
 use super::acl;
 use super::change::{Change, find, load_directory};
 use super::guarded::{hands_down_sgid, loses_sgid};
+use super::keys;
 use super::placement::place_new;
-use super::records::Inode;
+use super::records::{Inode, Record};
+use super::reserve::{reserve, use_number};
 use super::xattr::{load_acl, put_acl};
+use crate::store::View;
 
 const SGID: u32 = 0o2000;
 /// What `stat` says of every directory.
@@ -19,15 +22,26 @@ const DIRECTORY_SIZE: u64 = 4096;
 const TARGET_MAX: usize = 4095;
 
 pub(crate) fn make(change: &mut Change<'_>, request: &Make) -> Result<Made> {
-    let parent = load_directory(&change.view, request.parent)?;
+    make_for(change, request, change.session)
+}
+
+/// The same for a session that need not be the one that asks.
+pub(super) fn make_for(change: &mut Change<'_>, request: &Make, session: Option<SessionId>) -> Result<Made> {
     let name = request.name.as_bytes();
+    if let Some(birth) = &request.birth
+        && let Some(made) = repeated(change, request, birth)?
+    {
+        return Ok(made);
+    }
+    let parent = load_directory(&change.view, request.parent)?;
     if find(&change.view, request.parent, name)?.is_some() {
         return Err(Error::new(ErrorKind::Exists, format!("'{}' exists in directory {}", request.name, request.parent)));
     }
     let target = target(request)?;
     let directory = request.kind == FileKind::Directory;
     let inherit = parent.mode & SGID != 0;
-    let mut inode = blank(request.kind, change.now.wall);
+    let now = request.birth.as_ref().map_or(Ok(change.now.wall), |birth| use_number(change, birth))?;
+    let mut inode = blank(request.kind, now);
     inode.mode = request.mode & 0o7777;
     let default = if request.kind == FileKind::Symlink { None } else { load_acl(&change.view, request.parent, &parent, acl::DEFAULT)? };
     let access = default.as_ref().map(|default| default.inherited(request.mode));
@@ -54,11 +68,11 @@ pub(crate) fn make(change: &mut Change<'_>, request: &Make) -> Result<Made> {
     }
     if request.kind == FileKind::File {
         (inode.placement, inode.pin) = place_new(change, request.parent)?;
-        if let Some(maker) = change.session.filter(|_| request.lock) {
+        if let Some(maker) = session.filter(|_| request.lock) {
             (inode.maker, inode.fence) = (maker, Token::FRESH);
         }
     }
-    let ino = InodeId(change.tables.inode_ids.take());
+    let ino = request.birth.as_ref().map_or_else(|| InodeId(change.tables.inode_ids.take()), |birth| birth.ino);
     if let Some(access) = access.filter(|access| !access.is_mode()) {
         put_acl(change, ino, &mut inode, acl::ACCESS, &access);
     }
@@ -67,9 +81,24 @@ pub(crate) fn make(change: &mut Change<'_>, request: &Make) -> Result<Made> {
     }
     change.put_inode(ino, &inode);
     change.put_dentry(request.parent, name, ino);
-    let directory = change.touch_directory(request.parent, i32::from(directory))?;
+    let reserved = match request.kind {
+        FileKind::Directory => reserve(change, ino, &inode, request.reserve)?,
+        FileKind::File => reserve(change, request.parent, &parent, request.reserve)?,
+        _ => None,
+    };
+    let directory = change.touch_directory_at(request.parent, i32::from(directory), now)?;
     change.effects.inodes += 1;
-    Ok(Made { entry: inode.entry(ino), directory })
+    Ok(Made { entry: inode.entry(ino), directory, reserved })
+}
+
+/// The answer to a birth that was told of before.
+fn repeated(change: &Change<'_>, request: &Make, birth: &Birth) -> Result<Option<Made>> {
+    if request.kind != FileKind::File {
+        return Err(Error::new(ErrorKind::Invalid, "only files are made before they are told of"));
+    }
+    let Some(value) = change.view.get(&keys::inode(birth.ino))? else { return Ok(None) };
+    let directory = load_directory(&change.view, request.parent)?.entry(request.parent).attributes;
+    Ok(Some(Made { entry: Inode::decode(&value)?.entry(birth.ino), directory, reserved: None }))
 }
 
 /// A directory without a name: the root, or RECOVERED.

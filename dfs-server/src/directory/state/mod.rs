@@ -24,6 +24,7 @@ mod read;
 pub(crate) mod records;
 mod remove;
 mod rename;
+mod reserve;
 mod resolve;
 mod rights;
 mod servers;

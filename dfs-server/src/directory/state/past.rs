@@ -104,7 +104,7 @@ pub(crate) fn undelete(change: &mut Change<'_>, request: &Undelete) -> Result<Ma
     }
     change.put_dentry(*parent, name.as_bytes(), *ino);
     let directory = change.touch_directory(*parent, i32::from(inode.is_directory()))?;
-    Ok(Made { entry: inode.entry(*ino), directory })
+    Ok(Made { entry: inode.entry(*ino), directory, reserved: None })
 }
 
 fn require_directory(view: &dyn View, ino: InodeId) -> Result<()> {

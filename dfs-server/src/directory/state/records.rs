@@ -60,6 +60,7 @@ records! {
     ServerRecord: "server", 1;
     StoredReply: "reply", 1;
     Number: "number", 1;
+    Reserved: "reserved numbers", 1;
 }
 
 /// Everything about an inode but its names, xattrs and older versions.
@@ -225,6 +226,14 @@ pub(crate) struct StoredReply {
     pub(crate) sequence: u64,
     /// JSON, or the code and message of an error.
     pub(crate) outcome: Result<Vec<u8>, (String, String)>,
+}
+
+/// Numbers that were reserved for new files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Reserved {
+    pub(crate) at: Timestamp,
+    /// Those that were not used yet: bit 0 is the first one.
+    pub(crate) left: u64,
 }
 
 /// A counter's high-water mark.

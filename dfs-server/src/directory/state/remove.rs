@@ -33,7 +33,7 @@ pub(crate) fn link(change: &mut Change<'_>, request: &Link) -> Result<Made> {
     })?;
     change.put_dentry(*parent, name.as_bytes(), *ino);
     let directory = change.touch_directory(*parent, 0)?;
-    Ok(Made { entry: inode.entry(*ino), directory })
+    Ok(Made { entry: inode.entry(*ino), directory, reserved: None })
 }
 
 pub(crate) fn remove(change: &mut Change<'_>, request: &Remove) -> Result<Removed> {

@@ -13,6 +13,7 @@ use dfs_common::{Error, ErrorKind, Result};
 use super::attributes::set_attributes;
 use super::change::{Change, load};
 use super::keys;
+use super::make::make_for;
 use super::records::{Inode, Record, UnderReplicated, VersionRecord};
 use crate::store::View;
 
@@ -29,6 +30,7 @@ const HOLDERS_MAX: usize = 32;
 
 pub(crate) fn publish(change: &mut Change<'_>, request: &Publish) -> Result<Entry> {
     let ino = request.ino;
+    let is_new = give_birth(change, request)?;
     let mut inode = load_file(&change.view, ino)?;
     let next = request.base.0.checked_add(1).map(Version).ok_or_else(|| Error::new(ErrorKind::Invalid, "no version comes after the base"))?;
     if inode.version == next && is_repeated(change, &inode, request)? {
@@ -67,7 +69,7 @@ pub(crate) fn publish(change: &mut Change<'_>, request: &Publish) -> Result<Entr
     (inode.version, inode.manifest, inode.fence) = (next, Some(request.manifest.0), request.token);
     (inode.size, inode.stored, inode.mtime, inode.ctime) = (request.size, request.stored, request.mtime, now);
     let missing: Vec<ServerId> = unique(&request.missing).into_iter().filter(|s| !holders.contains(s)).collect();
-    if inode.placement.first() != holders.first() {
+    if is_new || inode.placement.first() != holders.first() {
         inode.placement = holders.iter().chain(&missing).copied().take(change.policy.copies.max(1) as usize).collect();
     }
     let lacks = holders.len() < inode.wanted_copies(change.policy.copies) || !missing.is_empty();
@@ -77,6 +79,18 @@ pub(crate) fn publish(change: &mut Change<'_>, request: &Publish) -> Result<Entr
     supersede(change, VersionOf { ino, version: request.base }, request)?;
     prune(change, ino, next)?;
     request.set.as_ref().map_or_else(|| Ok(inode.entry(ino)), |set| set_attributes(change, set))
+}
+
+/// Makes the file, if `request` says how and it is not there yet.
+fn give_birth(change: &mut Change<'_>, request: &Publish) -> Result<bool> {
+    let Some(make) = &request.make else { return Ok(false) };
+    if make.birth.is_none_or(|birth| birth.ino != request.ino) || make.reserve > 0 {
+        return Err(Error::new(ErrorKind::Invalid, format!("a version of inode {} makes another file", request.ino)));
+    }
+    if change.view.get(&keys::inode(request.ino))?.is_some() {
+        return Ok(false);
+    }
+    make_for(change, make, Some(request.session)).map(|_| true)
 }
 
 /// True where the current version is what `request` published before its answer was lost.

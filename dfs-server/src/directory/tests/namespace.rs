@@ -48,6 +48,8 @@ async fn symlinks_keep_their_target() {
         rdev: 0,
         target: target.map(Text),
         lock: false,
+        reserve: 0,
+        birth: None,
     };
     for (make, expected) in [
         (with(None, FileKind::Symlink), ErrorKind::Invalid),
@@ -63,8 +65,20 @@ async fn symlinks_keep_their_target() {
 #[tokio::test]
 async fn devices_keep_their_number_and_files_have_none() {
     let client = Client::new();
-    let make =
-        |text, kind| Make { parent: ROOT, name: name(text), kind, mode: 0o100_644, umask: 0, uid: 0, gid: 0, rdev: 259, target: None, lock: false };
+    let make = |text, kind| Make {
+        parent: ROOT,
+        name: name(text),
+        kind,
+        mode: 0o100_644,
+        umask: 0,
+        uid: 0,
+        gid: 0,
+        rdev: 259,
+        target: None,
+        lock: false,
+        reserve: 0,
+        birth: None,
+    };
     let device = client.call(&make("dev", FileKind::BlockDevice)).await.unwrap().entry.attributes;
     let fifo = client.call(&make("fifo", FileKind::Fifo)).await.unwrap().entry.attributes;
     assert_eq!((device.rdev, fifo.rdev, fifo.mode), (259, 0, 0o644));
@@ -178,6 +192,8 @@ async fn paths_are_walked_with_dots_and_symlinks() {
             rdev: 0,
             target: Some(Text(target.as_bytes().to_vec())),
             lock: false,
+            reserve: 0,
+            birth: None,
         };
         client.call(&make).await.unwrap();
     }

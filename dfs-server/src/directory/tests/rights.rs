@@ -28,12 +28,12 @@ async fn refused<O: Operation>(client: &Client, user: &User, operation: &O) -> E
 
 /// Something new of `uid` and `gid` with `mode`.
 async fn put(client: &Client, parent: InodeId, text: &str, kind: FileKind, mode: u32, (uid, gid): (u32, u32)) -> InodeId {
-    let make = Make { parent, name: name(text), kind, mode, umask: 0, uid, gid, rdev: 0, target: None, lock: false };
+    let make = Make { parent, name: name(text), kind, mode, umask: 0, uid, gid, rdev: 0, target: None, lock: false, reserve: 0, birth: None };
     client.call(&make).await.unwrap().entry.attributes.ino
 }
 
 fn make(parent: InodeId, text: &str, kind: FileKind, mode: u32) -> Make {
-    Make { parent, name: name(text), kind, mode, umask: 0, uid: 0, gid: 0, rdev: 0, target: None, lock: false }
+    Make { parent, name: name(text), kind, mode, umask: 0, uid: 0, gid: 0, rdev: 0, target: None, lock: false, reserve: 0, birth: None }
 }
 
 #[tokio::test]
@@ -130,6 +130,7 @@ async fn publishing_is_for_the_owner_and_who_may_write() {
         interim: false,
         goes_on: false,
         set: None,
+        make: None,
     };
     assert_eq!(refused(&client, &anna(), &publish).await, ErrorKind::Forbidden);
     let place = Place { ino, avoid: Vec::new() };
