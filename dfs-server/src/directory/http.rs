@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use dfs_common::api::directory::*;
 use dfs_common::api::{Done, Operation};
 use dfs_common::attributes::Timestamp;
+use dfs_common::ids::InodeId;
 use dfs_common::ids::SessionId;
 use dfs_common::user::User;
 use dfs_common::wire::{Method, Request, Response, Service};
@@ -13,7 +14,7 @@ use dfs_common::{Error, ErrorKind, Result};
 use futures_util::future::BoxFuture;
 
 use super::Directory;
-use super::leases::{Author, Block};
+use super::leases::{Author, Block, Inner};
 use super::state::{self, Affected, Change, End, Guarded, Leased};
 use super::writer::{Answer, Reply, Terms};
 use crate::store::View;
@@ -99,16 +100,18 @@ impl Directory {
         Ok(Response::json(&state::read_as(&*view, request.user.as_ref(), &operation, read)?))
     }
 
-    /// Where the last directory is one session's alone, that has to tell what it made there first.
+    /// For clients without leases.
     async fn resolve(&self, request: &Request) -> Result<Response> {
         let resolve: Resolve = request.parse_json()?;
-        let found = state::resolve(&*self.store.snapshot(), &resolve, request.user.as_ref())?;
-        if !self.leasing.lock().leases.is_exclusive_of_others(found.parent, request.session) {
-            return Ok(Response::json(&found));
-        }
-        let attributes = GetAttributes { ino: found.parent };
-        self.read_leased(&Request { body: json(&attributes).into(), ..request.clone() }, state::get_attributes).await?;
-        state::resolve(&*self.store.snapshot(), &resolve, request.user.as_ref()).map(|found| Response::json(&found))
+        let author = Author { operation: Resolve::PATH, session: request.session };
+        let walk = |view: &dyn View| {
+            let found = state::resolve(view, &resolve, request.user.as_ref());
+            let inodes = found.iter().flat_map(|found| [Some(found.parent), found.entry.as_ref().map(|entry| entry.attributes.ino)]);
+            let inodes = inodes.flatten().collect();
+            (found, inodes)
+        };
+        let (found, ()) = self.read_told(author, walk, |_, _| ()).await?;
+        found.map(|found| Response::json(&found))
     }
 
     /// Read in slices, between which others have their turn.
@@ -137,33 +140,45 @@ impl Directory {
         respond: fn(&O::Reply) -> Response,
     ) -> Result<Response> {
         let operation: O = request.parse_json()?;
-        let mut block = None;
-        let (answer, granted) = loop {
-            let author = Author { operation: O::PATH, session: request.session };
+        let author = Author { operation: O::PATH, session: request.session };
+        let ask = |view: &dyn View| {
+            let answer = state::read_as(view, request.user.as_ref(), &operation, read);
+            let inodes = operation.inodes(&answer);
+            (answer, inodes)
+        };
+        let grant = |leasing: &mut Inner, inodes: &[InodeId]| leasing.leases.grant(request.session?, inodes, false, |_| false, self.now().clock);
+        let (answer, granted) = self.read_told(author, ask, grant).await?;
+        let response = answer.map(|reply| respond(&reply)).into();
+        Ok(with_leases(response, granted.as_ref()))
+    }
+
+    /// Reads, once those who have directories of the answer to themselves have told what they made there; `read` says which inodes the
+    /// answer tells of. `then` comes under the same lock.
+    async fn read_told<T, U>(
+        &self,
+        author: Author,
+        read: impl Fn(&dyn View) -> (T, Vec<InodeId>),
+        then: impl Fn(&mut Inner, &[InodeId]) -> U,
+    ) -> Result<(T, U)> {
+        let mut block: Option<Block> = None;
+        loop {
             let (told, pending) = {
                 let mut leasing = self.leasing.lock();
-                match operation.directory().filter(|ino| leasing.leases.is_exclusive_of_others(*ino, request.session)) {
-                    None => {
-                        if let Some(block) = block.take() {
-                            Block::release(block, &mut leasing);
-                        }
-                        let view = self.store.snapshot();
-                        let answer = state::read_as(&*view, request.user.as_ref(), &operation, read);
-                        let session = request.session.filter(|session| leasing.leases.is_holder(*session));
-                        let now = self.now().clock;
-                        let granted = session.and_then(|session| leasing.leases.grant(session, &operation.inodes(&answer), false, |_| false, now));
-                        break (answer, granted);
+                let (answer, inodes) = read(&*self.store.snapshot());
+                let untold = leasing.leases.exclusive_of_others(&inodes, author.session);
+                if untold.is_empty() {
+                    if let Some(block) = block {
+                        block.release(&mut leasing);
                     }
-                    Some(ino) => {
-                        self.leasing.tell(&mut leasing, block.take(), vec![Affected { ino, name: None, over: false }], author, self.now().clock)
-                    }
+                    let then = then(&mut leasing, &inodes);
+                    return Ok((answer, then));
                 }
+                let untold = untold.into_iter().map(|ino| Affected { ino, name: None, over: false }).collect();
+                self.leasing.tell(&mut leasing, block.take(), untold, author, self.now().clock)
             };
             self.leasing.acknowledged(author, &told, pending).await?;
             block = Some(told);
-        };
-        let response = answer.map(|reply| respond(&reply)).into();
-        Ok(with_leases(response, granted.as_ref()))
+        }
     }
 
     async fn mutate<O: Leased + Guarded>(&self, request: &Request, mutate: fn(&mut Change<'_>, &O) -> Result<O::Reply>) -> Result<Response> {

@@ -29,8 +29,8 @@ pub struct Granted {
     /// Inodes of this answer on which no lease was given, because somebody is about to change them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub except: Vec<InodeId>,
-    /// A directory that the session has to itself: until it acknowledges an event of that directory, nobody else is told what is in
-    /// there, so it may make files and tell of them later, at the latest before it acknowledges.
+    /// A directory that the session has to itself: until it acknowledges an event of that directory, nobody else is told its attributes,
+    /// or what is in there, so it may make files and tell of them later, at the latest before it acknowledges.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exclusive: Option<InodeId>,
     /// True where it gives no lease at all. Numbers still count.

@@ -12,11 +12,6 @@ pub(crate) trait Leased: Operation {
     /// The inodes that `answer` tells of; what fails tells of nothing, but for what is then known to be absent.
     fn inodes(&self, answer: &Result<Self::Reply>) -> Vec<InodeId>;
 
-    /// The directory of which the answer tells, where nobody else may have made something in there that is not told of yet.
-    fn directory(&self) -> Option<InodeId> {
-        None
-    }
-
     /// The directory that the session wants to itself.
     fn exclusive(&self, _: &Result<Self::Reply>) -> Option<InodeId> {
         None
@@ -38,10 +33,6 @@ fn named(entry: &Entry) -> Option<InodeId> {
 }
 
 impl Leased for Lookup {
-    fn directory(&self) -> Option<InodeId> {
-        Some(self.parent)
-    }
-
     fn inodes(&self, answer: &Result<Entry>) -> Vec<InodeId> {
         match answer {
             Ok(entry) => vec![self.parent, entry.attributes.ino],
@@ -69,23 +60,9 @@ macro_rules! one_inode {
         })*
     };
 }
-one_inode!(ReadLink, ListXattrs, SetAttributes, SetXattr, RemoveXattr, Publish);
-
-impl Leased for GetAttributes {
-    fn inodes(&self, answer: &Result<Entry>) -> Vec<InodeId> {
-        of(answer, self.ino)
-    }
-
-    fn directory(&self) -> Option<InodeId> {
-        Some(self.ino)
-    }
-}
+one_inode!(GetAttributes, ReadLink, ListXattrs, SetAttributes, SetXattr, RemoveXattr, Publish);
 
 impl Leased for List {
-    fn directory(&self) -> Option<InodeId> {
-        Some(self.ino)
-    }
-
     fn inodes(&self, answer: &Result<Page>) -> Vec<InodeId> {
         let Ok(page) = answer else { return Vec::new() };
         std::iter::once(self.ino).chain(page.entries.iter().map(|row| row.entry.attributes.ino)).collect()

@@ -124,11 +124,6 @@ impl Leases {
         self.holders.get(&session).map_or(0, |holder| holder.held.len() as u64)
     }
 
-    /// Whether `session` has claimed.
-    pub(crate) fn is_holder(&self, session: SessionId) -> bool {
-        self.holders.contains_key(&session)
-    }
-
     /// Starts a session's leases anew, on those of `held` that have not changed since `revision` of the client.
     pub(crate) fn claim(&mut self, request: &ClaimLeases, revision: u64) -> Claimed {
         let session = request.session;
@@ -229,9 +224,13 @@ impl Leases {
         *self.exclusive.entry(ino).or_insert((session, 0)) == (session, 0)
     }
 
-    /// Whether somebody but `requester` has the directory `ino` to itself.
-    pub(crate) fn is_exclusive_of_others(&self, ino: InodeId, requester: Option<SessionId>) -> bool {
-        self.exclusive.get(&ino).is_some_and(|(session, _)| Some(*session) != requester)
+    /// Those of `inodes` that are directories which somebody but `requester` has to itself.
+    pub(crate) fn exclusive_of_others(&self, inodes: &[InodeId], requester: Option<SessionId>) -> Vec<InodeId> {
+        if self.exclusive.is_empty() {
+            return Vec::new();
+        }
+        let is_others = |ino: &&InodeId| self.exclusive.get(ino).is_some_and(|(session, _)| Some(*session) != requester);
+        inodes.iter().filter(is_others).copied().collect()
     }
 
     fn holders_of(&self, ino: InodeId) -> impl Iterator<Item = SessionId> + '_ {
@@ -457,5 +456,97 @@ mod tests {
         leases.end(ONE);
         assert_eq!((leases.in_grace(), leases.is_awaited(TWO, number), leases.counts().0), (false, false, 0));
         assert_eq!(leases.acknowledge(TWO, number).unwrap_err().kind(), ErrorKind::Unclaimed);
+    }
+
+    fn is_alone(leases: &Leases, session: SessionId) -> bool {
+        let other = if session == ONE { TWO } else { ONE };
+        leases.exclusive_of_others(&[INO], Some(session)).is_empty() && leases.exclusive_of_others(&[INO], Some(other)) == [INO]
+    }
+
+    fn looked_at() -> Affected {
+        Affected { over: false, ..over() }
+    }
+
+    #[test]
+    fn a_directory_is_for_one_session_that_holds_a_lease_and_nobody_else_does() {
+        let mut leases = table();
+        assert!(!leases.make_exclusive(INO, ONE), "no lease");
+        grant(&mut leases, ONE);
+        assert!(!leases.make_exclusive(INO, TWO) && leases.exclusive_of_others(&[INO], None).is_empty());
+        leases.block(INO);
+        assert!(!leases.make_exclusive(INO, ONE), "somebody waits");
+        leases.unblock(INO);
+        assert!(leases.make_exclusive(INO, ONE) && leases.make_exclusive(INO, ONE), "as often as it likes");
+        assert!(is_alone(&leases, ONE));
+        assert_eq!(leases.exclusive_of_others(&[InodeId(8), INO, InodeId(9)], None), [INO]);
+        let mut leases = table();
+        grant(&mut leases, ONE);
+        grant(&mut leases, TWO);
+        assert!(!leases.make_exclusive(INO, ONE) && !leases.make_exclusive(INO, TWO));
+    }
+
+    #[test]
+    fn it_ends_with_the_first_event_that_is_acknowledged() {
+        let mut leases = table();
+        grant(&mut leases, ONE);
+        assert!(leases.make_exclusive(INO, ONE));
+        leases.tell(&[looked_at()], Some(ONE), NOW);
+        assert!(leases.make_exclusive(INO, ONE), "its own change tells it nothing");
+        let elsewhere = Affected { ino: InodeId(8), ..looked_at() };
+        assert_eq!(leases.tell(&[elsewhere], None, NOW), BTreeMap::new());
+        let first = leases.tell(&[looked_at()], Some(TWO), NOW)[&ONE];
+        let second = leases.tell(&[looked_at()], None, NOW)[&ONE];
+        assert!(second > first && is_alone(&leases, ONE));
+        assert!(!leases.make_exclusive(INO, ONE), "what has been asked for comes first");
+        leases.acknowledge(ONE, first - 1).unwrap();
+        assert!(is_alone(&leases, ONE));
+        leases.acknowledge(ONE, first).unwrap();
+        assert!(!is_alone(&leases, ONE));
+        assert!(leases.make_exclusive(INO, ONE), "the lease has stayed");
+        leases.acknowledge(ONE, second).unwrap();
+        assert!(is_alone(&leases, ONE), "an event from before says nothing of it");
+    }
+
+    #[test]
+    fn it_ends_with_its_lease_its_session_and_a_new_claim() {
+        let alone = || {
+            let mut leases = table();
+            grant(&mut leases, ONE);
+            assert!(leases.make_exclusive(INO, ONE));
+            leases
+        };
+        let mut leases = alone();
+        let number = leases.tell(&[over()], None, NOW)[&ONE];
+        assert!(is_alone(&leases, ONE) && !leases.make_exclusive(INO, ONE));
+        leases.acknowledge(ONE, number).unwrap();
+        assert!(!is_alone(&leases, ONE) && !leases.make_exclusive(INO, ONE));
+        let mut leases = alone();
+        leases.end(TWO);
+        assert!(is_alone(&leases, ONE));
+        leases.end(ONE);
+        assert!(!is_alone(&leases, ONE));
+        let mut leases = alone();
+        leases.claim(&ClaimLeases { session: TWO, revision: 0, held: Vec::new() }, 10);
+        assert!(is_alone(&leases, ONE));
+        leases.claim(&ClaimLeases { session: ONE, revision: 10, held: vec![INO] }, 10);
+        assert!(!is_alone(&leases, ONE) && leases.make_exclusive(INO, ONE));
+    }
+
+    #[test]
+    fn it_ends_where_its_lease_is_called_back() {
+        let mut leases = table();
+        grant(&mut leases, ONE);
+        assert!(leases.make_exclusive(INO, ONE));
+        let newer: Vec<InodeId> = (100..100 + ClaimLeases::MAX_HELD as u64).map(InodeId).collect();
+        leases.grant(ONE, &newer, false, |_| false, NOW).unwrap();
+        let recalled = leases.events(ONE, 0).unwrap()[0].clone();
+        assert_eq!((recalled.ino, recalled.over), (INO, true), "the oldest one");
+        assert!(is_alone(&leases, ONE), "until it has acknowledged");
+        // Granted anew meanwhile: the lease stays, for itself and for others.
+        grant(&mut leases, ONE);
+        assert!(!leases.make_exclusive(INO, ONE));
+        leases.acknowledge(ONE, recalled.number).unwrap();
+        assert!(!is_alone(&leases, ONE) && leases.is_held_by_others(INO, Some(TWO)));
+        assert!(leases.make_exclusive(INO, ONE));
     }
 }
