@@ -40,7 +40,7 @@ pub(super) fn make_for(change: &mut Change<'_>, request: &Make, session: Option<
     let target = target(request)?;
     let directory = request.kind == FileKind::Directory;
     let inherit = parent.mode & SGID != 0;
-    let now = request.birth.as_ref().map_or(Ok(change.now.wall), |birth| use_number(change, birth))?;
+    let now = request.birth.as_ref().map_or(Ok(change.now.wall), |birth| use_number(change, request.parent, birth))?;
     let mut inode = blank(request.kind, now);
     inode.mode = request.mode & 0o7777;
     let default = if request.kind == FileKind::Symlink { None } else { load_acl(&change.view, request.parent, &parent, acl::DEFAULT)? };
@@ -97,8 +97,12 @@ fn repeated(change: &Change<'_>, request: &Make, birth: &Birth) -> Result<Option
         return Err(Error::new(ErrorKind::Invalid, "only files are made before they are told of"));
     }
     let Some(value) = change.view.get(&keys::inode(birth.ino))? else { return Ok(None) };
+    let inode = Inode::decode(&value)?;
+    if inode.kind != FileKind::File {
+        return Err(Error::new(ErrorKind::Invalid, format!("inode {} was not made as a file", birth.ino)));
+    }
     let directory = load_directory(&change.view, request.parent)?.entry(request.parent).attributes;
-    Ok(Some(Made { entry: Inode::decode(&value)?.entry(birth.ino), directory, reserved: None }))
+    Ok(Some(Made { entry: inode.entry(birth.ino), directory, reserved: None }))
 }
 
 /// A directory without a name: the root, or RECOVERED.

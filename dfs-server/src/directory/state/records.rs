@@ -232,6 +232,9 @@ pub(crate) struct StoredReply {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Reserved {
     pub(crate) at: Timestamp,
+    /// The directory in which they are of use.
+    pub(crate) parent: InodeId,
+    pub(crate) count: u32,
     /// Those that were not used yet: bit 0 is the first one.
     pub(crate) left: u64,
 }

@@ -15,7 +15,7 @@ use super::xattr::load_acl;
 use crate::store::View;
 
 const SGID: u32 = 0o2000;
-/// A client that comes back later than this, in nanoseconds, has lost the numbers that it did not use.
+/// How long reservations are known, in nanoseconds: a client that comes back later has lost the numbers that it did not use.
 const KEPT: i64 = 30 * 24 * 3600 * 1_000_000_000;
 /// Old rows that go with one reservation.
 const SWEEP: usize = 4;
@@ -35,27 +35,26 @@ pub(super) fn reserve(change: &mut Change<'_>, parent: InodeId, directory: &Inod
     (1..count).for_each(|_| {
         change.tables.inode_ids.take();
     });
-    let row = Reserved { at: change.now.wall, left: u64::MAX >> (u64::BITS - count) };
+    let row = Reserved { at: change.now.wall, parent, count, left: u64::MAX >> (u64::BITS - count) };
     change.view.put(keys::reserved(first), row.encode());
     Ok(Some(Reservation { first, placements }))
 }
 
-/// Uses a number. Returns when its file was made, by the service's own clock.
-pub(super) fn use_number(change: &mut Change<'_>, birth: &Birth) -> Result<Timestamp> {
-    let unknown = || Error::new(ErrorKind::Invalid, format!("inode {} was not reserved, or too long ago", birth.ino));
+/// Uses a number for a file in `parent`. Returns when the file was made, by the service's own clock.
+pub(super) fn use_number(change: &mut Change<'_>, parent: InodeId, birth: &Birth) -> Result<Timestamp> {
+    let unknown = || Error::new(ErrorKind::Invalid, format!("inode {} was not reserved in directory {parent}, or too long ago", birth.ino));
     let key = keys::reserved(birth.first);
     let mut row = change.view.get(&key)?.map(|value| Reserved::decode(&value)).transpose()?.ok_or_else(unknown)?;
-    let at = birth.ino.0.checked_sub(birth.first.0).filter(|at| *at < u64::from(Make::MAX_RESERVED)).ok_or_else(unknown)?;
+    // Elsewhere they would be in the way of whoever made something there.
+    let is_here = |at: &u64| row.parent == parent && *at < u64::from(row.count);
+    let at = birth.ino.0.checked_sub(birth.first.0).filter(is_here).ok_or_else(unknown)?;
     if row.left & (1 << at) == 0 {
         return Err(Error::new(ErrorKind::NotFound, format!("inode {} was made before, and is gone", birth.ino)));
     }
     row.left &= !(1 << at);
-    let time = birth.at.max(row.at).min(change.now.wall);
-    match row.left {
-        0 => change.view.delete(key),
-        _ => change.view.put(key, row.encode()),
-    }
-    Ok(time)
+    // A row of which nothing is left says that its numbers were used, not that there were none.
+    change.view.put(key, row.encode());
+    Ok(birth.at.max(row.at).min(change.now.wall))
 }
 
 /// Drops the oldest rows, if they are too old.
