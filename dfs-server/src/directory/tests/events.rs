@@ -98,6 +98,12 @@ impl<T> Waiting<T> {
         !self.0.is_finished()
     }
 
+    /// The client hangs up.
+    pub(super) async fn give_up(self) {
+        self.0.abort();
+        assert!(!self.waits().await);
+    }
+
     pub(super) async fn end(self) -> Result<T> {
         tokio::time::timeout(Duration::from_secs(5), self.0).await.expect("nothing is left to wait for").unwrap()
     }
@@ -316,8 +322,7 @@ async fn a_change_that_is_given_up_leaves_nothing_behind() {
     let ino = writer.client.file(ROOT, "f").await;
     holder.stat(ino).await;
     let change = start(&writer.client, chmod(ino, 0o600)).await;
-    change.0.abort();
-    assert!(!change.waits().await);
+    change.give_up().await;
     assert_eq!(writer.client.call(&Waits {}).await.unwrap(), []);
     // A lease that was granted behind the event outlives it.
     assert_eq!(holder.stat(ino).await.except, []);

@@ -2,11 +2,13 @@
 
 mod acl;
 mod bench;
+mod births;
 mod claims;
 mod cluster;
 mod coherent;
 mod durable;
 mod events;
+mod exclusive;
 mod model;
 mod namespace;
 mod past;
