@@ -74,12 +74,14 @@ fn refused(reply: &Reply, what: &str) {
     assert_ne!(reply.status, 401, "{what} had credentials");
 }
 
-/// Every JSON operation with a body that would be accepted, its required fields only. Mutations name an
+/// Every JSON operation with a body that would be accepted, its required fields only, and some with more. Mutations name an
 /// inode that does not exist, so that no variation of them can succeed.
 fn templates(ino: u64) -> Vec<(&'static str, Value)> {
     let hash = "00".repeat(32);
     let process = json!({"host": "h", "pid": 1, "program": "p"});
     let (range_owner, span) = (json!({"session": 1, "family": "posix", "number": 1}), json!({"first": 0, "last": 9}));
+    let birth = json!({"ino": NOBODY, "first": NOBODY, "at": 0});
+    let born = json!({"parent": 1, "name": "n", "kind": "file", "mode": 420, "uid": 0, "gid": 0, "birth": birth});
     let d = |path: &'static str, body: Value| (path, body);
     vec![
         d("/v1/directory/open-session", json!({"host": "h", "pid": 1, "program": "p", "mountpoint": ""})),
@@ -96,6 +98,8 @@ fn templates(ino: u64) -> Vec<(&'static str, Value)> {
         d("/v1/directory/list", json!({"ino": 1, "limit": 10})),
         d("/v1/directory/read-link", json!({"ino": ino})),
         d("/v1/directory/make", json!({"parent": NOBODY, "name": "n", "kind": "file", "mode": 420, "uid": 0, "gid": 0})),
+        d("/v1/directory/make", json!({"parent": NOBODY, "name": "n", "kind": "directory", "mode": 420, "uid": 0, "gid": 0, "reserve": 8})),
+        d("/v1/directory/make", json!({"parent": NOBODY, "name": "n", "kind": "file", "mode": 420, "uid": 0, "gid": 0, "birth": birth})),
         d("/v1/directory/link", json!({"ino": ino, "parent": NOBODY, "name": "n"})),
         d("/v1/directory/remove", json!({"parent": NOBODY, "name": "f", "directory": false})),
         d("/v1/directory/rename", json!({"parent": 1, "name": "f", "new_parent": NOBODY, "new_name": "n"})),
@@ -110,6 +114,11 @@ fn templates(ino: u64) -> Vec<(&'static str, Value)> {
         d(
             "/v1/directory/publish",
             json!({"ino": NOBODY, "session": 1, "token": 1, "base": 0, "manifest": hash, "size": 1, "stored": 1, "mtime": 1, "holders": [1]}),
+        ),
+        d(
+            "/v1/directory/publish",
+            json!({"ino": NOBODY, "session": 1, "token": 1, "base": 0, "manifest": hash, "size": 1, "stored": 1, "mtime": 1, "holders": [1],
+                "make": born}),
         ),
         d("/v1/directory/versions", json!({"ino": ino})),
         d("/v1/directory/fence", json!({"ino": NOBODY, "token": 1})),
@@ -253,20 +262,31 @@ fn json_that_is_wrong_is_refused_and_changes_nothing() {
     cluster.assert_no_panics();
 }
 
+/// Where `body` has numbers, as JSON pointers.
+fn numbers(body: &Value) -> Vec<String> {
+    let below = |(at, value): (String, &Value)| numbers(value).into_iter().map(move |rest| format!("/{at}{rest}"));
+    match body {
+        Value::Number(_) => vec![String::new()],
+        Value::Object(fields) => fields.iter().map(|(name, value)| (name.clone(), value)).flat_map(below).collect(),
+        Value::Array(values) => values.iter().enumerate().map(|(at, value)| (at.to_string(), value)).flat_map(below).collect(),
+        _ => Vec::new(),
+    }
+}
+
 #[test]
 fn the_largest_and_smallest_numbers_break_nothing() {
     let (cluster, entry) = victim();
     let before = digest(&cluster);
     for (path, body) in templates(entry.attributes.ino.0) {
-        let Some(fields) = body.as_object() else { continue };
-        for (field, value) in fields.iter().filter(|(_, v)| v.is_number()) {
+        for field in numbers(&body) {
+            let value = &body.pointer(&field).unwrap().clone();
             for number in [json!(0), json!(u32::MAX), json!(1_u64 << 63), json!(u64::MAX), json!(i64::MAX), json!(i64::MIN), json!(u64::MAX - 1)] {
                 // The inode of a mutation stays one that does not exist.
                 if value == &json!(NOBODY) && number == json!(1) {
                     continue;
                 }
                 let mut body = body.clone();
-                body[field] = number.clone();
+                *body.pointer_mut(&field).unwrap() = number.clone();
                 let what = format!("{path} with {field} = {number}");
                 let reply = exchange(url_of(&cluster, path), &request("POST", path, cluster.token(), "", body.to_string().as_bytes()));
                 let reply = reply.unwrap_or_else(|e| panic!("{what}: {e}"));
@@ -411,6 +431,11 @@ fn commits_that_do_not_fit_are_refused() {
         meta[field] = value;
         (format!("{field} = {}", meta[field]), meta)
     };
+    let make = |more: Value| {
+        let mut make = json!({"parent": ROOT, "name": "n", "kind": "file", "mode": 420, "uid": 0, "gid": 0});
+        make.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        make
+    };
     let cases = [
         with("base", json!(version.0 + 5)),
         with("base", json!(u64::MAX)),
@@ -431,6 +456,12 @@ fn commits_that_do_not_fit_are_refused() {
         with("manifest_base", json!(blake3::hash(&manifest).to_hex().to_string())),
         with("manifest_base", json!("x")),
         with("session", json!(NOBODY)),
+        with("make", json!({})),
+        with("make", make(json!({}))),
+        with("make", make(json!({"reserve": 1}))),
+        with("make", make(json!({"birth": {"ino": NOBODY, "first": ino, "at": 0}}))),
+        with("make", make(json!({"reserve": 1, "birth": {"ino": ino, "first": ino, "at": 0}}))),
+        with("make", make(json!({"birth": {"ino": ino, "first": ino}}))),
     ];
     for (what, meta) in cases {
         let headers = format!("dfs-meta: {meta}\r\n");
