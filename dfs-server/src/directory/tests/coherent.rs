@@ -170,7 +170,7 @@ impl Believer {
     }
 }
 
-fn next(state: &mut u64) -> u64 {
+pub(super) fn next(state: &mut u64) -> u64 {
     // Knuth's MMIX generator; the high bits are the good ones.
     *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
     *state >> 33

@@ -11,6 +11,7 @@ mod events;
 mod exclusive;
 mod model;
 mod namespace;
+mod owners;
 mod past;
 mod rights;
 mod sessions;
