@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use bytes::Bytes;
-use dfs_common::api::directory::{ClaimLeases, Granted, Make, OpenSession, Remove, Versions};
+use dfs_common::api::directory::{Birth, ClaimLeases, Granted, Make, OpenSession, Remove, Reservation, Versions};
 use dfs_common::api::file::{BLOCKS, COMMIT, Commit, VERSIONS};
 use dfs_common::attributes::{Entry, FileKind, Timestamp};
 use dfs_common::block::{BlockHash, Manifest};
@@ -12,7 +12,7 @@ use dfs_common::clients::Cluster;
 use dfs_common::clients::cluster::connect_http1;
 use dfs_common::clients::commit::{BlockSource, InMemory, NewVersion};
 use dfs_common::credentials::ClusterToken;
-use dfs_common::ids::{ROOT, Token};
+use dfs_common::ids::{ROOT, Token, Version};
 use dfs_common::name::Name;
 use dfs_common::patch::{Changed, Patch};
 use dfs_common::transport::Http1;
@@ -134,8 +134,8 @@ impl Bench {
         self.files.insert(n, file);
     }
 
-    async fn create(&self, name: &str) -> Entry {
-        let make = Make {
+    fn make(&self, name: &str) -> Make {
+        Make {
             parent: ROOT,
             name: Name::new(name.as_bytes()).unwrap(),
             kind: FileKind::File,
@@ -148,8 +148,11 @@ impl Bench {
             lock: false,
             reserve: 0,
             birth: None,
-        };
-        self.client.directory.call(&make).await.unwrap().entry
+        }
+    }
+
+    async fn create(&self, name: &str) -> Entry {
+        self.client.directory.call(&self.make(name)).await.unwrap().entry
     }
 
     async fn write(&self, entry: &Entry, content: &[u8]) -> Result<Entry> {
@@ -271,6 +274,43 @@ async fn fewer_copies_than_asked_for_are_an_error() {
     assert_eq!(bench.client.entry(file.attributes.ino).await.unwrap().attributes.version.0, 0);
     let storage = &bench.files[primary].server.storage;
     until("the block is collected", async || storage.blocks() == 0).await;
+}
+
+#[tokio::test]
+async fn a_commit_makes_its_file() {
+    let bench = Bench::start(2, 2, 2).await;
+    let make = Make { reserve: 2, ..bench.make("f") };
+    let made = bench.client.directory.call(&make).await.unwrap();
+    let Reservation { first, placements } = made.reserved.unwrap();
+    let source = InMemory { content: content(200_000, 3).into(), block_bits: BITS };
+    let manifest = source.manifest().unwrap();
+    let make = Make { lock: true, birth: Some(Birth { ino: first, first, at: Timestamp(0) }), ..bench.make("g") };
+    let version = NewVersion {
+        ino: first,
+        token: Token::FRESH,
+        base: Version(0),
+        base_manifest: None,
+        manifest: &manifest,
+        mtime: Timestamp(1),
+        durable: true,
+        interim: false,
+        goes_on: false,
+        set: None,
+        make: Some(&make),
+    };
+    let entry = bench.client.commit(&version, &placements[0], &source).await.unwrap().0;
+    assert_eq!((entry.attributes.ino, entry.layout.placement.as_slice(), entry.layout.holders.len()), (first, placements[0].as_slice(), 2));
+    assert_eq!(entry.layout.fresh, Some(bench.client.id()));
+    for server in placements[0].clone() {
+        assert!(bench.read_from(server, &entry).await.unwrap() == source.content);
+    }
+    // As after a lost answer; and where the name was taken meanwhile there is nothing.
+    assert_eq!(bench.client.commit(&version, &placements[0], &source).await.unwrap().0, entry);
+    let ino = InodeId(first.0 + 1);
+    let taken = Make { birth: Some(Birth { ino, first, at: Timestamp(0) }), ..make.clone() };
+    let refused = bench.client.commit(&NewVersion { ino, make: Some(&taken), ..version }, &placements[1], &source).await;
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::Exists);
+    assert_eq!(bench.client.entry(ino).await.unwrap_err().kind(), ErrorKind::NotFound);
 }
 
 #[tokio::test]

@@ -302,7 +302,7 @@ async fn reservations_from_long_ago_go_a_few_at_a_time() {
     let now = owner.client.call(&RenewSession { session: owner.session(), released: Vec::new() }).await.unwrap().now;
     let day = 24 * 3600 * 1_000_000_000;
     let row = |first: u64, days: i64| {
-        let row = Reserved { at: Timestamp(now.0 - days * day), parent: ROOT, count: 1, left: u64::from(first % 2 == 0) };
+        let row = Reserved { at: Timestamp(now.0 - days * day), parent: ROOT, count: 1, left: u64::from(first.is_multiple_of(2)) };
         (keys::reserved(InodeId(first)), Some(row.encode()))
     };
     let changes = (1..=6).map(|first| row(first, 31)).chain([row(7, 29)]).collect();

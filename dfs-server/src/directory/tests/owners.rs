@@ -2,6 +2,7 @@
 //! else: what has been made once, everybody sees from then on.
 
 use std::collections::{BTreeSet, HashMap};
+use std::time::SystemTime;
 
 use parking_lot::Mutex;
 
@@ -20,7 +21,7 @@ const RECENT: usize = 4;
 struct Truth {
     directories: Vec<InodeId>,
     files: BTreeSet<(InodeId, String)>,
-    /// The latest time that anybody was told of a directory.
+    /// When a directory was changed last, as far as anybody knows.
     times: HashMap<InodeId, Timestamp>,
     /// Files that were made before the service heard of them.
     births: u64,
@@ -109,6 +110,8 @@ impl Owner {
         owned.untold.push(make);
         let mut truth = truth.lock();
         truth.births += 1;
+        // The service will be told of it later, and takes that for its time.
+        truth.times.insert(parent, Timestamp::from_system_time(SystemTime::now()));
         truth.files.insert((parent, text.to_owned()))
     }
 
@@ -193,7 +196,8 @@ async fn run(seed: u64, tells: bool) {
         let all = futures_util::future::join(futures_util::future::join_all(steps), reads);
         tokio::time::timeout(Duration::from_secs(20), all).await.unwrap_or_else(|_| panic!("seed {seed}: it hangs"));
     }
-    let (births, events) = (truth.lock().births, nobody.status().await.events);
+    let events = nobody.status().await.events;
+    let births = truth.lock().births;
     assert!(births > ROUNDS / 4 && events > ROUNDS / 4, "seed {seed}: only {births} births and {events} events");
 }
 
