@@ -77,11 +77,32 @@ fn refused(reply: &Reply, what: &str) {
 /// Every JSON operation with a body that would be accepted, its required fields only, and some with more. Mutations name an
 /// inode that does not exist, so that no variation of them can succeed.
 fn templates(ino: u64) -> Vec<(&'static str, Value)> {
+    [plain(ino), births()].concat()
+}
+
+/// A request to make a file, with `more` fields.
+fn making(parent: u64, more: Value) -> Value {
+    let mut make = json!({"parent": parent, "name": "n", "kind": "file", "mode": 420, "uid": 0, "gid": 0});
+    make.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    make
+}
+
+/// Reservations, and files under numbers that nobody has reserved.
+fn births() -> Vec<(&'static str, Value)> {
+    let birth = json!({"birth": {"ino": NOBODY, "first": NOBODY, "at": 0}});
+    let publish = json!({"ino": NOBODY, "session": 1, "token": 1, "base": 0, "manifest": "00".repeat(32), "size": 1, "stored": 1, "mtime": 1,
+        "holders": [1], "make": making(ROOT.0, birth.clone())});
+    vec![
+        ("/v1/directory/make", making(NOBODY, json!({"kind": "directory", "reserve": 8}))),
+        ("/v1/directory/make", making(NOBODY, birth)),
+        ("/v1/directory/publish", publish),
+    ]
+}
+
+fn plain(ino: u64) -> Vec<(&'static str, Value)> {
     let hash = "00".repeat(32);
     let process = json!({"host": "h", "pid": 1, "program": "p"});
     let (range_owner, span) = (json!({"session": 1, "family": "posix", "number": 1}), json!({"first": 0, "last": 9}));
-    let birth = json!({"ino": NOBODY, "first": NOBODY, "at": 0});
-    let born = json!({"parent": 1, "name": "n", "kind": "file", "mode": 420, "uid": 0, "gid": 0, "birth": birth});
     let d = |path: &'static str, body: Value| (path, body);
     vec![
         d("/v1/directory/open-session", json!({"host": "h", "pid": 1, "program": "p", "mountpoint": ""})),
@@ -98,8 +119,6 @@ fn templates(ino: u64) -> Vec<(&'static str, Value)> {
         d("/v1/directory/list", json!({"ino": 1, "limit": 10})),
         d("/v1/directory/read-link", json!({"ino": ino})),
         d("/v1/directory/make", json!({"parent": NOBODY, "name": "n", "kind": "file", "mode": 420, "uid": 0, "gid": 0})),
-        d("/v1/directory/make", json!({"parent": NOBODY, "name": "n", "kind": "directory", "mode": 420, "uid": 0, "gid": 0, "reserve": 8})),
-        d("/v1/directory/make", json!({"parent": NOBODY, "name": "n", "kind": "file", "mode": 420, "uid": 0, "gid": 0, "birth": birth})),
         d("/v1/directory/link", json!({"ino": ino, "parent": NOBODY, "name": "n"})),
         d("/v1/directory/remove", json!({"parent": NOBODY, "name": "f", "directory": false})),
         d("/v1/directory/rename", json!({"parent": 1, "name": "f", "new_parent": NOBODY, "new_name": "n"})),
@@ -114,11 +133,6 @@ fn templates(ino: u64) -> Vec<(&'static str, Value)> {
         d(
             "/v1/directory/publish",
             json!({"ino": NOBODY, "session": 1, "token": 1, "base": 0, "manifest": hash, "size": 1, "stored": 1, "mtime": 1, "holders": [1]}),
-        ),
-        d(
-            "/v1/directory/publish",
-            json!({"ino": NOBODY, "session": 1, "token": 1, "base": 0, "manifest": hash, "size": 1, "stored": 1, "mtime": 1, "holders": [1],
-                "make": born}),
         ),
         d("/v1/directory/versions", json!({"ino": ino})),
         d("/v1/directory/fence", json!({"ino": NOBODY, "token": 1})),
@@ -431,11 +445,7 @@ fn commits_that_do_not_fit_are_refused() {
         meta[field] = value;
         (format!("{field} = {}", meta[field]), meta)
     };
-    let make = |more: Value| {
-        let mut make = json!({"parent": ROOT, "name": "n", "kind": "file", "mode": 420, "uid": 0, "gid": 0});
-        make.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        make
-    };
+    let make = |more: Value| making(ROOT.0, more);
     let cases = [
         with("base", json!(version.0 + 5)),
         with("base", json!(u64::MAX)),
