@@ -146,9 +146,7 @@ impl Request {
     /// With `value` as JSON in [`META_HEADER`] (kept to ASCII, as headers must be).
     #[must_use]
     pub fn meta<T: Serialize + ?Sized>(mut self, value: &T) -> Self {
-        let text = serde_json::to_string(value).expect("wire types serialize");
-        assert!(text.is_ascii(), "metadata in headers is ASCII");
-        self.meta = Some(text);
+        self.meta = Some(printable(serde_json::to_string(value).expect("wire types serialize")));
         self
     }
 
@@ -328,9 +326,35 @@ pub trait Service: Send + Sync + 'static {
     fn handle(self: Arc<Self>, request: Request) -> BoxFuture<'static, Response>;
 }
 
+/// The same JSON in printable ASCII, as headers are: what else there is stands in strings, where it can be escaped.
+fn printable(json: String) -> String {
+    let is_printable = |c: char| (' '..='~').contains(&c);
+    if json.chars().all(is_printable) {
+        return json;
+    }
+    let mut out = String::with_capacity(2 * json.len());
+    for c in json.chars() {
+        if is_printable(c) {
+            out.push(c);
+        } else {
+            c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| out.push_str(&format!("\\u{unit:04x}")));
+        }
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn metadata_is_printable_and_what_it_was() {
+        for text in ["plain", "\"\\", "\u{e9}\u{7f}\n", "\u{1f600}"] {
+            let meta = Request::new(Method::Post, "/v1/x").meta(text).meta.unwrap();
+            assert!(meta.bytes().all(|byte| (0x20..0x7f).contains(&byte)), "{meta}");
+            assert_eq!(serde_json::from_str::<String>(&meta).unwrap(), text);
+        }
+    }
 
     #[test]
     fn headers_go_both_ways() {

@@ -138,7 +138,7 @@ fn calls_return_in_time_when_the_server_is_gone_and_work_when_it_is_back() {
     let limit = Duration::from_secs(3 * TIMEOUT);
     cluster.kill(Role::Directory);
     let calls: [(&str, &dyn Fn() -> std::io::Result<()>); 7] = [
-        ("create", &|| fs::File::create(file("new")).map(drop)),
+        ("create", &|| fs::File::create(file("new")).and_then(sys::close)),
         ("mkdir", &|| fs::create_dir(file("sub"))),
         ("rename", &|| fs::rename(file("f"), file("h"))),
         ("unlink", &|| fs::remove_file(file("g"))),

@@ -56,6 +56,7 @@ impl Vfs {
                 return Ok(told);
             }
         }
+        self.give_births(Some(node.ino)).await?;
         let (result, stamp) = self.ask_entry(node.ino).await;
         match result {
             Ok(entry) => Ok(self.telling().answered(&node, entry, stamp)),
@@ -110,6 +111,9 @@ impl Vfs {
 
     /// Carries out a change of `node` at the directory service, and takes over what it says the node is now.
     pub(crate) async fn change_inode(&self, node: &Node, change: &impl Operation<Reply = Entry>) -> Result<()> {
+        self.give_birth(node).await?;
+        // What new files get may depend on it.
+        self.nursery.end(node.ino);
         let (entry, stamp) = self.mutate(change).await;
         self.changed(node, entry?, &stamp);
         Ok(())
@@ -138,6 +142,7 @@ impl Vfs {
                 }
             }
         }
+        self.give_birth(&node).await?;
         let (result, stamp) = self.ask(&GetXattr { ino: node.ino, name: name.clone() }).await;
         let value = match result {
             Ok(value) => Some(value.0),
@@ -152,7 +157,9 @@ impl Vfs {
 
     /// The names of all extended attributes, each ended by a NUL. Of `trusted.` the directory service shows them to root alone.
     pub async fn list_xattrs(&self, id: u64) -> Result<Vec<u8>> {
-        let names = self.cluster.directory.call(&ListXattrs { ino: self.ino(id)? }).await?;
+        let node = self.node(id)?;
+        self.give_birth(&node).await?;
+        let names = self.cluster.directory.call(&ListXattrs { ino: node.ino }).await?;
         Ok(names.iter().flat_map(|n| n.as_bytes().iter().copied().chain([0])).collect())
     }
 
@@ -178,6 +185,7 @@ impl Vfs {
 
     /// fsync of a directory: every name that was changed before is on the directory service's disk.
     pub async fn sync_names(&self) -> Result<()> {
+        self.give_births(None).await?;
         self.cluster.directory.call(&Sync {}).await.map(|_| ())
     }
 }

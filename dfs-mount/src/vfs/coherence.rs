@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use dfs_common::api::directory::{Event, GetAttributes};
 use dfs_common::api::{Operation, Packed};
-use dfs_common::attributes::{Attributes, Entry};
+use dfs_common::attributes::{Attributes, Entry, Timestamp};
 use dfs_common::ids::InodeId;
 use dfs_common::name::Name;
 use dfs_common::{ErrorKind, Result};
@@ -90,6 +90,8 @@ pub(crate) struct Clear {
     pub(crate) attributes: Vec<Arc<Node>>,
     pub(crate) listings: Vec<u64>,
     pub(crate) entries: Vec<Place>,
+    /// Directories of which everything is to be told.
+    pub(crate) births: Vec<InodeId>,
 }
 
 /// This mount is changing names: until the kernel has its answer it may keep what it had under them.
@@ -149,6 +151,11 @@ impl Vfs {
 
     /// As [`Vfs::ask`], for the attributes of `ino`, with its servers' addresses known afterwards.
     pub(crate) async fn ask_entry(&self, ino: InodeId) -> (Result<Entry>, Stamp) {
+        if let Some(node) = self.nodes.current(ino)
+            && let Err(e) = self.give_birth(&node).await
+        {
+            return (Err(e), Stamp::default());
+        }
         match self.ask(&GetAttributes { ino }).await {
             (Ok(entry), stamp) => (self.cluster.learn(&entry).await.map(|()| entry), stamp),
             failed => failed,
@@ -174,6 +181,9 @@ impl Vfs {
         for event in events {
             telling.leases.changed(event.number, event.ino, event.name.clone());
             telling.forget(event.ino, event.name.as_ref(), event.over, &mut clear);
+            if self.nursery.end(event.ino) {
+                clear.births.push(event.ino);
+            }
         }
         clear
     }
@@ -181,6 +191,7 @@ impl Vfs {
     /// The first step of a claim: what is leased, and from here on nothing more is.
     pub(crate) fn begin_claim(&self) -> Vec<InodeId> {
         self.leases.lock().pause();
+        self.nursery.end_all();
         let leased = |node: &Arc<Node>| {
             let state = node.state.lock();
             (state.leased || state.entries.is_leased()).then_some(node.ino)
@@ -195,6 +206,7 @@ impl Vfs {
         let mut clear = Clear::default();
         let mut telling = self.telling();
         telling.leases.claimed(event);
+        self.nursery.end_all();
         for node in self.nodes.all() {
             node.state.lock().renumber();
             if !kept.contains(&node.ino) || lost.contains(&node.ino) {
@@ -312,6 +324,40 @@ impl Telling<'_> {
             && self.leases.covers_directory(stamp, directory.ino)
         {
             directory.state.lock().entries.lease();
+        }
+    }
+
+    /// Whether the answer with this stamp gives `directory` to this mount alone.
+    pub(crate) fn is_exclusive(&self, stamp: &Stamp, directory: InodeId) -> bool {
+        self.leases.is_exclusive(stamp, directory)
+    }
+
+    /// This mount has made `entry` at `place`, where it alone may, and the service has not been told.
+    pub(crate) fn made_here(&self, place: &Place, entry: &Entry, at: Timestamp) -> Told {
+        let Place { directory, name } = place;
+        {
+            let mut state = directory.state.lock();
+            let attributes = &mut state.entry.attributes;
+            (attributes.mtime, attributes.ctime) = (attributes.mtime.max(at), attributes.ctime.max(at));
+            state.entries.gone(name);
+            state.entries.learn(name, Some(entry.attributes.ino), self.now, Duration::ZERO);
+        }
+        self.vfs.walks.forget(directory.ino);
+        self.introduce(entry, &self.leases.cached(true), Some(place.clone()))
+    }
+
+    /// The service was told of what [`Telling::made_here`] made at `place`; `agreed`: the directory's attributes are what they are here.
+    pub(crate) fn told_of(&mut self, place: &Place, agreed: bool, stamp: &Stamp) {
+        let Place { directory, name } = place;
+        let number = self.leases.number(stamp);
+        if let Some(number) = number {
+            self.leases.changed(number, directory.ino, Some(name.clone()));
+        }
+        let mut state = directory.state.lock();
+        match number.filter(|_| agreed) {
+            // Answers from before are older than what is known.
+            Some(number) => state.is_as_of(number),
+            None => state.unlease(),
         }
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use dfs_common::api::directory::SetAttributes;
 use dfs_common::attributes::Entry;
 use dfs_common::clients::commit::NewVersion;
+use dfs_common::ids::ServerId;
 use dfs_common::{Error, ErrorKind, Result};
 
 use super::leases::Stamp;
@@ -31,7 +32,7 @@ impl Vfs {
         }
         // What has no name is read only by those who have it open here; it ends with them.
         if !content.needs_commit(durable) || node.state.lock().removed {
-            return self.send_held_back(node).await;
+            return self.tell(node).await;
         }
         let turn = content.commit.take("another upload of the file").await?;
         if content.is_aside() {
@@ -51,7 +52,14 @@ impl Vfs {
             self.set_aside(node, content, e).await;
         }
         turn.end(result)?;
-        // What was set meanwhile, or refused with the content.
+        self.tell(node).await
+    }
+
+    /// Tells of what no commit has told of: there was nothing to commit, or it was set meanwhile, or refused with the content.
+    async fn tell(&self, node: &Node) -> Result<()> {
+        if !node.state.lock().removed {
+            self.give_birth(node).await?;
+        }
         self.send_held_back(node).await
     }
 
@@ -102,13 +110,11 @@ impl Vfs {
     }
 
     async fn publish(&self, node: &Arc<Node>, content: &Arc<Content>, plan: &Plan, durable: bool) -> Result<(Entry, Stamp, Option<SetAttributes>)> {
+        let unborn = self.born_with(node).await?;
         let set = self.take_along(node).await?;
         // Shares the lock that the writing handle holds; the service is not asked.
         let held = self.lock(node.lockable(), Caller::default(), Wait::Until(Some(self.cluster.directory.timeout()))).await?;
-        let mut placement = node.state.lock().entry.layout.placement.clone();
-        // A server that has what was copied makes the better primary: nothing need be sent to it.
-        let origin = content.origin();
-        placement.sort_by_key(|server| !origin.contains(server));
+        let placement = Self::placement(node, content);
         let mut new = NewVersion {
             ino: node.ino,
             token: held.token,
@@ -121,7 +127,7 @@ impl Vfs {
             interim: durable,
             goes_on: content.goes_on(),
             set: set.as_ref(),
-            make: None,
+            make: unborn.as_ref().map(|unborn| &unborn.make),
         };
         let (session, mut claim) = (self.cluster.id(), self.leases.lock().claim());
         let mut published = self.cluster.commit(&new, &placement, content.as_ref()).await;
@@ -129,6 +135,14 @@ impl Vfs {
         if published.as_ref().is_err_and(|e| e.kind() == ErrorKind::SessionExpired) && self.reopen_session(session).await.is_ok() {
             claim = self.leases.lock().claim();
             published = self.cluster.commit(&new, &placement, content.as_ref()).await;
+        }
+        if new.make.is_some() && published.is_err() {
+            // Nobody knows the file, so other servers cannot be named for it. By itself it has more chances.
+            new.make = None;
+            published = match self.give_birth(node).await {
+                Ok(()) => self.cluster.commit(&new, &Self::placement(node, content), content.as_ref()).await,
+                Err(e) => Err(e),
+            };
         }
         if set.is_some() && published.as_ref().is_err_and(|e| matches!(e.kind(), ErrorKind::Forbidden | ErrorKind::NotPermitted)) {
             // The content is not to be lost for its attributes' sake. These go by themselves, and are refused by themselves.
@@ -139,8 +153,22 @@ impl Vfs {
             self.lose_lock(node.ino, held.token);
         }
         self.unlock(node.ino, held).await;
-        let set = new.set.cloned();
-        published.map(|(entry, granted)| (entry, Stamp::of(claim, granted), set))
+        let (set, is_new) = (new.set.cloned(), new.make.is_some());
+        let (entry, granted) = published?;
+        let stamp = Stamp::of(claim, granted);
+        if let Some(unborn) = unborn.filter(|_| is_new) {
+            self.born_with_content(node, &unborn, &entry, &stamp);
+        }
+        Ok((entry, stamp, set))
+    }
+
+    /// The servers for the next commit.
+    fn placement(node: &Node, content: &Content) -> Vec<ServerId> {
+        let mut placement = node.state.lock().entry.layout.placement.clone();
+        // A server that has what was copied makes the better primary: nothing need be sent to it.
+        let origin = content.origin();
+        placement.sort_by_key(|server| !origin.contains(server));
+        placement
     }
 }
 

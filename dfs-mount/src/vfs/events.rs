@@ -67,7 +67,15 @@ impl Vfs {
         while !self.ending.load(Ordering::Relaxed) {
             let session = self.cluster.id();
             let result = match after {
-                None => self.claim_leases().await,
+                None => {
+                    let claimed = self.claim_leases().await;
+                    if claimed.is_ok() {
+                        // Nothing is this mount's alone any more. After a restart of the service this waits for others.
+                        let vfs = self.clone();
+                        tokio::spawn(async move { vfs.give_births(None).await });
+                    }
+                    claimed
+                }
                 Some(after) => self.next_events(after).await,
             };
             match result {
@@ -123,7 +131,14 @@ impl Vfs {
         self.leases.lock().renewed(sent, self.lease());
         let last = events.last().map_or(after, |event| event.number);
         if !events.is_empty() {
-            self.clear(self.take_in(&events)).await;
+            let mut clear = self.take_in(&events);
+            let births = std::mem::take(&mut clear.births);
+            self.clear(clear).await;
+            for directory in births {
+                if let Err(e) = self.give_births(Some(directory)).await {
+                    log::warn!("new files of inode {directory}: {e}");
+                }
+            }
         }
         self.revision.store(revision, Ordering::Relaxed);
         Ok(last)

@@ -124,7 +124,11 @@ impl Vfs {
     /// True where a flush has nothing to do.
     pub fn is_flushed(&self, handle: u64) -> bool {
         self.handles.file(handle).is_ok_and(|h| {
-            let is_flushed = h.held.is_none() || !(h.content.needs_commit(false) || h.content.is_aside());
+            let is_told = || {
+                let state = h.node.state.lock();
+                state.unborn.is_none() && state.held_back.is_none()
+            };
+            let is_flushed = h.held.is_none() || (!h.content.needs_commit(false) && !h.content.is_aside() && is_told());
             if is_flushed && h.held.is_some() {
                 h.content.closed();
             }

@@ -28,6 +28,8 @@ pub(crate) struct Stamp {
     event: u64,
     granted: bool,
     except: Vec<InodeId>,
+    /// A directory that this mount has to itself.
+    exclusive: Option<InodeId>,
     /// For an answer that is given from what is leased here: how many changes had been noted by then. Its number would not
     /// do, because this mount's own changes may be noted before events with lower numbers arrive.
     noted: Option<u64>,
@@ -36,7 +38,14 @@ pub(crate) struct Stamp {
 impl Stamp {
     /// Of an answer with `granted` to a request that was sent under `claim`; one without gives nothing, and nobody knows how old it is.
     pub(crate) fn of(claim: u64, granted: Option<Granted>) -> Self {
-        granted.map_or_else(Self::default, |g| Self { claim, event: g.event, granted: !g.nothing, except: g.except, noted: None })
+        granted.map_or_else(Self::default, |g| Self {
+            claim,
+            event: g.event,
+            granted: !g.nothing,
+            except: g.except,
+            exclusive: g.exclusive,
+            noted: None,
+        })
     }
 
     /// Whether the answer gave a lease on `ino`.
@@ -109,9 +118,14 @@ impl Leases {
         (stamp.event > 0 && stamp.claim == self.claim).then_some(stamp.event)
     }
 
+    /// Whether the answer, of the present claim, gives `directory` to this mount alone.
+    pub(crate) fn is_exclusive(&self, stamp: &Stamp, directory: InodeId) -> bool {
+        stamp.claim == self.claim && stamp.exclusive == Some(directory)
+    }
+
     /// The stamp of an answer that is given from what is leased here, `granted` or not.
     pub(crate) fn cached(&self, granted: bool) -> Stamp {
-        Stamp { claim: self.claim, event: self.latest, granted, except: Vec::new(), noted: Some(self.noted) }
+        Stamp { claim: self.claim, event: self.latest, granted, noted: Some(self.noted), ..Stamp::default() }
     }
 
     /// Whether the attributes of `ino` in an answer are still leased.

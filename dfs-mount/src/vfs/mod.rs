@@ -29,6 +29,7 @@ mod leases;
 pub mod locks;
 pub mod names;
 pub mod node;
+mod nursery;
 pub mod open;
 mod paging;
 pub mod past;
@@ -65,6 +66,7 @@ use handles::Handles;
 use leases::Leases;
 use locks::Locks;
 use node::{Node, Nodes};
+use nursery::Nursery;
 use open::SentBack;
 use past::{Past, is_past};
 use ranges::Ranges;
@@ -127,6 +129,7 @@ pub struct Vfs {
     ahead: Ahead,
     readers: Readers,
     walks: Walks,
+    nursery: Nursery,
     /// The kernel's number of this mount; 0 where it is not known.
     mount_id: AtomicU64,
     /// The kernel serves from cache files, as far as is known.
@@ -163,6 +166,7 @@ impl Vfs {
             ahead: Ahead::default(),
             readers: Readers::default(),
             walks: Walks::default(),
+            nursery: Nursery::default(),
             mount_id: AtomicU64::new(0),
             backs: AtomicBool::new(settings.passthrough),
             waits: Arc::default(),

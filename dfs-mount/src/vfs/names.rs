@@ -30,6 +30,7 @@ impl Vfs {
         if let Some(told) = known {
             return Ok(told);
         }
+        self.give_birth_at(&place).await?;
         let lookup = Lookup { parent: place.directory.ino, name: place.name.clone() };
         let (result, stamp) = self.ask(&lookup).await;
         let telling = self.telling();
@@ -48,6 +49,8 @@ impl Vfs {
     /// mkdir, mknod, symlink, and the first half of create.
     pub async fn make(&self, parent: u64, name: &[u8], new: NewEntry, caller: Caller) -> Result<Told> {
         let place = self.place(parent, name)?;
+        self.give_birth_at(&place).await?;
+        let reserve = self.wish(place.directory.ino, new.kind, caller);
         let make = Make {
             parent: place.directory.ino,
             name: place.name.clone(),
@@ -59,12 +62,17 @@ impl Vfs {
             rdev: new.rdev,
             target: new.target.map(Text),
             lock: new.kind == FileKind::File && self.cluster.may_have_new_locks(),
-            reserve: 0,
+            reserve,
             birth: None,
         };
         let _making = self.locks.making.begin();
         let (made, stamp) = self.mutate(&make).await;
-        let made = made?;
+        if make.kind == FileKind::File && reserve > 0 {
+            let reserved = made.as_ref().ok().and_then(|made| made.reserved.clone());
+            self.hear_wish(place.directory.ino, false, reserved, &stamp);
+        }
+        let mut made = made?;
+        let reserved = made.reserved.take();
         if made.entry.layout.fresh == Some(self.cluster.id()) {
             self.keep_fresh(made.entry.attributes.ino);
         }
@@ -72,6 +80,7 @@ impl Vfs {
         let told = self.told_of_new_name(made, place, &stamp);
         if is_new_directory && let Some(node) = told.node() {
             node.state.lock().entries.is_new();
+            self.hear_wish(node.ino, true, reserved, &stamp);
         }
         Ok(told)
     }
@@ -83,6 +92,7 @@ impl Vfs {
             // A new name must lead to the current version, which this node is not.
             return Err(ErrorKind::Stale.into());
         }
+        self.give_birth(&node).await?;
         let (made, stamp) = self.mutate(&Link { ino: node.ino, parent: place.directory.ino, name: place.name.clone() }).await;
         let made = made?;
         self.telling().changed(&node, &stamp);
@@ -104,6 +114,10 @@ impl Vfs {
     /// unlink or, with `directory`, rmdir.
     pub async fn remove(&self, parent: u64, name: &[u8], directory: bool) -> Result<()> {
         let place = self.place(parent, name)?;
+        match directory {
+            true => self.give_births(None).await?,
+            false => self.give_birth_at(&place).await?,
+        }
         let (removed, stamp) = self.mutate(&Remove { parent: place.directory.ino, name: place.name.clone(), directory }).await;
         let removed = removed?;
         {
@@ -119,6 +133,7 @@ impl Vfs {
     pub async fn rename(&self, parent: u64, name: &[u8], new_parent: u64, new_name: &[u8], mode: RenameMode) -> Result<()> {
         let (from, to) = (self.place(parent, name)?, self.place(new_parent, new_name)?);
         let rename = Rename { parent: from.directory.ino, name: from.name.clone(), new_parent: to.directory.ino, new_name: to.name.clone(), mode };
+        self.give_births(None).await?;
         let (renamed, stamp) = self.mutate(&rename).await;
         let renamed = renamed?;
         let moved = renamed.entry.attributes.ino;

@@ -18,6 +18,7 @@ use super::backing::Backing;
 use super::entries::Entries;
 use super::held_back::HeldBack;
 use super::locks::Lockable;
+use super::nursery::Unborn;
 use super::paging::Paging;
 use super::reclaim::NODES_MAX;
 use crate::cache::Content;
@@ -79,6 +80,8 @@ pub(crate) struct State {
     pub(crate) backing: Option<Arc<Backing>>,
     /// Set by a program, and not sent yet.
     pub(crate) held_back: Option<HeldBack>,
+    /// Made here, and not told of yet.
+    pub(crate) unborn: Option<Arc<Unborn>>,
     /// A newer version has a node of its own.
     pub(crate) superseded: bool,
     /// No name leads here any more.
@@ -117,6 +120,11 @@ impl State {
     pub(crate) fn unlease(&mut self) {
         self.leased = false;
         self.xattrs.clear();
+    }
+
+    /// What is known is true as of this answer, too.
+    pub(crate) fn is_as_of(&mut self, number: u64) {
+        self.as_of = self.as_of.max(number);
     }
 
     /// Numbers start anew.
@@ -198,6 +206,7 @@ impl Node {
             content: None,
             backing: None,
             held_back: None,
+            unborn: None,
             superseded: false,
             removed: entry.attributes.nlink == 0,
             entry,

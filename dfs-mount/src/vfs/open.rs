@@ -136,8 +136,13 @@ impl Vfs {
 
     /// Creates a file and opens it. `Stale` where somebody else was faster: the kernel comes back and opens that.
     pub async fn create(self: &Arc<Self>, parent: u64, name: &[u8], mode: u32, intent: Intent, caller: Caller) -> Result<(Told, Opened)> {
+        let here = if intent.write { self.make_here(&self.place(parent, name)?, mode & 0o7777, caller) } else { None };
         let new = NewEntry { kind: FileKind::File, mode, rdev: 0, target: None };
-        let told = match self.make(parent, name, new, caller).await {
+        let made = match here {
+            Some(told) => Ok(told),
+            None => self.make(parent, name, new, caller).await,
+        };
+        let told = match made {
             // Made by somebody else a moment ago. The kernel takes an answer for a new file, on which nothing is checked and
             // nothing truncated; sent back, it finds the file and opens it.
             Err(e) if e.kind() == ErrorKind::Exists && !intent.exclusive => {

@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use dfs_common::api::directory::{CloseSession, Versions};
+use dfs_common::api::directory::{Birth, CloseSession, Make, Resolve, Versions};
 use dfs_common::api::lock::{End, TakeOver};
-use dfs_common::attributes::Entry;
+use dfs_common::attributes::{Entry, FileKind};
 use dfs_common::clients::commit::NewVersion;
 use dfs_common::ids::{InodeId, SessionId, Token, Version};
+use dfs_common::name::Text;
 use dfs_common::{Error, ErrorKind, Result};
 use tokio::time::sleep;
 
@@ -24,7 +25,7 @@ use super::open::OPENING;
 use super::{Caller, Vfs};
 use crate::cache::Content;
 use crate::cache::content::Plan;
-use crate::cache::record::Left;
+use crate::cache::record::{Begun, Left};
 use crate::cache::restore::restore;
 use crate::failpoint;
 
@@ -121,7 +122,7 @@ impl Vfs {
         }
         let is_whole = self.shelf.left().runs[left.run].boot == self.shelf.run().boot;
         let published = if is_whole {
-            self.on_behalf_of_owner(left.begun.owned, self.publish_recovered(ino, &content)).await
+            self.on_behalf_of_owner(left.begun.owned, self.publish_recovered(&left.begun, &content)).await
         } else {
             Err(Error::new(ErrorKind::Corrupt, "the machine was restarted: some of what was written may not have reached its disk"))
         };
@@ -141,8 +142,12 @@ impl Vfs {
     }
 
     /// Publishes `content`, if its file is as it was when it was opened; returns the version.
-    async fn publish_recovered(&self, ino: InodeId, content: &Arc<Content>) -> Result<Version> {
-        let (entry, stamp) = self.ask_entry(ino).await;
+    async fn publish_recovered(&self, begun: &Begun, content: &Arc<Content>) -> Result<Version> {
+        let ino = begun.ino;
+        let (mut entry, mut stamp) = self.ask_entry(ino).await;
+        if content.version() == Version(0) && entry.as_ref().is_err_and(|e| e.kind() == ErrorKind::NotFound) && self.tell_of_recovered(begun).await? {
+            (entry, stamp) = self.ask_entry(ino).await;
+        }
         let removed = || Error::new(ErrorKind::Stale, "the file was removed");
         let entry = entry.map_err(|e| if e.kind() == ErrorKind::NotFound { removed() } else { e })?;
         if entry.attributes.nlink == 0 {
@@ -157,6 +162,41 @@ impl Vfs {
         };
         self.forget(node.id, 1);
         published
+    }
+
+    /// Tells of a file that was made here and that nobody was told of. False where that is not so: it was removed.
+    async fn tell_of_recovered(&self, begun: &Begun) -> Result<bool> {
+        let Begun { ino, path, owned, .. } = begun;
+        let path = Text(path.clone().into_bytes());
+        let resolved = match self.cluster.directory.call(&Resolve { path, follow: false }).await {
+            Err(e) if may_succeed_later(&e) => return Err(e),
+            other => other.ok(),
+        };
+        let Some((parent, name)) = resolved.and_then(|found| found.name.filter(|_| found.entry.is_none()).map(|name| (found.parent, name))) else {
+            return Ok(false);
+        };
+        let make = Make {
+            parent,
+            name,
+            kind: FileKind::File,
+            mode: owned.mode,
+            umask: 0,
+            uid: owned.uid,
+            gid: owned.gid,
+            rdev: 0,
+            target: None,
+            lock: false,
+            reserve: 0,
+            birth: Some(Birth { ino: *ino, first: InodeId(0), at: self.now() }),
+        };
+        match self.cluster.directory.call(&make).await {
+            Ok(_) => Ok(true),
+            Err(e) if may_succeed_later(&e) => Err(e),
+            Err(e) => {
+                log::info!("{}: {e}", begun.path);
+                Ok(false)
+            }
+        }
     }
 
     async fn publish_alone(&self, node: &Arc<Node>, content: &Arc<Content>) -> Result<Version> {

@@ -23,7 +23,7 @@ use crate::cache::record::Owned;
 const OTHERS_WRITE: u32 = 0o002;
 
 /// Whether only a supplementary group can have let `user` open this for writing.
-fn needs_groups(attributes: &Attributes, user: &User) -> bool {
+pub(super) fn needs_groups(attributes: &Attributes, user: &User) -> bool {
     let by_mode = user.gid == attributes.gid || attributes.mode & OTHERS_WRITE != 0;
     !user.is_root() && user.uid != attributes.uid && (attributes.has_xattrs || !by_mode)
 }

@@ -139,6 +139,9 @@ impl Vfs {
 
     /// The page behind `after`, of `limit` entries at the most.
     pub(super) async fn page(&self, ino: InodeId, after: Option<Name>, limit: usize) -> Answer {
+        if let Err(e) = self.give_births(Some(ino)).await {
+            return (Err(e), Stamp::default());
+        }
         self.ask_packed(&List { ino, after, limit: limit as u32 }).await
     }
 

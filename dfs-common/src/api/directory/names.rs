@@ -146,7 +146,7 @@ fn is_zero(number: &u32) -> bool {
 pub struct Birth {
     /// Its number.
     pub ino: InodeId,
-    /// The first number of the reservation that it is from.
+    /// The first number of the reservation that it is from; 0 where that is not known any more: it is looked for.
     pub first: InodeId,
     /// When it was made. Times to come, and times before the reservation, are corrected.
     pub at: Timestamp,

@@ -150,7 +150,8 @@ impl Leases {
         let changed = self.history.since(since);
         let mut lost = Vec::new();
         for &ino in &request.held {
-            if self.blocked.contains_key(&ino) || changed.as_ref().is_none_or(|changed| changed.contains(&ino)) {
+            let is_others = self.exclusive.contains_key(&ino);
+            if is_others || self.blocked.contains_key(&ino) || changed.as_ref().is_none_or(|changed| changed.contains(&ino)) {
                 lost.push(ino);
                 continue;
             }
@@ -176,7 +177,9 @@ impl Leases {
         holder.last += u64::from(fresh);
         let mut granted = Granted { event: holder.last, except: Vec::new(), exclusive: None, nothing: inodes.is_empty() };
         for &ino in inodes {
-            if self.blocked.contains_key(&ino) || stale(ino) {
+            // Who has a directory to itself tells nobody of what it makes there, so nobody else holds a lease on it.
+            let is_others = self.exclusive.get(&ino).is_some_and(|(of, _)| *of != session);
+            if is_others || self.blocked.contains_key(&ino) || stale(ino) {
                 granted.except.push(ino);
                 continue;
             }

@@ -16,7 +16,7 @@ use crate::store::View;
 
 const SGID: u32 = 0o2000;
 /// How long reservations are known, in nanoseconds: a client that comes back later has lost the numbers that it did not use.
-const KEPT: i64 = 30 * 24 * 3600 * 1_000_000_000;
+const KEPT: i64 = 7 * 24 * 3600 * 1_000_000_000;
 /// Old rows that go with one reservation.
 const SWEEP: usize = 4;
 
@@ -43,11 +43,12 @@ pub(super) fn reserve(change: &mut Change<'_>, parent: InodeId, directory: &Inod
 /// Uses a number for a file in `parent`. Returns when the file was made, by the service's own clock.
 pub(super) fn use_number(change: &mut Change<'_>, parent: InodeId, birth: &Birth) -> Result<Timestamp> {
     let unknown = || Error::new(ErrorKind::Invalid, format!("inode {} was not reserved in directory {parent}, or too long ago", birth.ino));
-    let key = keys::reserved(birth.first);
+    let first = if birth.first.0 == 0 { find(change, birth.ino)?.ok_or_else(unknown)? } else { birth.first };
+    let key = keys::reserved(first);
     let mut row = change.view.get(&key)?.map(|value| Reserved::decode(&value)).transpose()?.ok_or_else(unknown)?;
     // Elsewhere they would be in the way of whoever made something there.
     let is_here = |at: &u64| row.parent == parent && *at < u64::from(row.count);
-    let at = birth.ino.0.checked_sub(birth.first.0).filter(is_here).ok_or_else(unknown)?;
+    let at = birth.ino.0.checked_sub(first.0).filter(is_here).ok_or_else(unknown)?;
     if row.left & (1 << at) == 0 {
         return Err(Error::new(ErrorKind::NotFound, format!("inode {} was made before, and is gone", birth.ino)));
     }
@@ -55,6 +56,14 @@ pub(super) fn use_number(change: &mut Change<'_>, parent: InodeId, birth: &Birth
     // A row of which nothing is left says that its numbers were used, not that there were none.
     change.view.put(key, row.encode());
     Ok(birth.at.max(row.at).min(change.now.wall))
+}
+
+/// The first number of the reservation that may have `ino`.
+fn find(change: &Change<'_>, ino: InodeId) -> Result<Option<InodeId>> {
+    let from = keys::reserved(InodeId(ino.0.saturating_sub(u64::from(Make::MAX_RESERVED) - 1)));
+    let to = keys::reserved(InodeId(ino.0.saturating_add(1)));
+    let rows = change.view.scan(&from, &to, Make::MAX_RESERVED as usize)?;
+    Ok(rows.last().map(|(key, _)| InodeId(keys::number_of(key))))
 }
 
 /// Drops the oldest rows, if they are too old.

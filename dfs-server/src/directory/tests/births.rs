@@ -305,7 +305,7 @@ async fn reservations_from_long_ago_go_a_few_at_a_time() {
         let row = Reserved { at: Timestamp(now.0 - days * day), parent: ROOT, count: 1, left: u64::from(first.is_multiple_of(2)) };
         (keys::reserved(InodeId(first)), Some(row.encode()))
     };
-    let changes = (1..=6).map(|first| row(first, 31)).chain([row(7, 29)]).collect();
+    let changes = (1..=6).map(|first| row(first, 8)).chain([row(7, 6)]).collect();
     directory.store.commit(&Batch { changes, ..Batch::default() }, Durability::Process).unwrap();
     let left = || (1..=7).filter(|first| directory.store.snapshot().get(&keys::reserved(InodeId(*first))).unwrap().is_some()).count();
     assert_eq!(left(), 7);
