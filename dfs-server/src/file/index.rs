@@ -215,7 +215,8 @@ impl<'a> Pending<'a> {
         Ok(found)
     }
 
-    /// Takes `claim` out; false where it is not there. `read` gives what a row keeps, if its manifest can be read.
+    /// Takes `claim` out; false where it is not there, or has to stay until more manifests can be read. `read` gives what a row
+    /// keeps, if its manifest can be read.
     fn remove(&mut self, claim: Claim, read: &dyn Fn(Claim, &Row) -> Option<BlockSet>) -> Result<bool> {
         let Some(row) = self.row(claim)? else { return Ok(false) };
         let base = match row.since {
@@ -225,32 +226,57 @@ impl<'a> Pending<'a> {
                 self.row(other)?.and_then(|row| read(other, &row))
             }
         };
-        let own = read(claim, &row);
-        let counted: Option<BlockSet> = own.as_ref().zip(base.as_ref()).map(|(own, base)| own.difference(base).copied().collect());
-        let mut is_known = counted.is_some();
-        for (other, mut dependent) in self.dependents(claim)? {
-            // From here on it is counted since what this one was counted since.
-            match (read(other, &dependent), &own, &counted, &base) {
-                (Some(blocks), Some(own), Some(counted), Some(base)) => {
-                    self.count(blocks.intersection(counted).copied(), 1);
+        let dependents = self.dependents(claim)?.into_iter().map(|(other, row)| (other, read(other, &row), row)).collect();
+        let is_removed = match (read(claim, &row), base) {
+            (Some(own), Some(base)) => {
+                self.pass_on(claim, row.since, (&own, &base), dependents);
+                true
+            }
+            _ => self.give_up(claim, &row, dependents),
+        };
+        if is_removed {
+            self.set(claim, row.since, None);
+        }
+        Ok(is_removed)
+    }
+
+    /// Counts `dependents` of `claim`, each with what it keeps, since what that one was counted since, and takes its counts back.
+    fn pass_on(&mut self, claim: Claim, since: Option<Other>, (own, base): (&BlockSet, &BlockSet), dependents: Vec<(Claim, Option<BlockSet>, Row)>) {
+        let counted: BlockSet = own.difference(base).copied().collect();
+        for (other, blocks, row) in dependents {
+            match blocks {
+                Some(blocks) => {
+                    self.count(blocks.intersection(&counted).copied(), 1);
                     self.count(blocks.intersection(base).filter(|hash| !own.contains(hash)).copied(), -1);
                 }
-                // What it does not count for stays counted by this one, for good.
-                _ => is_known = false,
+                // It may need any of them.
+                None => self.count(counted.iter().copied(), 1),
             }
-            dependent.since = row.since;
-            self.set(other, Some((claim.0.version, claim.1)), Some(dependent));
+            self.set(other, Some((claim.0.version, claim.1)), Some(Row { since, ..row }));
         }
-        match counted.filter(|_| is_known) {
-            Some(counted) => self.count(counted.into_iter(), -1),
-            None if row.embedded.is_none() => {
-                log::warn!("a manifest near version {} of inode {} is unreadable: its blocks stay", claim.0.version, claim.0.ino);
+        self.count(counted.into_iter(), -1);
+    }
+
+    /// The same where it is not known what `claim` counts for: that stays counted for good. Its `dependents` are counted as if they
+    /// were alone, since they must not take back what others rely on, too. Where one of these cannot be read either, nothing is done.
+    fn give_up(&mut self, claim: Claim, row: &Row, dependents: Vec<(Claim, Option<BlockSet>, Row)>) -> bool {
+        let near = format!("a manifest near version {} of inode {} is unreadable", claim.0.version, claim.0.ino);
+        if dependents.iter().any(|(_, blocks, _)| blocks.is_none()) {
+            log::warn!("{near}, and one that is built on it: the version stays");
+            return false;
+        }
+        for (other, blocks, row) in dependents {
+            self.count(blocks.into_iter().flatten(), 1);
+            self.set(other, Some((claim.0.version, claim.1)), Some(Row { since: None, ..row }));
+        }
+        if row.embedded.is_none() {
+            log::warn!("{near}: its blocks stay");
+            // Where the other one is the same, it counts for it.
+            if row.since.is_none_or(|other| other.1 != claim.1) {
                 self.count([claim.1].into_iter(), -1);
             }
-            None => {}
         }
-        self.set(claim, row.since, None);
-        Ok(true)
+        true
     }
 
     /// What it changes, and the blocks that no row counts for any more.

@@ -140,8 +140,8 @@ proptest! {
                 Step::Add(ino, version, blocks, since) => {
                     let m = manifest(&blocks);
                     let claim = (what(ino, version), m.hash());
-                    // Since whatever was there once and may be gone: an earlier version of the same file.
-                    let since = since.and_then(|place| at(&place)).filter(|other| other.0.ino == claim.0.ino && other.0.version < claim.0.version);
+                    // Since any other version of the same file: one that is copied here may come after those that were built on it.
+                    let since = since.and_then(|place| at(&place)).filter(|other| other.0.ino == claim.0.ino && *other != claim);
                     let since = since.map(|other| since_of(claim, &m, other, &model[&other]));
                     let new = !model.contains_key(&claim);
                     prop_assert_eq!(index.add(claim, (&m, &m.encode()), since, 1, Durability::Process).unwrap(), new);
@@ -152,6 +152,10 @@ proptest! {
                     let read = |claim: Claim, _: &Row| (!damaged.contains(&claim.1)).then(|| kept_blocks(&model[&claim], claim.1));
                     let free = index.remove(&claims, &read).unwrap();
                     for claim in claims {
+                        // What lies between versions that cannot be read stays.
+                        if damages && index.has(claim).unwrap() {
+                            continue;
+                        }
                         model.remove(&claim);
                     }
                     let named: BlockSet = model.iter().flat_map(|((_, h), m)| kept_blocks(m, *h)).collect();
@@ -201,6 +205,43 @@ fn a_change_counts_for_what_changed_and_outlives_what_it_is_counted_since() {
     assert_eq!(index.claims(claim(2).0).unwrap()[0].1.since, Some((Version(1), claim(0).1)));
     assert_eq!(free(0), [block(5), claim(0).1].into());
     assert_eq!(free(2), [1, 2, 3, 4, 8].map(block).into_iter().chain([claim(2).1]).collect());
+}
+
+/// A version, and two that are counted since it.
+fn with_two_dependents() -> (Index, [(Claim, Manifest); 3]) {
+    let index = Index::open(Arc::new(MemoryStore::default())).unwrap();
+    let versions = [(1, &[0, 1][..]), (2, &[2, 1, 0]), (2, &[0])].map(|(version, blocks)| {
+        let m = manifest(blocks);
+        ((what(1, version), m.hash()), m)
+    });
+    for (n, (claim, m)) in versions.iter().enumerate() {
+        let since = (n > 0).then(|| since_of(*claim, m, versions[0].0, &versions[0].1));
+        assert!(index.add(*claim, (m, &m.encode()), since, 1, Durability::Process).unwrap());
+    }
+    (index, versions)
+}
+
+#[test]
+fn what_is_counted_since_an_unreadable_version_takes_nothing_from_others() {
+    let (index, versions) = with_two_dependents();
+    let read = |claim: Claim, _: &Row| versions[1..].iter().find(|v| v.0 == claim).map(|(_, m)| kept_blocks(m, claim.1));
+    for claim in [versions[0].0, versions[2].0] {
+        assert!(index.remove(&[claim], &read).unwrap().is_empty(), "the other version has them");
+    }
+    assert!([0, 1, 2].into_iter().all(|n| index.names(block(n)).unwrap()));
+    assert_eq!(index.remove(&[versions[1].0], &read).unwrap(), [], "what could not be read counts for good");
+    assert_eq!(index.versions(), 0);
+}
+
+#[test]
+fn a_version_between_unreadable_ones_stays_until_they_can_be_read() {
+    let (index, versions) = with_two_dependents();
+    let claim = versions[0].0;
+    assert!(index.remove(&[claim], &|_, _| None).unwrap().is_empty());
+    assert_eq!((index.has(claim).unwrap(), index.versions()), (true, 3));
+    let read = |claim: Claim, _: &Row| versions.iter().find(|v| v.0 == claim).map(|(_, m)| kept_blocks(m, claim.1));
+    let free = index.remove(&versions.each_ref().map(|v| v.0), &read).unwrap().into_iter().collect::<BTreeSet<_>>();
+    assert_eq!((free, index.versions()), ([0, 1, 2].map(block).into(), 0));
 }
 
 /// Counts the rows that are read.
