@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use dfs_common::api::directory::*;
 use dfs_common::api::{Done, Operation};
 use dfs_common::attributes::Timestamp;
-use dfs_common::ids::SessionId;
+use dfs_common::ids::{InodeId, SessionId};
 use dfs_common::user::User;
 use dfs_common::wire::{Method, Request, Response, Service};
 use dfs_common::{Error, ErrorKind, Result};
@@ -14,7 +14,7 @@ use futures_util::future::BoxFuture;
 
 use super::Directory;
 use super::leases::Author;
-use super::state::{self, Change, End, Guarded, Leased};
+use super::state::{self, Change, End, Guarded, Leased, Tables, Tells};
 use super::writer::{Answer, Reply, Terms};
 use crate::store::View;
 
@@ -42,9 +42,7 @@ impl Directory {
         match request.path.as_str() {
             Lookup::PATH => self.read_leased(&request, state::lookup),
             GetAttributes::PATH => self.read_leased(&request, state::get_attributes),
-            Resolve::PATH => {
-                state::resolve(&*self.store.snapshot(), &request.parse_json()?, request.user.as_ref()).map(|found| Response::json(&found))
-            }
+            Resolve::PATH => self.resolve(&request),
             Access::PATH => state::access(&*self.store.snapshot(), &request.parse_json()?, request.user.as_ref()).map(|done| Response::json(&done)),
             List::PATH => self.read_leased_as(&request, state::list, if request.packed { Response::packed::<List> } else { Response::json }),
             ReadLink::PATH => self.read_leased(&request, state::read_link),
@@ -95,10 +93,20 @@ impl Directory {
     }
 
     /// Reads what nobody holds leases on.
-    fn read<O: Guarded>(&self, request: &Request, read: fn(&dyn View, &O) -> Result<O::Reply>) -> Result<Response> {
-        let operation = request.parse_json()?;
-        let view = self.store.snapshot();
-        Ok(Response::json(&state::read_as(&*view, request.user.as_ref(), &operation, read)?))
+    fn read<O: Guarded + Tells>(&self, request: &Request, read: fn(&dyn View, &O) -> Result<O::Reply>) -> Result<Response> {
+        let operation: O = request.parse_json()?;
+        let mut tables = self.tables.lock();
+        let reply = state::read_as(&*self.store.snapshot(), request.user.as_ref(), &operation, read)?;
+        tell(&mut tables, request, &operation.inodes(&reply));
+        Ok(Response::json(&reply))
+    }
+
+    fn resolve(&self, request: &Request) -> Result<Response> {
+        let operation: Resolve = request.parse_json()?;
+        let mut tables = self.tables.lock();
+        let reply = state::resolve(&*self.store.snapshot(), &operation, request.user.as_ref())?;
+        tell(&mut tables, request, &operation.inodes(&reply));
+        Ok(Response::json(&reply))
     }
 
     /// Read in slices, between which others have their turn.
@@ -108,7 +116,13 @@ impl Directory {
         state::check(&*self.store.snapshot(), request.user.as_ref(), &operation)?;
         let mut from = Some(state::removals_from(&*self.store.snapshot(), &operation)?);
         while let Some(at) = from {
-            from = state::removals(&*self.store.snapshot(), &operation, &mut page, &at)?;
+            {
+                let mut tables = self.tables.lock();
+                let before = page.rows.len();
+                from = state::removals(&*self.store.snapshot(), &operation, &mut page, &at)?;
+                let inodes: Vec<InodeId> = page.rows[before..].iter().map(|row| row.entry.attributes.ino).collect();
+                tell(&mut tables, request, &inodes);
+            }
             tokio::task::yield_now().await;
         }
         Ok(Response::json(&page))
@@ -128,12 +142,15 @@ impl Directory {
     ) -> Result<Response> {
         let operation: O = request.parse_json()?;
         let (answer, granted) = {
+            let mut tables = self.tables.lock();
             let mut leasing = self.leasing.lock();
             let view = self.store.snapshot();
             let answer = state::read_as(&*view, request.user.as_ref(), &operation, read);
+            let inodes = operation.inodes(&answer);
+            tell(&mut tables, request, &inodes);
             let session = request.session.filter(|session| leasing.leases.is_holder(*session));
             let now = self.now().clock;
-            let granted = session.and_then(|session| leasing.leases.grant(session, &operation.inodes(&answer), false, |_| false, now));
+            let granted = session.and_then(|session| leasing.leases.grant(session, &inodes, false, |_| false, now));
             (answer, granted)
         };
         let response = answer.map(|reply| respond(&reply)).into();
@@ -177,9 +194,9 @@ impl Directory {
         let (terms, user, operation) = (terms(request)?, request.user.clone(), request.parse_json()?);
         let place = move |change: &mut Change<'_>| {
             state::check(&change.view, user.as_ref(), &operation)?;
-            state::place(change, &operation)
+            state::place(change, &operation).map(|entry| Reply { body: json(&entry), inodes: vec![operation.ino] })
         };
-        self.submit_json(terms, place).await
+        Ok(Response::raw_json(self.submit(terms, place).await?.body))
     }
 
     /// For the lock service. Repeating it changes nothing.
@@ -223,6 +240,8 @@ impl Directory {
         if tables.sessions.get(&request.session).is_none_or(|live| live.record.client.mountpoint.is_empty()) {
             return Err(Error::new(ErrorKind::Invalid, format!("session {} has no mountpoint, so it holds no leases", request.session)));
         }
+        let (begins, next) = (request.revision == 0 && request.held.is_empty(), InodeId(tables.inode_ids.next()));
+        tables.aware.claim(request.session, begins, next);
         // With the tables locked: the session must not end in between.
         Ok(Response::json(&self.leasing.claim(&request, || self.revision.load(Ordering::Relaxed))))
     }
@@ -336,6 +355,14 @@ impl Directory {
             under_replicated: tables.under.len() as u64,
             requests,
         }
+    }
+}
+
+/// Notes that the session behind `request` is told of `inodes`. Who names none has nothing open. The tables are locked since
+/// before these were read: so a removal comes before the answer, or knows of it.
+fn tell(tables: &mut Tables, request: &Request, inodes: &[InodeId]) {
+    if let Some(session) = request.session {
+        tables.aware.tell(session, inodes);
     }
 }
 

@@ -22,6 +22,7 @@ pub(crate) struct Effects {
     pub(super) kept: i64,
     pub(super) orphaned: Vec<(InodeId, Vec<SessionId>)>,
     pub(super) released: Vec<(InodeId, SessionId)>,
+    pub(super) freed: Vec<InodeId>,
     pub(super) under: Vec<(InodeId, bool)>,
     pub(super) opened: Option<(SessionId, SessionRecord)>,
     pub(super) closed: Option<SessionId>,
@@ -125,7 +126,7 @@ impl<'a> Change<'a> {
     }
 
     /// Takes one name from an inode that is no directory, or the only one from a directory.
-    /// At none it becomes an orphan of all live sessions; where there are none, it is only kept, or goes at once.
+    /// At none it becomes an orphan of the sessions that may have it open; where there are none, it is only kept, or goes at once.
     pub(super) fn drop_name(&mut self, ino: InodeId, lost: &Lost<'_>) -> Result<Inode> {
         let now = self.now.wall;
         let inode = self.edit(ino, |inode| {
@@ -136,7 +137,7 @@ impl<'a> Change<'a> {
         if inode.nlink > 0 {
             return Ok(inode);
         }
-        let sessions: Vec<SessionId> = self.tables.sessions.keys().copied().collect();
+        let sessions = self.tables.aware.of(ino);
         if sessions.is_empty() && kept == 0 {
             self.effects.inodes -= 1;
             self.free(ino)?;
@@ -177,6 +178,7 @@ impl<'a> Change<'a> {
         }
         self.view.delete(keys::inode(ino));
         self.view.delete(keys::orphan(ino));
+        self.effects.freed.push(ino);
         Ok(())
     }
 

@@ -4,11 +4,12 @@
 //! pending changes, the tables in memory, and the time), which collects rows to write
 //! and [`Effects`] on the tables. Nothing here knows HTTP, engines, clocks or
 //! randomness. Invariant: the tables hold nothing that cannot be read from the store
-//! again, except when something was last heard of.
+//! again, except when something was last heard of, and who was told of what: where that is not known, everybody was told.
 
 mod acl;
 mod affected;
 mod attributes;
+mod aware;
 mod change;
 mod copies;
 mod expiry;
@@ -40,7 +41,7 @@ pub(super) use change::{Change, Effects};
 pub(super) use copies::{orders, report_copy, settle, sweep};
 pub(super) use expiry::{Limits, Relief, Short, expire, expire_recovered, is_due, old_recovered, relieve, short_of_space};
 pub(super) use guarded::{Guarded, check, read as read_as};
-pub(super) use leased::Leased;
+pub(super) use leased::{Leased, Tells};
 pub(super) use leases::Leases;
 pub(super) use make::{make, make_top};
 pub(super) use past::{name_history, removals, removals_from, undelete};

@@ -12,6 +12,7 @@ use dfs_common::attributes::Timestamp;
 use dfs_common::ids::{InodeId, RECOVERED, ServerId, SessionId};
 use dfs_common::{Error, ErrorKind, Result};
 
+use super::aware::Aware;
 use super::keys::{self, KeyRange};
 use super::records::{Number, Orphan, Record, ServerRecord, SessionRecord};
 use super::servers::Servers;
@@ -100,6 +101,11 @@ impl Counter {
         self.reserved = mark;
     }
 
+    /// The next number.
+    pub(crate) fn next(&self) -> u64 {
+        self.next
+    }
+
     pub(crate) fn take(&mut self) -> u64 {
         let number = self.next;
         self.next += 1;
@@ -124,6 +130,8 @@ pub(crate) struct Tables {
     /// Numbers of rows of the past, in the order in which they come.
     pub(crate) past_ids: Counter,
     pub(crate) sessions: BTreeMap<SessionId, LiveSession>,
+    /// Which of them may have an inode open.
+    pub(crate) aware: Aware,
     /// Which orphans wait for a session; also for one that has ended, until they are released.
     pub(crate) waiting: BTreeMap<SessionId, BTreeSet<InodeId>>,
     /// Sessions that expired, and when: their replies are kept for a while.
@@ -146,6 +154,7 @@ impl Tables {
             session_ids: Counter::load(view, "session", 1)?,
             past_ids: Counter::load(view, "past", 1)?,
             sessions: BTreeMap::new(),
+            aware: Aware::new(),
             waiting: BTreeMap::new(),
             expired: BTreeMap::new(),
             servers: Servers::new(heartbeat),
@@ -160,7 +169,9 @@ impl Tables {
         })?;
         each(view, keys::table(b's'), |key, value| {
             let live = LiveSession { record: SessionRecord::decode(value)?, seen: now, cursor: InodeId(0) };
-            tables.sessions.insert(SessionId(keys::number_of(key)), live);
+            let session = SessionId(keys::number_of(key));
+            tables.aware.survive(session);
+            tables.sessions.insert(session, live);
             Ok(())
         })?;
         each(view, keys::table(b'e'), |key, value| {
@@ -266,11 +277,16 @@ impl Tables {
                 self.under.remove(&ino)
             };
         }
+        for ino in effects.freed {
+            self.aware.forget(ino);
+        }
         if let Some((session, record)) = effects.opened {
+            self.aware.open(session, !record.client.mountpoint.is_empty());
             self.sessions.insert(session, LiveSession { record, seen: now, cursor: InodeId(0) });
         }
         if let Some(session) = effects.closed {
             self.sessions.remove(&session);
+            self.aware.end(session);
         }
         if let Some((session, at)) = effects.expired {
             self.expired.insert(session, at);
