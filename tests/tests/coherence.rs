@@ -180,9 +180,7 @@ fn stays_while_open(lease_seconds: u64, meanwhile: impl FnOnce(&mut Cluster, &Mo
     meanwhile(&mut cluster, &b);
     fs::remove_file(a.at("g")).unwrap();
     // Nobody but who has it open keeps it.
-    eventually(60, "the mount that removed it has let go", || {
-        cluster.directory(&Status {}).unwrap().orphans == 1
-    });
+    eventually(60, "the mount that removed it has let go", || cluster.directory(&Status {}).unwrap().orphans == 1);
     let ino = open.metadata().unwrap().ino();
     let mut got = Vec::new();
     open.read_to_end(&mut got).unwrap();

@@ -20,9 +20,10 @@ pub(crate) struct Effects {
     pub(super) inodes: i64,
     pub(super) orphans: i64,
     pub(super) kept: i64,
-    pub(super) orphaned: Vec<(InodeId, Vec<SessionId>)>,
+    pub(super) orphaned: Vec<(InodeId, Orphan)>,
     pub(super) released: Vec<(InodeId, SessionId)>,
     pub(super) freed: Vec<InodeId>,
+    pub(super) settled: Vec<InodeId>,
     pub(super) under: Vec<(InodeId, bool)>,
     pub(super) opened: Option<(SessionId, SessionRecord)>,
     pub(super) closed: Option<SessionId>,
@@ -143,12 +144,13 @@ impl<'a> Change<'a> {
             self.free(ino)?;
             return Ok(inode);
         }
-        self.view.put(keys::orphan(ino), Orphan { sessions: sessions.clone(), kept }.encode());
-        if sessions.is_empty() {
+        let orphan = Orphan { sessions, kept };
+        self.view.put(keys::orphan(ino), orphan.encode());
+        if orphan.sessions.is_empty() {
             self.count_kept(1);
         } else {
             self.effects.orphans += 1;
-            self.effects.orphaned.push((ino, sessions));
+            self.effects.orphaned.push((ino, orphan));
         }
         Ok(inode)
     }

@@ -14,6 +14,7 @@ use dfs_common::{Error, ErrorKind, Result};
 
 use super::aware::Aware;
 use super::keys::{self, KeyRange};
+use super::open::Open;
 use super::records::{Number, Orphan, Record, ServerRecord, SessionRecord};
 use super::servers::Servers;
 use crate::store::{Key, Overlay, Value, View};
@@ -132,8 +133,8 @@ pub(crate) struct Tables {
     pub(crate) sessions: BTreeMap<SessionId, LiveSession>,
     /// Which of them may have an inode open.
     pub(crate) aware: Aware,
-    /// Which orphans wait for a session; also for one that has ended, until they are released.
-    pub(crate) waiting: BTreeMap<SessionId, BTreeSet<InodeId>>,
+    /// Which orphans wait for whom.
+    pub(crate) open: Open,
     /// Sessions that expired, and when: their replies are kept for a while.
     pub(crate) expired: BTreeMap<SessionId, Timestamp>,
     pub(crate) servers: Servers,
@@ -155,7 +156,7 @@ impl Tables {
             past_ids: Counter::load(view, "past", 1)?,
             sessions: BTreeMap::new(),
             aware: Aware::new(),
-            waiting: BTreeMap::new(),
+            open: Open::default(),
             expired: BTreeMap::new(),
             servers: Servers::new(heartbeat),
             under: BTreeSet::new(),
@@ -180,15 +181,13 @@ impl Tables {
         })?;
         each(view, keys::table(b'o'), |key, value| {
             let ino = InodeId(keys::number_of(key));
-            let sessions = Orphan::decode(value)?.sessions;
-            if sessions.is_empty() {
+            let orphan = Orphan::decode(value)?;
+            if orphan.sessions.is_empty() {
                 tables.kept += 1;
                 tables.inodes -= 1;
             } else {
                 tables.orphans += 1;
-            }
-            for session in sessions {
-                tables.waiting.entry(session).or_default().insert(ino);
+                tables.open.insert(ino, &orphan);
             }
             Ok(())
         })?;
@@ -226,19 +225,19 @@ impl Tables {
 
     /// A session that has ended and still has orphans to release, with at most `limit` of them.
     pub(crate) fn left_behind(&self, limit: usize) -> Option<(SessionId, Vec<InodeId>)> {
-        let (session, waiting) = self.waiting.iter().find(|(id, _)| !self.sessions.contains_key(id))?;
+        let (session, waiting) = self.open.waiting.iter().find(|(id, _)| !self.sessions.contains_key(id))?;
         Some((*session, waiting.iter().take(limit).copied().collect()))
     }
 
     /// At most `limit` orphans that wait for `session`.
     pub(crate) fn orphans_of(&self, session: SessionId, limit: usize) -> Vec<InodeId> {
-        self.waiting.get(&session).map(|inos| inos.iter().take(limit).copied().collect()).unwrap_or_default()
+        self.open.waiting.get(&session).map(|inos| inos.iter().take(limit).copied().collect()).unwrap_or_default()
     }
 
     /// The next orphans that wait for `session`, behind those of the last call, and whether more follow.
     /// Goes round, so that files which stay open for long do not hide the others.
     pub(crate) fn next_orphans(&mut self, session: SessionId, limit: usize) -> (Vec<InodeId>, bool) {
-        let (Some(live), Some(waiting)) = (self.sessions.get_mut(&session), self.waiting.get(&session)) else { return (Vec::new(), false) };
+        let (Some(live), Some(waiting)) = (self.sessions.get_mut(&session), self.open.waiting.get(&session)) else { return (Vec::new(), false) };
         let mut behind = waiting.range((Bound::Excluded(live.cursor), Bound::Unbounded)).copied();
         let page: Vec<InodeId> = behind.by_ref().take(limit).collect();
         let more = behind.next().is_some();
@@ -257,18 +256,14 @@ impl Tables {
         self.inodes = self.inodes.saturating_add_signed(effects.inodes);
         self.orphans = self.orphans.saturating_add_signed(effects.orphans);
         self.kept = self.kept.saturating_add_signed(effects.kept);
-        for (ino, sessions) in effects.orphaned {
-            for session in sessions {
-                self.waiting.entry(session).or_default().insert(ino);
-            }
+        for (ino, orphan) in &effects.orphaned {
+            self.open.insert(*ino, orphan);
         }
         for (ino, session) in effects.released {
-            if let Some(waiting) = self.waiting.get_mut(&session) {
-                waiting.remove(&ino);
-                if waiting.is_empty() {
-                    self.waiting.remove(&session);
-                }
-            }
+            self.open.release(ino, session);
+        }
+        for ino in effects.settled.iter().chain(&effects.freed) {
+            self.open.settle(*ino);
         }
         for (ino, lacks) in effects.under {
             if lacks {

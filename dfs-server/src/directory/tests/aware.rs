@@ -242,3 +242,78 @@ async fn an_orphan_of_a_session_that_ends_goes_by_itself() {
     assert_eq!(kind(mount.client.attributes(ino).await), ErrorKind::NotFound);
     assert_eq!(directory.tables.lock().orphans, 0);
 }
+
+/// A file that three mounts know of, removed.
+async fn known_to_three(directory: &Arc<Directory>) -> ([Mount; 3], InodeId) {
+    let mounts = [Mount::new(directory).await, Mount::new(directory).await, Mount::new(directory).await];
+    let ino = mounts[0].client.file(ROOT, "f").await;
+    for mount in &mounts {
+        mount.client.lookup(ROOT, "f").await.unwrap();
+    }
+    mounts[0].client.other().remove(ROOT, "f", false).await.unwrap();
+    (mounts, ino)
+}
+
+#[tokio::test]
+async fn of_many_who_let_go_only_the_last_one_is_written() {
+    let store = Arc::new(MemoryStore::default());
+    let directory = Directory::open(quiet(), store.clone()).unwrap();
+    let (mut mounts, ino) = known_to_three(&directory).await;
+    let revision = mounts[0].client.status().await.revision;
+    for mount in &mounts[..2] {
+        mount.release(ino).await;
+        assert!(!mount.is_asked(ino).await);
+    }
+    assert_eq!(mounts[0].client.status().await.revision, revision);
+    let again = Directory::open(quiet(), store.clone()).unwrap();
+    mounts.iter_mut().for_each(|mount| mount.client.directory = again.clone());
+    for mount in &mounts {
+        assert!(mount.is_asked(ino).await, "after a restart everybody is");
+        assert_eq!(mount.client.nlink(ino).await, 0);
+        mount.release(ino).await;
+    }
+    assert_eq!(kind(mounts[0].client.attributes(ino).await), ErrorKind::NotFound);
+}
+
+#[tokio::test]
+async fn what_is_let_go_by_the_last_two_at_once_goes_a_little_later() {
+    for config in [quiet(), Config { invalidate: false, ..keeping() }] {
+        let directory = open(config);
+        let ([one, two, three], ino) = known_to_three(&directory).await;
+        three.release(ino).await;
+        let revision = one.client.status().await.revision;
+        join(one.release(ino), two.release(ino)).await;
+        let kept = u64::from(directory.policy.keep.removed > Duration::ZERO);
+        assert_eq!((one.client.status().await.revision, one.client.status().await.orphans), (revision, 1), "neither was the last");
+        for _ in 0..2 {
+            directory.look(&mut Rounds::default()).await.unwrap();
+            let status = one.client.status().await;
+            assert_eq!((status.revision, status.orphans, status.kept, status.inodes), (revision + 1, 0, kept, 2));
+        }
+        assert_eq!(one.client.attributes(ino).await.is_ok(), kept > 0);
+    }
+}
+
+#[tokio::test]
+async fn a_late_word_does_not_count_for_a_file_that_was_brought_back_and_removed_again() {
+    let directory = open(Config { invalidate: false, ..keeping() });
+    let ([one, two, three], ino) = known_to_three(&directory).await;
+    one.release(ino).await;
+    two.release(ino).await;
+    let nobody = three.client.other();
+    let before = nobody.status().await.revision;
+    let undelete = Undelete { ino, parent: ROOT, name: name("f") };
+    let (back, gone, ()) = tokio::join!(nobody.call(&undelete), nobody.remove(ROOT, "f", false), three.release(ino));
+    (back.unwrap(), gone.unwrap());
+    assert_eq!(nobody.status().await.revision, before + 1, "one commit");
+    assert_eq!((one.is_asked(ino).await, two.is_asked(ino).await), (true, true));
+    for mount in [&one, &two] {
+        assert_eq!(nobody.status().await.orphans, 1);
+        mount.release(ino).await;
+    }
+    let status = nobody.status().await;
+    assert_eq!((status.orphans, status.kept, status.inodes), (0, 1, 2));
+    // And it can be brought back once more.
+    nobody.call(&undelete).await.unwrap();
+    assert_eq!((nobody.status().await.kept, nobody.nlink(ino).await), (0, 1));
+}
