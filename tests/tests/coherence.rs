@@ -196,7 +196,10 @@ fn an_open_file_outlives_its_removal_elsewhere_and_goes_when_it_is_closed() {
 
 #[test]
 fn an_open_file_outlives_a_restart_of_the_directory_service_and_then_its_removal() {
-    stays_while_open(3, |cluster, _| cluster.restart(Role::Directory));
+    stays_while_open(3, |cluster, _| {
+        cluster.kill(Role::Directory);
+        cluster.restart(Role::Directory);
+    });
 }
 
 #[test]
