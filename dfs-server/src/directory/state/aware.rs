@@ -22,8 +22,8 @@ const ALL: InodeId = InodeId(u64::MAX);
 struct Known {
     /// Everything below, perhaps.
     below: InodeId,
-    /// And these, which are not below.
-    inodes: BTreeSet<InodeId>,
+    /// And these, which are not below, in the order in which it was told; those that are gone for good may be among them.
+    inodes: Vec<InodeId>,
     /// Nobody has said yet what its client knew before: it counts as aware of everything.
     earlier: Option<Earlier>,
 }
@@ -89,8 +89,7 @@ impl Aware {
         let Some(known) = self.sessions.get_mut(&session) else { return };
         let before = known.level();
         known.below = known.below.max(below);
-        let above = known.inodes.split_off(&known.below);
-        for ino in std::mem::replace(&mut known.inodes, above) {
+        for ino in known.inodes.extract_if(.., |ino| *ino < known.below) {
             self.by_inode.remove(&(ino, session));
         }
         let level = known.level();
@@ -105,14 +104,17 @@ impl Aware {
         let session = if self.sessions.contains_key(&session) { session } else { ENDED };
         let Some(known) = self.sessions.get_mut(&session) else { return };
         for &ino in inodes {
-            if ino >= known.below && known.inodes.insert(ino) {
-                self.by_inode.insert((ino, session));
+            if ino >= known.below && self.by_inode.insert((ino, session)) {
+                known.inodes.push(ino);
             }
         }
         if known.inodes.len() > EXACT {
-            let kept = known.inodes.len() - EXACT / 2;
-            let middle = known.inodes.iter().nth(kept).copied().unwrap_or(ALL);
-            self.raise(session, middle);
+            known.inodes.retain(|ino| self.by_inode.contains(&(*ino, session)));
+            if let Some(forgotten) = known.inodes.len().checked_sub(EXACT / 2).filter(|forgotten| *forgotten > 0) {
+                let (_, first, _) = known.inodes.select_nth_unstable(forgotten);
+                let first = *first;
+                self.raise(session, first);
+            }
         }
     }
 
@@ -143,9 +145,6 @@ impl Aware {
         let told: Vec<SessionId> = self.by_inode.range((ino, ENDED)..=(ino, SessionId(u64::MAX))).map(|pair| pair.1).collect();
         for session in told {
             self.by_inode.remove(&(ino, session));
-            if let Some(known) = self.sessions.get_mut(&session) {
-                known.inodes.remove(&ino);
-            }
         }
     }
 }
@@ -263,6 +262,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
         #[test]
         fn nobody_who_may_know_is_missed(steps in proptest::collection::vec(any_step(), 1..40)) {
             let mut aware = Aware::new();

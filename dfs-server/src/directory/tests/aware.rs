@@ -304,7 +304,8 @@ async fn a_late_word_does_not_count_for_a_file_that_was_brought_back_and_removed
     let before = nobody.status().await.revision;
     let undelete = Undelete { ino, parent: ROOT, name: name("f") };
     let (back, gone, ()) = tokio::join!(nobody.call(&undelete), nobody.remove(ROOT, "f", false), three.release(ino));
-    (back.unwrap(), gone.unwrap());
+    back.unwrap();
+    gone.unwrap();
     assert_eq!(nobody.status().await.revision, before + 1, "one commit");
     assert_eq!((one.is_asked(ino).await, two.is_asked(ino).await), (true, true));
     for mount in [&one, &two] {
