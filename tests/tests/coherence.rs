@@ -2,12 +2,16 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use dfs_common::ErrorKind;
+use dfs_common::api::directory::{GetAttributes, Sessions, Status};
+use dfs_common::ids::{InodeId, SessionId};
 use dfs_tests::tree::{assert_same, listing};
-use dfs_tests::{Cluster, Mount, sys};
+use dfs_tests::wait::eventually;
+use dfs_tests::{Cluster, Mount, Role, sys};
 
 /// A cluster with `N` mounts.
 fn mounts<const N: usize>() -> (Cluster, [Mount; N]) {
@@ -161,6 +165,58 @@ fn a_file_removed_elsewhere_stays_readable_while_it_is_open() {
     let mut got = Vec::new();
     open.read_to_end(&mut got).unwrap();
     assert!(got == content, "{} bytes of {}", got.len(), content.len());
+}
+
+/// A file that is opened on the second of two mounts, and of which hardly anything is there yet, stays whole when it is removed on the first one,
+/// whatever happens in between; and it goes when it is closed.
+fn stays_while_open(lease_seconds: u64, meanwhile: impl FnOnce(&mut Cluster, &Mount)) {
+    let mut cluster = Cluster::builder().lease_seconds(lease_seconds).directory_args(&["--keep-removed", "0"]).start();
+    let (a, b) = (cluster.mount(), cluster.mount());
+    let content = dfs_tests::Rng::new(lease_seconds).bytes(8 << 20);
+    put(&a.at("f"), &content);
+    // The name is gone before, and another one leads to it.
+    let mut open = File::open(b.at("f")).unwrap();
+    fs::rename(a.at("f"), a.at("g")).unwrap();
+    meanwhile(&mut cluster, &b);
+    fs::remove_file(a.at("g")).unwrap();
+    // Nobody but who has it open keeps it.
+    eventually(60, "the mount that removed it has let go", || cluster.directory(&Status {}).unwrap().orphans == 1);
+    let ino = open.metadata().unwrap().ino();
+    let mut got = Vec::new();
+    open.read_to_end(&mut got).unwrap();
+    assert!(got == content, "{} bytes of {}", got.len(), content.len());
+    drop(open);
+    eventually(60, "it is gone", || cluster.directory(&GetAttributes { ino: InodeId(ino) }).is_err_and(|e| e.kind() == ErrorKind::NotFound));
+}
+
+#[test]
+fn an_open_file_outlives_its_removal_elsewhere_and_goes_when_it_is_closed() {
+    stays_while_open(30, |_, _| ());
+}
+
+#[test]
+fn an_open_file_outlives_a_restart_of_the_directory_service_and_then_its_removal() {
+    stays_while_open(3, |cluster, _| {
+        cluster.kill(Role::Directory);
+        cluster.restart(Role::Directory);
+    });
+}
+
+#[test]
+fn an_open_file_outlives_the_session_in_which_it_was_opened_and_then_its_removal() {
+    stays_while_open(2, |cluster, mount| {
+        let leased = |cluster: &Cluster| -> Vec<(SessionId, u64)> {
+            let rows = cluster.directory(&Sessions {}).unwrap();
+            rows.iter().filter(|row| row.client.pid as i32 == mount.pid()).map(|row| (row.session, row.leases)).collect()
+        };
+        let before = leased(cluster)[0].0;
+        mount.signal(libc::SIGSTOP);
+        eventually(60, "its session expires", || leased(cluster).is_empty());
+        mount.signal(libc::SIGCONT);
+        eventually(60, "it has another one", || leased(cluster).iter().any(|row| row.0 != before));
+        // Another name is looked up, so that it has claimed its leases.
+        eventually(60, "leases are claimed", || fs::metadata(mount.at("g")).is_ok() && leased(cluster)[0].1 > 0);
+    });
 }
 
 #[test]

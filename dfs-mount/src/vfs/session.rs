@@ -71,6 +71,8 @@ impl Vfs {
         let reopened = self.cluster.reopen(expired).await;
         match &reopened {
             Ok(()) => {
+                // The claim shall not look like that of a client which begins: files may be open from before.
+                self.revision.fetch_max(1, Ordering::Relaxed);
                 let files = self.ranges.forget();
                 self.locks.drop_unused();
                 let id = self.cluster.id();

@@ -6,8 +6,7 @@ use std::sync::atomic::Ordering;
 use dfs_common::api::directory::*;
 use dfs_common::api::{Done, Operation};
 use dfs_common::attributes::Timestamp;
-use dfs_common::ids::InodeId;
-use dfs_common::ids::SessionId;
+use dfs_common::ids::{InodeId, SessionId};
 use dfs_common::user::User;
 use dfs_common::wire::{Method, Request, Response, Service};
 use dfs_common::{Error, ErrorKind, Result};
@@ -15,7 +14,7 @@ use futures_util::future::BoxFuture;
 
 use super::Directory;
 use super::leases::{Author, Block, Inner};
-use super::state::{self, Affected, Change, End, Guarded, Leased};
+use super::state::{self, Affected, Change, End, Guarded, Leased, Tables, Tells};
 use super::writer::{Answer, Reply, Terms};
 use crate::store::View;
 
@@ -94,10 +93,12 @@ impl Directory {
     }
 
     /// Reads what nobody holds leases on.
-    fn read<O: Guarded>(&self, request: &Request, read: fn(&dyn View, &O) -> Result<O::Reply>) -> Result<Response> {
-        let operation = request.parse_json()?;
-        let view = self.store.snapshot();
-        Ok(Response::json(&state::read_as(&*view, request.user.as_ref(), &operation, read)?))
+    fn read<O: Guarded + Tells>(&self, request: &Request, read: fn(&dyn View, &O) -> Result<O::Reply>) -> Result<Response> {
+        let operation: O = request.parse_json()?;
+        let mut tables = self.tables.lock();
+        let reply = state::read_as(&*self.store.snapshot(), request.user.as_ref(), &operation, read)?;
+        tell(&mut tables, request.session, &operation.inodes(&reply));
+        Ok(Response::json(&reply))
     }
 
     /// For clients without leases.
@@ -121,7 +122,13 @@ impl Directory {
         state::check(&*self.store.snapshot(), request.user.as_ref(), &operation)?;
         let mut from = Some(state::removals_from(&*self.store.snapshot(), &operation)?);
         while let Some(at) = from {
-            from = state::removals(&*self.store.snapshot(), &operation, &mut page, &at)?;
+            {
+                let mut tables = self.tables.lock();
+                let before = page.rows.len();
+                from = state::removals(&*self.store.snapshot(), &operation, &mut page, &at)?;
+                let inodes: Vec<InodeId> = page.rows[before..].iter().map(|row| row.entry.attributes.ino).collect();
+                tell(&mut tables, request.session, &inodes);
+            }
             tokio::task::yield_now().await;
         }
         Ok(Response::json(&page))
@@ -163,6 +170,7 @@ impl Directory {
         let mut block: Option<Block> = None;
         loop {
             let (told, pending) = {
+                let mut tables = self.tables.lock();
                 let mut leasing = self.leasing.lock();
                 let (answer, inodes) = read(&*self.store.snapshot());
                 let untold = leasing.leases.exclusive_of_others(&inodes, author.session);
@@ -170,6 +178,7 @@ impl Directory {
                     if let Some(block) = block {
                         block.release(&mut leasing);
                     }
+                    tell(&mut tables, author.session, &inodes);
                     let then = then(&mut leasing, &inodes);
                     return Ok((answer, then));
                 }
@@ -219,9 +228,9 @@ impl Directory {
         let (terms, user, operation) = (terms(request)?, request.user.clone(), request.parse_json()?);
         let place = move |change: &mut Change<'_>| {
             state::check(&change.view, user.as_ref(), &operation)?;
-            state::place(change, &operation)
+            state::place(change, &operation).map(|entry| Reply { body: json(&entry), inodes: vec![operation.ino], exclusive: None })
         };
-        self.submit_json(terms, place).await
+        Ok(Response::raw_json(self.submit(terms, place).await?.body))
     }
 
     /// For the lock service. Repeating it changes nothing.
@@ -265,6 +274,8 @@ impl Directory {
         if tables.sessions.get(&request.session).is_none_or(|live| live.record.client.mountpoint.is_empty()) {
             return Err(Error::new(ErrorKind::Invalid, format!("session {} has no mountpoint, so it holds no leases", request.session)));
         }
+        let (begins, next) = (request.revision == 0 && request.held.is_empty(), InodeId(tables.inode_ids.next()));
+        tables.aware.claim(request.session, begins, next);
         // With the tables locked: the session must not end in between.
         Ok(Response::json(&self.leasing.claim(&request, || self.revision.load(Ordering::Relaxed))))
     }
@@ -378,6 +389,14 @@ impl Directory {
             under_replicated: tables.under.len() as u64,
             requests,
         }
+    }
+}
+
+/// Notes that `session` is told of `inodes`. Who names none has nothing open. The tables are locked since
+/// before these were read: so a removal comes before the answer, or knows of it.
+fn tell(tables: &mut Tables, session: Option<SessionId>, inodes: &[InodeId]) {
+    if let Some(session) = session {
+        tables.aware.tell(session, inodes);
     }
 }
 

@@ -118,6 +118,12 @@ impl Directory {
             let Some((session, orphans)) = left else { break };
             self.submit(Terms::default(), move |change| state::release(change, session, &orphans).map(|()| Reply::default())).await?;
         }
+        for _ in 0..RELEASE_COMMITS {
+            if self.tables.lock().open.unheld().next().is_none() {
+                break;
+            }
+            self.submit(Terms::default(), |change| state::release_all(change, RELEASES).map(|()| Reply::default())).await?;
+        }
         Ok(())
     }
 

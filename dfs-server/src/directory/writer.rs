@@ -288,6 +288,10 @@ impl Directory {
         };
         let mut change = Change::new(below, tables, &self.policy, now, terms.session);
         let answer = prepare(&mut change);
+        // At once: a later mutation of this group may remove what it tells of.
+        if let (Ok(reply), Some(session)) = (&answer, terms.session.or(terms.author.and_then(|author| author.session))) {
+            change.tables.aware.tell(session, &reply.inodes);
+        }
         let Change { view, effects, .. } = change;
         let (mut changes, effects) = match &answer {
             Ok(_) => (view.into_changes(), effects),

@@ -1,15 +1,18 @@
 //! Which versions this server holds, and how many of them name each block.
 //!
-//! Rows: `v` inode, version, manifest hash; `b` block hash; `m` for the rest. Numbers
+//! Rows: `v` inode, version, manifest hash; `b` block hash; `d` for which rows are counted since
+//! a row; `m` for the rest. Numbers
 //! are big endian, so versions lie in order. Two manifests may claim one version until
 //! the directory has said which one was published. A small manifest is part of its row,
 //! a larger one is a block and counted like one.
-//! A row may be counted *since* another one of its file, which is there: then it counts only
+//! A row may be counted *since* another one of its file: then it counts only
 //! for the blocks that the other one lacks, so that a change of a large file costs what changed.
+//! Its `d` row, under the other one's name, changes in the same batch, so that whoever removes a row
+//! finds those that are counted since it without looking at all others of the file.
 //! Invariant: a block's count is the number of version rows that count for it; both change in
 //! one batch. Where a manifest cannot be read, counts stay too high: its blocks stay.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -25,8 +28,10 @@ use crate::store::{Batch, Durability, Key, Store, Value, View};
 /// Manifests of up to this many blocks lie in their version's row.
 const MAX_EMBEDDED: usize = 4;
 const FORMAT: u8 = 1;
-/// Of version rows that are counted since another one.
+/// Of version rows that are counted since another one, as an older version wrote them: without a `d` row.
 const FORMAT_SINCE: u8 = 2;
+/// The same with their `d` row. Another format, so that an older version refuses what it would not keep in order.
+const FORMAT_LISTED: u8 = 3;
 /// Rows of one page while scanning.
 const PAGE: usize = 1000;
 
@@ -39,8 +44,11 @@ pub(super) struct Row {
     pub(super) embedded: Option<Vec<u8>>,
     /// The version that it is counted since, and its manifest.
     #[serde(skip)]
-    pub(super) since: Option<(Version, BlockHash)>,
+    pub(super) since: Option<Other>,
 }
+
+/// Another version of the same file, and the manifest that claims it.
+type Other = (Version, BlockHash);
 
 /// What is kept by a row that is counted since another one.
 #[derive(Clone, Debug)]
@@ -95,6 +103,26 @@ fn claim_of(key: &[u8]) -> Result<Claim> {
     if key.len() != 49 { Err(fault()) } else { parse().map_err(|_| fault()) }
 }
 
+/// The `d` row of `claim`, which is counted since `other`.
+fn dependent_key(other: Other, claim: Claim) -> Vec<u8> {
+    [dependents_key(claim.0.ino, other).as_slice(), &row_key(claim)[9..]].concat()
+}
+
+/// What the `d` rows of all that is counted since `other` begin with.
+fn dependents_key(ino: InodeId, (version, manifest): Other) -> Vec<u8> {
+    let mut key = row_key((VersionOf { ino, version }, manifest));
+    key[0] = b'd';
+    key
+}
+
+/// What is counted since `other`, from the key of its `d` row.
+fn dependent_of(key: &[u8]) -> Result<Claim> {
+    if key.len() != 89 {
+        return Err(Error::new(ErrorKind::Corrupt, "index: a key of a wrong length"));
+    }
+    claim_of(&[&key[..9], &key[49..]].concat())
+}
+
 fn count_key(hash: BlockHash) -> Vec<u8> {
     [b"b".as_slice(), &hash.0].concat()
 }
@@ -114,14 +142,14 @@ fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
 fn encode_row(row: &Row) -> Vec<u8> {
     match row.since {
         None => encode(row),
-        Some(since) => postcard::to_extend(&(row, since), vec![FORMAT_SINCE]).expect("rows serialize"),
+        Some(since) => postcard::to_extend(&(row, since), vec![FORMAT_LISTED]).expect("rows serialize"),
     }
 }
 
 fn decode_row(bytes: &[u8]) -> Result<Row> {
     match bytes.split_first() {
-        Some((&FORMAT_SINCE, rest)) => {
-            let parsed: Result<(Row, (Version, BlockHash)), _> = postcard::from_bytes(rest);
+        Some((&(FORMAT_SINCE | FORMAT_LISTED), rest)) => {
+            let parsed: Result<(Row, Other), _> = postcard::from_bytes(rest);
             let (row, since) = parsed.map_err(|e| Error::new(ErrorKind::Corrupt, format!("index: {e}")))?;
             Ok(Row { since: Some(since), ..row })
         }
@@ -129,23 +157,41 @@ fn decode_row(bytes: &[u8]) -> Result<Row> {
     }
 }
 
+/// A row as it will be, and what the stored one is counted since.
+struct Changed {
+    row: Option<Row>,
+    stored: Option<Other>,
+}
+
 /// Rows and counts as they will be, before they are committed together.
 struct Pending<'a> {
     view: &'a dyn View,
-    rows: BTreeMap<Claim, Option<Row>>,
+    rows: BTreeMap<Claim, Changed>,
+    /// What rows were counted since at some time of this batch, so that none is missed that is not stored yet.
+    moved: BTreeMap<Claim, Vec<Claim>>,
     counts: BlockTable<i64>,
 }
 
 impl<'a> Pending<'a> {
     fn new(view: &'a dyn View) -> Self {
-        Self { view, rows: BTreeMap::new(), counts: BlockTable::default() }
+        Self { view, rows: BTreeMap::new(), moved: BTreeMap::new(), counts: BlockTable::default() }
     }
 
     fn row(&self, claim: Claim) -> Result<Option<Row>> {
         match self.rows.get(&claim) {
-            Some(row) => Ok(row.clone()),
+            Some(changed) => Ok(changed.row.clone()),
             None => self.view.get(&row_key(claim))?.map(|row| decode_row(&row)).transpose(),
         }
+    }
+
+    /// Replaces the row of `claim`, which was counted since `before`.
+    fn set(&mut self, claim: Claim, before: Option<Other>, row: Option<Row>) {
+        if let Some((version, manifest)) = row.as_ref().and_then(|row| row.since) {
+            self.moved.entry((VersionOf { version, ..claim.0 }, manifest)).or_default().push(claim);
+        }
+        // What is stored shows in the first change only.
+        let stored = self.rows.get(&claim).map_or(before, |changed| changed.stored);
+        self.rows.insert(claim, Changed { row, stored });
     }
 
     fn count(&mut self, blocks: impl Iterator<Item = BlockHash>, by: i64) {
@@ -156,19 +202,21 @@ impl<'a> Pending<'a> {
 
     /// Rows that are counted since `claim`.
     fn dependents(&self, claim: Claim) -> Result<Vec<(Claim, Row)>> {
-        let last = VersionOf { version: Version(u64::MAX), ..claim.0 };
-        let (mut found, mut after) = (Vec::new(), Some(claim));
-        while after.is_some() {
-            let page = page(self.view, after, Some(last))?;
-            after = (page.len() == PAGE).then(|| page[PAGE - 1].0);
-            for (other, _) in page {
-                found.extend(self.row(other)?.filter(|row| row.since == Some((claim.0.version, claim.1))).map(|row| (other, row)));
-            }
+        let other = (claim.0.version, claim.1);
+        let from = dependents_key(claim.0.ino, other);
+        let to = [from.as_slice(), &[0xff; 41]].concat();
+        let stored = self.view.scan(&from, &to, usize::MAX)?;
+        let mut claims = stored.iter().map(|(key, _)| dependent_of(key)).collect::<Result<BTreeSet<Claim>>>()?;
+        claims.extend(self.moved.get(&claim).into_iter().flatten());
+        let mut found = Vec::new();
+        for dependent in claims {
+            found.extend(self.row(dependent)?.filter(|row| row.since == Some(other)).map(|row| (dependent, row)));
         }
         Ok(found)
     }
 
-    /// Takes `claim` out; false where it is not there. `read` gives what a row keeps, if its manifest can be read.
+    /// Takes `claim` out; false where it is not there, or has to stay until more manifests can be read. `read` gives what a row
+    /// keeps, if its manifest can be read.
     fn remove(&mut self, claim: Claim, read: &dyn Fn(Claim, &Row) -> Option<BlockSet>) -> Result<bool> {
         let Some(row) = self.row(claim)? else { return Ok(false) };
         let base = match row.since {
@@ -178,32 +226,57 @@ impl<'a> Pending<'a> {
                 self.row(other)?.and_then(|row| read(other, &row))
             }
         };
-        let own = read(claim, &row);
-        let counted: Option<BlockSet> = own.as_ref().zip(base.as_ref()).map(|(own, base)| own.difference(base).copied().collect());
-        let mut is_known = counted.is_some();
-        for (other, mut dependent) in self.dependents(claim)? {
-            // From here on it is counted since what this one was counted since.
-            match (read(other, &dependent), &own, &counted, &base) {
-                (Some(blocks), Some(own), Some(counted), Some(base)) => {
-                    self.count(blocks.intersection(counted).copied(), 1);
+        let dependents = self.dependents(claim)?.into_iter().map(|(other, row)| (other, read(other, &row), row)).collect();
+        let is_removed = match (read(claim, &row), base) {
+            (Some(own), Some(base)) => {
+                self.pass_on(claim, row.since, (&own, &base), dependents);
+                true
+            }
+            _ => self.give_up(claim, &row, dependents),
+        };
+        if is_removed {
+            self.set(claim, row.since, None);
+        }
+        Ok(is_removed)
+    }
+
+    /// Counts `dependents` of `claim`, each with what it keeps, since what that one was counted since, and takes its counts back.
+    fn pass_on(&mut self, claim: Claim, since: Option<Other>, (own, base): (&BlockSet, &BlockSet), dependents: Vec<(Claim, Option<BlockSet>, Row)>) {
+        let counted: BlockSet = own.difference(base).copied().collect();
+        for (other, blocks, row) in dependents {
+            match blocks {
+                Some(blocks) => {
+                    self.count(blocks.intersection(&counted).copied(), 1);
                     self.count(blocks.intersection(base).filter(|hash| !own.contains(hash)).copied(), -1);
                 }
-                // What it does not count for stays counted by this one, for good.
-                _ => is_known = false,
+                // It may need any of them.
+                None => self.count(counted.iter().copied(), 1),
             }
-            dependent.since = row.since;
-            self.rows.insert(other, Some(dependent));
+            self.set(other, Some((claim.0.version, claim.1)), Some(Row { since, ..row }));
         }
-        match counted.filter(|_| is_known) {
-            Some(counted) => self.count(counted.into_iter(), -1),
-            None if row.embedded.is_none() => {
-                log::warn!("a manifest near version {} of inode {} is unreadable: its blocks stay", claim.0.version, claim.0.ino);
+        self.count(counted.into_iter(), -1);
+    }
+
+    /// The same where it is not known what `claim` counts for: that stays counted for good. Its `dependents` are counted as if they
+    /// were alone, since they must not take back what others rely on, too. Where one of these cannot be read either, nothing is done.
+    fn give_up(&mut self, claim: Claim, row: &Row, dependents: Vec<(Claim, Option<BlockSet>, Row)>) -> bool {
+        let near = format!("a manifest near version {} of inode {} is unreadable", claim.0.version, claim.0.ino);
+        if dependents.iter().any(|(_, blocks, _)| blocks.is_none()) {
+            log::warn!("{near}, and one that is built on it: the version stays");
+            return false;
+        }
+        for (other, blocks, row) in dependents {
+            self.count(blocks.into_iter().flatten(), 1);
+            self.set(other, Some((claim.0.version, claim.1)), Some(Row { since: None, ..row }));
+        }
+        if row.embedded.is_none() {
+            log::warn!("{near}: its blocks stay");
+            // Where the other one is the same, it counts for it.
+            if row.since.is_none_or(|other| other.1 != claim.1) {
                 self.count([claim.1].into_iter(), -1);
             }
-            None => {}
         }
-        self.rows.insert(claim, None);
-        Ok(true)
+        true
     }
 
     /// What it changes, and the blocks that no row counts for any more.
@@ -216,7 +289,14 @@ impl<'a> Pending<'a> {
                 free.push(hash);
             }
         }
-        changes.extend(self.rows.into_iter().map(|(claim, row)| (row_key(claim), row.as_ref().map(encode_row))));
+        for (claim, Changed { row, stored }) in self.rows {
+            let since = row.as_ref().and_then(|row| row.since);
+            if since != stored {
+                changes.extend(stored.map(|other| (dependent_key(other, claim), None)));
+                changes.extend(since.map(|other| (dependent_key(other, claim), Some(Vec::new()))));
+            }
+            changes.insert(row_key(claim), row.as_ref().map(encode_row));
+        }
         Ok((changes, free))
     }
 }
@@ -235,21 +315,36 @@ fn count(view: &dyn View, hash: BlockHash) -> Result<u64> {
     view.get(&count_key(hash))?.map_or(Ok(0), |row| decode(&row))
 }
 
+/// The `d` rows that those of `rows` lack which an older version wrote.
+fn list_dependents(rows: &[(Key, Value)]) -> Result<Changes> {
+    let mut changes = Changes::new();
+    for (key, value) in rows {
+        let (claim, row) = (claim_of(key)?, decode_row(value)?);
+        if let Some(other) = row.since.filter(|_| value.first() == Some(&FORMAT_SINCE)) {
+            changes.insert(dependent_key(other, claim), Some(Vec::new()));
+            changes.insert(key.clone(), Some(encode_row(&row)));
+        }
+    }
+    Ok(changes)
+}
+
 impl Index {
-    /// Over `store`; counts the versions once.
+    /// Over `store`; counts the versions once, and gives rows of an older version their `d` rows.
     pub(super) fn open(store: Arc<dyn Store>) -> Result<Self> {
         let index = Self { store, changing: Mutex::new(()), versions: AtomicU64::new(0) };
-        let (mut after, mut count) = (None, 0);
+        let mut from = b"v".to_vec();
         loop {
-            let page = index.page(after, None)?;
-            count += page.len() as u64;
-            match page.last() {
-                Some((claim, _)) if page.len() == PAGE => after = Some(*claim),
-                _ => break,
+            let rows = index.store.scan(&from, b"w", PAGE)?;
+            index.versions.fetch_add(rows.len() as u64, Ordering::Relaxed);
+            let changes = list_dependents(&rows)?;
+            if !changes.is_empty() {
+                index.store.commit(&Batch { changes, ..Batch::default() }, Durability::Process)?;
+            }
+            match rows.into_iter().nth(PAGE - 1) {
+                Some((last, _)) => from = [last.as_slice(), &[0]].concat(),
+                None => return Ok(index),
             }
         }
-        index.versions.store(count, Ordering::Relaxed);
-        Ok(index)
     }
 
     /// Commits the changes that `make` decides on, from rows that nobody changes meanwhile; returns what else it says.
@@ -304,7 +399,7 @@ impl Index {
                 None => (None, kept_blocks(manifest, claim.1)),
             };
             pending.count(counted.into_iter(), 1);
-            pending.rows.insert(claim, Some(Row { made: now, embedded, since }));
+            pending.set(claim, None, Some(Row { made: now, embedded, since }));
             pending.finish().map(|(changes, _)| (changes, true))
         })?;
         self.versions.fetch_add(u64::from(is_new), Ordering::Relaxed);
@@ -353,155 +448,5 @@ impl Index {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::store::memory::MemoryStore;
-
-    fn block(n: u8) -> BlockHash {
-        BlockHash::of(&[n])
-    }
-
-    /// A manifest of full blocks.
-    fn manifest(blocks: &[u8]) -> Manifest {
-        let rows = blocks.iter().enumerate().map(|(i, &n)| (i as u32, block(n))).collect();
-        Manifest::new(16, (blocks.len() as u64) << 16, rows).unwrap()
-    }
-
-    fn what(ino: u64, version: u64) -> VersionOf {
-        VersionOf { ino: InodeId(ino), version: Version(version) }
-    }
-
-    fn add(index: &Index, what: VersionOf, m: &Manifest) -> bool {
-        index.add((what, m.hash()), (m, &m.encode()), None, 1, Durability::Process).unwrap()
-    }
-
-    fn remove(index: &Index, what: VersionOf, m: &Manifest) -> BTreeSet<BlockHash> {
-        index.remove(&[(what, m.hash())], &|_, _| Some(kept_blocks(m, m.hash()))).unwrap().into_iter().collect()
-    }
-
-    fn since_of(claim: Claim, m: &Manifest, other: Claim, base: &Manifest) -> Since {
-        Since { claim: other, counted: kept_blocks(m, claim.1).difference(&kept_blocks(base, other.1)).copied().collect() }
-    }
-
-    #[test]
-    fn a_block_is_free_when_its_last_version_goes() {
-        let index = Index::open(Arc::new(MemoryStore::default())).unwrap();
-        let (a, b) = (manifest(&[1, 2, 1]), manifest(&[2, 3]));
-        assert!(add(&index, what(1, 1), &a) && add(&index, what(1, 2), &b) && !add(&index, what(1, 1), &a));
-        assert_eq!(index.versions(), 2);
-        assert_eq!(remove(&index, what(1, 1), &a), [block(1)].into());
-        assert!(remove(&index, what(1, 1), &a).is_empty(), "once");
-        assert_eq!(remove(&index, what(1, 2), &b), [block(2), block(3)].into());
-        assert_eq!(index.versions(), 0);
-    }
-
-    #[test]
-    fn a_large_manifest_is_a_block_too() {
-        let index = Index::open(Arc::new(MemoryStore::default())).unwrap();
-        let m = manifest(&[1, 2, 3, 4, 5]);
-        add(&index, what(1, 1), &m);
-        assert!(index.names(m.hash()).unwrap());
-        assert_eq!(index.claims(what(1, 1)).unwrap()[0].1.embedded, None);
-        assert_eq!(remove(&index, what(1, 1), &m).len(), 6);
-    }
-
-    #[test]
-    fn pages_are_in_order_and_claims_apart() {
-        let index = Index::open(Arc::new(MemoryStore::default())).unwrap();
-        let (a, b) = (manifest(&[1]), manifest(&[2]));
-        for w in [what(2, 1), what(1, 256), what(1, 2)] {
-            add(&index, w, &a);
-        }
-        add(&index, what(1, 2), &b);
-        let page: Vec<_> = index.page(None, Some(what(1, 256))).unwrap().iter().map(|r| r.0.0).collect();
-        assert_eq!(page, [what(1, 2), what(1, 2), what(1, 256)]);
-        assert_eq!(index.claims(what(1, 2)).unwrap().len(), 2);
-        let last = index.page(None, None).unwrap()[2].0;
-        assert_eq!(index.page(Some(last), None).unwrap()[0].0.0, what(2, 1));
-    }
-
-    /// A step with the files 1 to 3: adds a version, since another one (by its place among those that are there), or removes some.
-    #[derive(Clone, Debug)]
-    enum Step {
-        Add(u64, u64, Vec<u8>, Option<prop::sample::Index>),
-        Remove(Vec<prop::sample::Index>),
-        /// A manifest becomes unreadable.
-        Damage(prop::sample::Index),
-    }
-
-    fn any_step() -> impl Strategy<Value = Step> {
-        let blocks = proptest::collection::vec(0u8..6, 0..7);
-        let add =
-            (1u64..4, 1u64..6, blocks, proptest::option::of(any::<prop::sample::Index>())).prop_map(|(i, v, b, since)| Step::Add(i, v, b, since));
-        let remove = proptest::collection::vec(any::<prop::sample::Index>(), 1..4).prop_map(Step::Remove);
-        prop_oneof![4 => add, 3 => remove, 1 => any::<prop::sample::Index>().prop_map(Step::Damage)]
-    }
-
-    proptest! {
-        #[test]
-        fn counts_follow_the_rows(steps in proptest::collection::vec(any_step(), 1..60), damages in any::<bool>()) {
-            let index = Index::open(Arc::new(MemoryStore::default())).unwrap();
-            let mut model: BTreeMap<Claim, Manifest> = BTreeMap::new();
-            let mut damaged: BlockSet = BlockSet::default();
-            for step in steps {
-                let at = |place: &prop::sample::Index| model.keys().nth(place.index(model.len().max(1))).copied();
-                match step {
-                    Step::Add(ino, version, blocks, since) => {
-                        let m = manifest(&blocks);
-                        let claim = (what(ino, version), m.hash());
-                        // Since whatever was there once and may be gone: an earlier version of the same file.
-                        let since = since.and_then(|place| at(&place)).filter(|other| other.0.ino == claim.0.ino && other.0.version < claim.0.version);
-                        let since = since.map(|other| since_of(claim, &m, other, &model[&other]));
-                        let new = !model.contains_key(&claim);
-                        prop_assert_eq!(index.add(claim, (&m, &m.encode()), since, 1, Durability::Process).unwrap(), new);
-                        model.insert(claim, m);
-                    }
-                    Step::Remove(places) => {
-                        let claims: Vec<Claim> = places.iter().filter_map(at).collect();
-                        let read = |claim: Claim, _: &Row| (!damaged.contains(&claim.1)).then(|| kept_blocks(&model[&claim], claim.1));
-                        let free = index.remove(&claims, &read).unwrap();
-                        for claim in claims {
-                            model.remove(&claim);
-                        }
-                        let named: BlockSet = model.iter().flat_map(|((_, h), m)| kept_blocks(m, *h)).collect();
-                        prop_assert!(free.iter().all(|hash| !named.contains(hash)), "a block that is named is not free");
-                    }
-                    Step::Damage(place) if damages => damaged.extend(at(&place).map(|claim| claim.1)),
-                    Step::Damage(_) => {}
-                }
-                let named: BlockSet = model.iter().flat_map(|((_, h), m)| kept_blocks(m, *h)).collect();
-                for n in 0..6 {
-                    let (has, should) = (index.names(block(n)).unwrap(), named.contains(&block(n)));
-                    // With what cannot be read blocks stay; they never go.
-                    prop_assert!(has == should || (has && damages), "block {n}: {has} instead of {should}");
-                }
-                prop_assert_eq!(index.versions(), model.len() as u64);
-            }
-        }
-    }
-
-    #[test]
-    fn a_change_counts_for_what_changed_and_outlives_what_it_is_counted_since() {
-        let index = Index::open(Arc::new(MemoryStore::default())).unwrap();
-        let versions = [manifest(&[1, 2, 3, 4, 5]), manifest(&[1, 2, 9, 4, 5]), manifest(&[1, 2, 3, 4, 8])];
-        let claim = |n: usize| (what(1, n as u64 + 1), versions[n].hash());
-        for (n, m) in versions.iter().enumerate() {
-            let since = n.checked_sub(1).map(|before| since_of(claim(n), m, claim(before), &versions[before]));
-            assert!(index.add(claim(n), (m, &m.encode()), since, 1, Durability::Process).unwrap());
-        }
-        assert_eq!(
-            (count(&*index.store, block(1)).unwrap(), count(&*index.store, block(3)).unwrap(), count(&*index.store, block(9)).unwrap()),
-            (1, 2, 1)
-        );
-        let read = |claim: Claim, _: &Row| versions.iter().find(|m| m.hash() == claim.1).map(|m| kept_blocks(m, claim.1));
-        let free = |n: usize| index.remove(&[claim(n)], &read).unwrap().into_iter().collect::<BTreeSet<_>>();
-        assert_eq!(free(1), [block(9), claim(1).1].into());
-        assert_eq!(index.claims(claim(2).0).unwrap()[0].1.since, Some((Version(1), claim(0).1)));
-        assert_eq!(free(0), [block(5), claim(0).1].into());
-        assert_eq!(free(2), [1, 2, 3, 4, 8].map(block).into_iter().chain([claim(2).1]).collect());
-    }
-}
+#[path = "index_tests.rs"]
+mod tests;

@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use dfs_common::api::directory::{Status, Versions};
+use dfs_common::api::file;
 use dfs_common::attributes::FileKind;
 use dfs_common::ids::{InodeId, ROOT};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use super::sessions::Crowd;
 use super::{Case, Cost, Scale, Watched, in_turn};
-use crate::{Cluster, Mount, bulk, sys};
+use crate::{Cluster, Mount, Role, bulk, http, sys};
 
 /// Of a file that is created, and of a change.
 const PAGE: usize = 4096;
@@ -207,7 +208,7 @@ struct Full {
     size: u64,
     mount: Mount,
     watched: Watched,
-    _cluster: Cluster,
+    cluster: Cluster,
 }
 
 impl Full {
@@ -217,7 +218,23 @@ impl Full {
         let mount = cluster.mount();
         make_versions(&mount.at("full"), size)?;
         let watched = Watched::new(&mut cluster, &[&mount]);
-        Ok(Self { size, mount, watched, _cluster: cluster })
+        let full = Self { size, mount, watched, cluster };
+        full.drop_old()?;
+        Ok(full)
+    }
+
+    /// Waits until the file server holds no more than is kept. Of many the directory service drops a few at a time.
+    fn drop_old(&self) -> Result<()> {
+        let most = self.size + self.size / 256;
+        let held = || Ok::<_, anyhow::Error>(http::call(self.cluster.url(Role::File(0)), self.cluster.token(), &file::Status {})?.versions);
+        for _ in 0..LOOKS {
+            if held()? <= most {
+                return Ok(());
+            }
+            // Asking counts, too.
+            std::thread::sleep(PAUSE);
+        }
+        bail!("{} versions are held instead of {most}", held()?)
     }
 }
 
@@ -225,10 +242,10 @@ impl Full {
 fn at_the_limit(scale: &Scale) -> Result<Vec<Cost>> {
     let beds: Vec<Full> = scale.versions.iter().map(|size| Full::new(*size)).collect::<Result<_>>()?;
     let mut cases = Vec::new();
-    for Full { size, mount, watched, .. } in &beds {
-        let path = mount.at("full");
+    for bed in &beds {
+        let path = bed.mount.at("full");
         let work = Box::new(move |number| change(&path, number));
-        cases.push(Case { size: *size, watched, prepare: nothing(), work, settle: at_once() });
+        cases.push(Case { size: bed.size, watched: &bed.watched, prepare: nothing(), work, settle: Box::new(|| bed.drop_old()) });
     }
     in_turn("open, change 4 KiB, close, and the oldest version goes", "versions", scale, &mut cases)
 }

@@ -44,7 +44,8 @@ pub struct Granted {
 pub struct ClaimLeases {
     /// The session; one without a mountpoint holds no leases (`Invalid`).
     pub session: SessionId,
-    /// The revision of the last [`EventBatch`] or [`Claimed`]; 0 for none.
+    /// The revision of the last [`EventBatch`] or [`Claimed`], or 1 where none came; 0 for a client that begins: with nothing held, and no
+    /// inode known from an earlier session. Of a removed file only sessions are asked that may know of it.
     #[serde(default)]
     pub revision: u64,
     /// Inodes on which leases were held, also by an earlier session of this client, and that the client still has as

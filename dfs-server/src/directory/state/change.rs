@@ -20,8 +20,10 @@ pub(crate) struct Effects {
     pub(super) inodes: i64,
     pub(super) orphans: i64,
     pub(super) kept: i64,
-    pub(super) orphaned: Vec<(InodeId, Vec<SessionId>)>,
+    pub(super) orphaned: Vec<(InodeId, Orphan)>,
     pub(super) released: Vec<(InodeId, SessionId)>,
+    pub(super) freed: Vec<InodeId>,
+    pub(super) settled: Vec<InodeId>,
     pub(super) under: Vec<(InodeId, bool)>,
     pub(super) opened: Option<(SessionId, SessionRecord)>,
     pub(super) closed: Option<SessionId>,
@@ -132,7 +134,7 @@ impl<'a> Change<'a> {
     }
 
     /// Takes one name from an inode that is no directory, or the only one from a directory.
-    /// At none it becomes an orphan of all live sessions; where there are none, it is only kept, or goes at once.
+    /// At none it becomes an orphan of the sessions that may have it open; where there are none, it is only kept, or goes at once.
     pub(super) fn drop_name(&mut self, ino: InodeId, lost: &Lost<'_>) -> Result<Inode> {
         let now = self.now.wall;
         let inode = self.edit(ino, |inode| {
@@ -143,18 +145,19 @@ impl<'a> Change<'a> {
         if inode.nlink > 0 {
             return Ok(inode);
         }
-        let sessions: Vec<SessionId> = self.tables.sessions.keys().copied().collect();
+        let sessions = self.tables.aware.of(ino);
         if sessions.is_empty() && kept == 0 {
             self.effects.inodes -= 1;
             self.free(ino)?;
             return Ok(inode);
         }
-        self.view.put(keys::orphan(ino), Orphan { sessions: sessions.clone(), kept }.encode());
-        if sessions.is_empty() {
+        let orphan = Orphan { sessions, kept };
+        self.view.put(keys::orphan(ino), orphan.encode());
+        if orphan.sessions.is_empty() {
             self.count_kept(1);
         } else {
             self.effects.orphans += 1;
-            self.effects.orphaned.push((ino, sessions));
+            self.effects.orphaned.push((ino, orphan));
         }
         Ok(inode)
     }
@@ -184,6 +187,7 @@ impl<'a> Change<'a> {
         }
         self.view.delete(keys::inode(ino));
         self.view.delete(keys::orphan(ino));
+        self.effects.freed.push(ino);
         Ok(())
     }
 

@@ -1,5 +1,6 @@
 //! Which inodes an answer lets its session believe in: the table of the wire contract
-//! (`dfs_common::api::directory`, leases), one line an operation.
+//! (`dfs_common::api::directory`, leases), one line an operation. And which inodes
+//! other answers tell of, without a lease, so that the session can open them.
 
 use dfs_common::api::Operation;
 use dfs_common::api::directory::*;
@@ -110,5 +111,29 @@ impl Leased for Rename {
         inodes.sort_unstable();
         inodes.dedup();
         inodes
+    }
+}
+
+/// An operation whose answers tell of inodes and give no leases.
+pub(crate) trait Tells: Operation {
+    /// The inodes that `reply` tells of.
+    fn inodes(&self, reply: &Self::Reply) -> Vec<InodeId>;
+}
+
+impl Tells for NameHistory {
+    fn inodes(&self, reply: &Vec<PastRow>) -> Vec<InodeId> {
+        reply.iter().map(|row| row.entry.attributes.ino).collect()
+    }
+}
+
+impl Tells for Versions {
+    fn inodes(&self, _: &Vec<VersionRow>) -> Vec<InodeId> {
+        vec![self.ino]
+    }
+}
+
+impl Tells for HeldVersions {
+    fn inodes(&self, reply: &HeldPage) -> Vec<InodeId> {
+        reply.versions.iter().map(|(what, _)| what.ino).collect()
     }
 }

@@ -4,11 +4,12 @@
 //! pending changes, the tables in memory, and the time), which collects rows to write
 //! and [`Effects`] on the tables. Nothing here knows HTTP, engines, clocks or
 //! randomness. Invariant: the tables hold nothing that cannot be read from the store
-//! again, except when something was last heard of.
+//! again, except when something was last heard of, and who was told of what: where that is not known, everybody was told.
 
 mod acl;
 mod affected;
 mod attributes;
+mod aware;
 mod change;
 mod copies;
 mod expiry;
@@ -18,6 +19,7 @@ pub(crate) mod keys;
 mod leased;
 mod leases;
 mod make;
+mod open;
 mod past;
 mod placement;
 mod read;
@@ -41,7 +43,7 @@ pub(super) use change::{Change, Effects};
 pub(super) use copies::{orders, report_copy, settle, sweep};
 pub(super) use expiry::{Limits, Relief, Short, expire, expire_recovered, is_due, old_recovered, relieve, short_of_space};
 pub(super) use guarded::{Guarded, check, read as read_as};
-pub(super) use leased::Leased;
+pub(super) use leased::{Leased, Tells};
 pub(super) use leases::Leases;
 pub(super) use make::{make, make_top};
 pub(super) use past::{name_history, removals, removals_from, undelete};
@@ -52,7 +54,7 @@ pub(super) use rename::rename;
 pub(super) use resolve::resolve;
 pub(super) use rights::access;
 pub(super) use servers::{confirm_dropped, heard, register, rows, statfs};
-pub(super) use sessions::{End, close_session, forget_expired, open_session, release};
+pub(super) use sessions::{End, close_session, forget_expired, open_session, release, release_all};
 pub use tables::{Keep, Pin};
 pub(super) use tables::{Moment, Policy, Tables};
 pub(super) use versions::{fence, held_versions, publish, versions};

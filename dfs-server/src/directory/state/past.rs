@@ -96,6 +96,7 @@ pub(crate) fn undelete(change: &mut Change<'_>, request: &Undelete) -> Result<Ma
         inode.ctime = now;
     })?;
     change.view.delete(keys::orphan(*ino));
+    change.effects.settled.push(*ino);
     if orphan.sessions.is_empty() {
         change.count_kept(-1);
     } else {

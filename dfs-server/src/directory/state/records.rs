@@ -169,6 +169,7 @@ pub(crate) struct VersionRecord {
 /// A removed inode: while sessions may have it open, or while the policy keeps it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Orphan {
+    /// Those that might have it open when it was removed; which of them have let go since is in memory, until all have.
     pub(crate) sessions: Vec<SessionId>,
     /// The number of the row of the past that keeps it; 0: none does.
     pub(crate) kept: u64,

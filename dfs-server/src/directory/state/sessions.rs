@@ -74,29 +74,49 @@ pub(crate) fn forget_expired(change: &mut Change<'_>, session: SessionId) -> Res
     Ok(())
 }
 
-/// Takes `session` from each of `orphans`; the ones that nobody else has open go, or are only kept. Repeating it changes nothing.
+/// `session` has none of `orphans` open; the ones that nobody else has go, or are only kept. Repeating it changes nothing.
+/// Only the last session's word is written: after a restart the others are asked again.
 pub(crate) fn release(change: &mut Change<'_>, session: SessionId, orphans: &[InodeId]) -> Result<()> {
     for &ino in orphans {
         change.effects.released.push((ino, session));
-        let key = keys::orphan(ino);
-        let Some(value) = change.view.get(&key)? else { continue };
-        let mut orphan = Orphan::decode(&value)?;
-        if !orphan.sessions.contains(&session) {
-            continue;
-        }
-        orphan.sessions.retain(|s| *s != session);
-        if !orphan.sessions.is_empty() {
-            change.view.put(key, orphan.encode());
-            continue;
-        }
-        change.effects.orphans -= 1;
-        if orphan.kept == 0 {
-            change.effects.inodes -= 1;
-            change.free(ino)?;
-        } else {
-            change.view.put(key, orphan.encode());
-            change.count_kept(1);
+        if let Some(kept) = change.tables.open.kept_by_last(session, ino) {
+            settle(change, ino, kept)?;
         }
     }
+    Ok(())
+}
+
+/// Some orphans, at most `limit`, that nobody has open any more, because several sessions said so at once.
+pub(crate) fn release_all(change: &mut Change<'_>, limit: usize) -> Result<()> {
+    let unheld: Vec<(InodeId, u64)> = change.tables.open.unheld().take(limit).collect();
+    for (ino, kept) in unheld {
+        settle(change, ino, kept)?;
+    }
+    Ok(())
+}
+
+/// Nobody has `ino` open any more, which row `kept` of the past kept when it was removed: it goes, or is only kept.
+fn settle(change: &mut Change<'_>, ino: InodeId, kept: u64) -> Result<()> {
+    let key = keys::orphan(ino);
+    let mut orphan = match change.view.get(&key)? {
+        Some(value) => Orphan::decode(&value)?,
+        None => Orphan { sessions: Vec::new(), kept },
+    };
+    if ![0, kept].contains(&orphan.kept) {
+        // Earlier mutations of this commit have brought it back and removed it once more.
+        return Ok(());
+    }
+    change.effects.settled.push(ino);
+    if orphan.sessions.is_empty() {
+        return Ok(());
+    }
+    change.effects.orphans -= 1;
+    if orphan.kept == 0 {
+        change.effects.inodes -= 1;
+        return change.free(ino);
+    }
+    orphan.sessions.clear();
+    change.view.put(key, orphan.encode());
+    change.count_kept(1);
     Ok(())
 }

@@ -12,7 +12,9 @@ use dfs_common::attributes::Timestamp;
 use dfs_common::ids::{InodeId, RECOVERED, ServerId, SessionId};
 use dfs_common::{Error, ErrorKind, Result};
 
+use super::aware::Aware;
 use super::keys::{self, KeyRange};
+use super::open::Open;
 use super::records::{Number, Orphan, Record, ServerRecord, SessionRecord};
 use super::servers::Servers;
 use crate::store::{Key, Overlay, Value, View};
@@ -100,6 +102,11 @@ impl Counter {
         self.reserved = mark;
     }
 
+    /// The next number.
+    pub(crate) fn next(&self) -> u64 {
+        self.next
+    }
+
     pub(crate) fn take(&mut self) -> u64 {
         let number = self.next;
         self.next += 1;
@@ -124,8 +131,10 @@ pub(crate) struct Tables {
     /// Numbers of rows of the past, in the order in which they come.
     pub(crate) past_ids: Counter,
     pub(crate) sessions: BTreeMap<SessionId, LiveSession>,
-    /// Which orphans wait for a session; also for one that has ended, until they are released.
-    pub(crate) waiting: BTreeMap<SessionId, BTreeSet<InodeId>>,
+    /// Which of them may have an inode open.
+    pub(crate) aware: Aware,
+    /// Which orphans wait for whom.
+    pub(crate) open: Open,
     /// Sessions that expired, and when: their replies are kept for a while.
     pub(crate) expired: BTreeMap<SessionId, Timestamp>,
     pub(crate) servers: Servers,
@@ -146,7 +155,8 @@ impl Tables {
             session_ids: Counter::load(view, "session", 1)?,
             past_ids: Counter::load(view, "past", 1)?,
             sessions: BTreeMap::new(),
-            waiting: BTreeMap::new(),
+            aware: Aware::new(),
+            open: Open::default(),
             expired: BTreeMap::new(),
             servers: Servers::new(heartbeat),
             under: BTreeSet::new(),
@@ -160,7 +170,9 @@ impl Tables {
         })?;
         each(view, keys::table(b's'), |key, value| {
             let live = LiveSession { record: SessionRecord::decode(value)?, seen: now, cursor: InodeId(0) };
-            tables.sessions.insert(SessionId(keys::number_of(key)), live);
+            let session = SessionId(keys::number_of(key));
+            tables.aware.survive(session);
+            tables.sessions.insert(session, live);
             Ok(())
         })?;
         each(view, keys::table(b'e'), |key, value| {
@@ -169,15 +181,13 @@ impl Tables {
         })?;
         each(view, keys::table(b'o'), |key, value| {
             let ino = InodeId(keys::number_of(key));
-            let sessions = Orphan::decode(value)?.sessions;
-            if sessions.is_empty() {
+            let orphan = Orphan::decode(value)?;
+            if orphan.sessions.is_empty() {
                 tables.kept += 1;
                 tables.inodes -= 1;
             } else {
                 tables.orphans += 1;
-            }
-            for session in sessions {
-                tables.waiting.entry(session).or_default().insert(ino);
+                tables.open.insert(ino, &orphan);
             }
             Ok(())
         })?;
@@ -215,19 +225,19 @@ impl Tables {
 
     /// A session that has ended and still has orphans to release, with at most `limit` of them.
     pub(crate) fn left_behind(&self, limit: usize) -> Option<(SessionId, Vec<InodeId>)> {
-        let (session, waiting) = self.waiting.iter().find(|(id, _)| !self.sessions.contains_key(id))?;
+        let (session, waiting) = self.open.waiting.iter().find(|(id, _)| !self.sessions.contains_key(id))?;
         Some((*session, waiting.iter().take(limit).copied().collect()))
     }
 
     /// At most `limit` orphans that wait for `session`.
     pub(crate) fn orphans_of(&self, session: SessionId, limit: usize) -> Vec<InodeId> {
-        self.waiting.get(&session).map(|inos| inos.iter().take(limit).copied().collect()).unwrap_or_default()
+        self.open.waiting.get(&session).map(|inos| inos.iter().take(limit).copied().collect()).unwrap_or_default()
     }
 
     /// The next orphans that wait for `session`, behind those of the last call, and whether more follow.
     /// Goes round, so that files which stay open for long do not hide the others.
     pub(crate) fn next_orphans(&mut self, session: SessionId, limit: usize) -> (Vec<InodeId>, bool) {
-        let (Some(live), Some(waiting)) = (self.sessions.get_mut(&session), self.waiting.get(&session)) else { return (Vec::new(), false) };
+        let (Some(live), Some(waiting)) = (self.sessions.get_mut(&session), self.open.waiting.get(&session)) else { return (Vec::new(), false) };
         let mut behind = waiting.range((Bound::Excluded(live.cursor), Bound::Unbounded)).copied();
         let page: Vec<InodeId> = behind.by_ref().take(limit).collect();
         let more = behind.next().is_some();
@@ -246,18 +256,14 @@ impl Tables {
         self.inodes = self.inodes.saturating_add_signed(effects.inodes);
         self.orphans = self.orphans.saturating_add_signed(effects.orphans);
         self.kept = self.kept.saturating_add_signed(effects.kept);
-        for (ino, sessions) in effects.orphaned {
-            for session in sessions {
-                self.waiting.entry(session).or_default().insert(ino);
-            }
+        for (ino, orphan) in &effects.orphaned {
+            self.open.insert(*ino, orphan);
         }
         for (ino, session) in effects.released {
-            if let Some(waiting) = self.waiting.get_mut(&session) {
-                waiting.remove(&ino);
-                if waiting.is_empty() {
-                    self.waiting.remove(&session);
-                }
-            }
+            self.open.release(ino, session);
+        }
+        for ino in effects.settled.iter().chain(&effects.freed) {
+            self.open.settle(*ino);
         }
         for (ino, lacks) in effects.under {
             if lacks {
@@ -266,11 +272,16 @@ impl Tables {
                 self.under.remove(&ino)
             };
         }
+        for ino in effects.freed {
+            self.aware.forget(ino);
+        }
         if let Some((session, record)) = effects.opened {
+            self.aware.open(session, !record.client.mountpoint.is_empty());
             self.sessions.insert(session, LiveSession { record, seen: now, cursor: InodeId(0) });
         }
         if let Some(session) = effects.closed {
             self.sessions.remove(&session);
+            self.aware.end(session);
         }
         if let Some((session, at)) = effects.expired {
             self.expired.insert(session, at);

@@ -1,6 +1,7 @@
 //! The service as its clients see it, in one process and without sockets.
 
 mod acl;
+mod aware;
 mod bench;
 mod births;
 mod claims;
