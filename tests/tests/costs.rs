@@ -4,7 +4,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -252,6 +252,31 @@ fn what_is_not_cached_costs_no_more_than_it_did() {
         read_all(&reader.at("c"));
     });
     rows.end();
+}
+
+#[test]
+fn a_write_that_asks_for_disks_waits_for_them() {
+    let mut cluster = cluster();
+    let mount = cluster.mount();
+    let (new, read) = (mount.at("new"), mount.at("read"));
+    write(&read, &Rng::new(7).bytes(1 << 20));
+    let counter = Counter::new(&mut cluster, &mount);
+    let synced = |what: &str, work: &mut dyn FnMut()| {
+        let counts = counter.count(work);
+        let [_, directory, _, file] = counts.per(1).syncs;
+        assert!(directory >= 1.0 && file >= 1.0, "{what}:\n{counts}");
+    };
+    let _reader = File::open(&read).unwrap();
+    for path in [&new, &read] {
+        let file = OpenOptions::new().write(true).create(true).truncate(false).open(path).unwrap();
+        synced("RWF_DSYNC", &mut || assert_eq!(sys::write_durably(&file, 0, &page(1)).unwrap(), PAGE));
+        sys::close(file).unwrap();
+        for flag in [libc::O_DSYNC, libc::O_SYNC] {
+            let mut file = OpenOptions::new().append(true).custom_flags(flag).open(path).unwrap();
+            synced("O_DSYNC", &mut || file.write_all(&page(2)).unwrap());
+            sys::close(file).unwrap();
+        }
+    }
 }
 
 #[test]

@@ -64,6 +64,13 @@ pub enum Io {
     },
 }
 
+impl Io {
+    /// Whether read(2) and write(2) come here past the kernel's page cache.
+    pub(super) fn is_direct(&self) -> bool {
+        matches!(self, Self::Backed { direct: true, .. })
+    }
+}
+
 impl Vfs {
     /// For the first open of `content`: the cache file, if the kernel can serve from it.
     pub(super) fn back(&self, content: &Content, intent: Intent) -> Option<Arc<Backing>> {

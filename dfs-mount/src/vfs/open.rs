@@ -122,7 +122,7 @@ impl Vfs {
     /// Opens the file behind `id`. `Stale`: the kernel looks the name up again and comes back.
     pub async fn open(self: &Arc<Self>, id: u64, intent: Intent, caller: Caller) -> Result<Opened> {
         let node = self.node(id)?;
-        let handle = self.open_for(&node, intent, caller).await?;
+        let mut handle = self.open_for(&node, intent, caller).await?;
         let io = {
             let mut state = node.state.lock();
             let version = handle.content.version();
@@ -131,6 +131,7 @@ impl Vfs {
                 None => Io::Cached { keep: state.pages.replace(version) == Some(version) },
             }
         };
+        handle.direct = io.is_direct();
         Ok(Opened { handle: self.handles.add_file(handle), io })
     }
 
@@ -168,7 +169,7 @@ impl Vfs {
         let _arriving = Arriving::new(node);
         if !intent.write {
             let content = given_up_on(Signals::Ending, caller.pid, self.prepare(node, intent, caller)).await??;
-            return Ok(FileHandle { node: node.clone(), content, held: None, opener: opener(node, false) });
+            return Ok(FileHandle { node: node.clone(), content, held: None, opener: opener(node, false), direct: false });
         }
         let wait = if intent.nonblock { Wait::Never } else { Wait::Until(self.lock_wait(node)) };
         self.hear_closes(node, caller).await;
@@ -176,7 +177,7 @@ impl Vfs {
         match given_up_on(Signals::Ending, caller.pid, self.prepare(node, intent, caller)).await.and_then(|prepared| prepared) {
             Ok(content) => {
                 self.arrived(node.ino);
-                Ok(FileHandle { node: node.clone(), content, held: Some(held), opener: opener(node, true) })
+                Ok(FileHandle { node: node.clone(), content, held: Some(held), opener: opener(node, true), direct: false })
             }
             Err(e) if e.kind() == ErrorKind::Stale => {
                 self.unlock_later(node.ino, held).await;
