@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use dfs_common::attributes::{Entry, FileKind};
@@ -41,6 +42,8 @@ pub struct Intent {
     pub write: bool,
     /// O_RDWR: what is written may be written to a mapping.
     maps: bool,
+    /// O_WRONLY, and O_SYNC is left to the kernel, which knows where a write(2) of many requests ends.
+    only_writes: bool,
     /// O_DIRECT, which asks for more on a local disk than here.
     pub(super) direct: bool,
     /// O_NONBLOCK.
@@ -61,6 +64,7 @@ impl Intent {
         Self {
             write: flags & libc::O_ACCMODE != libc::O_RDONLY,
             maps: flags & libc::O_ACCMODE == libc::O_RDWR,
+            only_writes: flags & (libc::O_ACCMODE | libc::O_DSYNC) == libc::O_WRONLY,
             direct: flags & libc::O_DIRECT != 0,
             nonblock: flags & libc::O_NONBLOCK != 0,
             exclusive: flags & libc::O_EXCL != 0,
@@ -128,7 +132,11 @@ impl Vfs {
             let version = handle.content.version();
             match state.backing.clone() {
                 Some(backing) => Io::Backed { backing, direct: intent.write || intent.direct },
-                None => Io::Cached { keep: state.pages.replace(version) == Some(version) },
+                // Where the kernel reads no cache files, the pages that are written are worth having.
+                None => Io::Cached {
+                    keep: state.pages.replace(version) == Some(version),
+                    direct: intent.only_writes && self.backs.load(Ordering::Relaxed),
+                },
             }
         };
         handle.direct = io.is_direct();
