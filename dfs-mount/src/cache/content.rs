@@ -14,7 +14,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 pub use ahead::Taken;
 use bytes::Bytes;
@@ -38,6 +38,9 @@ use crate::turn::Turn;
 
 /// Descriptors that are kept for what is not a file of a program: connections, the journal, /proc.
 const SPARE_DESCRIPTORS: u64 = 128;
+
+/// The limit of descriptors, which somebody may change, is asked for once in so many opens, and where it seems to be reached.
+const ASK_LIMIT_EVERY: u64 = 64;
 
 /// Why something could not be done at once.
 #[derive(Debug)]
@@ -557,9 +560,17 @@ pub fn open_file(path: &Path, create: bool) -> Result<File> {
 
 /// Files never take the last descriptors: with none for connections and pipes no open file could be published either.
 fn spare_descriptors(file: &File) -> Result<()> {
-    let limit = system::descriptor_limit().map_err(|e| Error::from_io(&e, "limit of open files"))?;
+    static OPENED: AtomicU64 = AtomicU64::new(0);
+    static KNOWN: AtomicU64 = AtomicU64::new(0);
     // Each has the lowest number that was free.
-    if file.as_raw_fd() as u64 + SPARE_DESCRIPTORS.min(limit / 4) >= limit {
+    let number = file.as_raw_fd() as u64;
+    let is_last = |limit: u64| number + SPARE_DESCRIPTORS.min(limit / 4) >= limit;
+    if !OPENED.fetch_add(1, Ordering::Relaxed).is_multiple_of(ASK_LIMIT_EVERY) && !is_last(KNOWN.load(Ordering::Relaxed)) {
+        return Ok(());
+    }
+    let limit = system::descriptor_limit().map_err(|e| Error::from_io(&e, "limit of open files"))?;
+    KNOWN.store(limit, Ordering::Relaxed);
+    if is_last(limit) {
         return Err(Error::new(ErrorKind::TooManyOpen, format!("this mount may have {limit} descriptors and has hardly one left")));
     }
     Ok(())
