@@ -62,6 +62,8 @@ struct State {
     /// When the content last changed, or the time that a program set.
     mtime: Option<Timestamp>,
     committing: bool,
+    /// While a commit is under way: blocks that were read to be hashed, and are going to be sent.
+    hashed: Vec<(u32, Bytes)>,
     /// The version's blocks as the servers have them.
     base: Arc<Manifest>,
     /// False where this mount published the version without asking for disks.
@@ -134,6 +136,7 @@ impl Content {
             version,
             mtime: None,
             committing: false,
+            hashed: Vec::new(),
             base,
             durable: true,
             goes_on: false,
