@@ -64,6 +64,8 @@ struct State {
     committing: bool,
     /// While a commit is under way: blocks that were read to be hashed, and are going to be sent.
     hashed: Vec<(u32, Bytes)>,
+    /// A write(2) or copy_file_range(2) since the last commit has made the kernel forget size, times and blocks, and answers on their way.
+    written: bool,
     /// The version's blocks as the servers have them.
     base: Arc<Manifest>,
     /// False where this mount published the version without asking for disks.
@@ -137,6 +139,7 @@ impl Content {
             mtime: None,
             committing: false,
             hashed: Vec::new(),
+            written: false,
             base,
             durable: true,
             goes_on: false,
@@ -189,6 +192,13 @@ impl Content {
     pub fn needs_commit(&self, durable: bool) -> bool {
         let state = self.state.lock();
         !state.aside && (state.map.is_changed() || state.mapped || (durable && !state.durable))
+    }
+
+    /// True where calls have written since the last commit, and nothing changed without the kernel's knowledge: it has forgotten
+    /// size, times and blocks by itself.
+    pub fn was_written(&self) -> bool {
+        let state = self.state.lock();
+        state.written && !state.mapped
     }
 
     /// True where every byte is here.
@@ -336,8 +346,17 @@ impl Content {
         Ok(buffer)
     }
 
-    /// Writes `data` at `offset`, or at the end of the file with `append`.
+    /// Writes `data` at `offset`, or at the end of the file with `append`, for a write(2).
     pub fn write(&self, offset: u64, data: &[u8], append: bool, now: Timestamp) -> Result<(), NotYet> {
+        self.put(offset, data, append, now, true)
+    }
+
+    /// Writes what was stored to a mapping, at `offset`.
+    pub fn write_back(&self, offset: u64, data: &[u8], now: Timestamp) -> Result<(), NotYet> {
+        self.put(offset, data, false, now, false)
+    }
+
+    fn put(&self, offset: u64, data: &[u8], append: bool, now: Timestamp, is_call: bool) -> Result<(), NotYet> {
         self.change(now, |file, state| {
             let offset = if append { state.map.size() } else { offset };
             let len = data.len() as u64;
@@ -364,6 +383,7 @@ impl Content {
                 }
                 state.map.wrote(start, end - start);
             }
+            state.written |= is_call;
             self.note_run(state, offset, len);
             failpoint::reach("write.done");
             Ok(())

@@ -243,10 +243,11 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let len = data.len() as u32;
+        let mapped = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         // As it is now: fcntl(2) may have changed it since the open. Pages of a mapping belong where they are mapped.
-        let append = flags.0 & libc::O_APPEND != 0 && !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let append = flags.0 & libc::O_APPEND != 0 && !mapped;
         let by_user = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        let how = Writing { append, by_user, durable: flags.0 & libc::O_DSYNC != 0 };
+        let how = Writing { append, mapped, by_user, durable: flags.0 & libc::O_DSYNC != 0 };
         match self.vfs.write_now(handle.0, offset, data, how) {
             Ok(true) => return reply.written(len),
             Ok(false) => {}

@@ -27,6 +27,8 @@ const COPY_STEP: u64 = 1 << 20;
 pub struct Writing {
     /// At the end, wherever that is.
     pub append: bool,
+    /// By storing to a mapping, of which these are pages.
+    pub mapped: bool,
     /// By somebody who is not root: ends suid and sgid.
     pub by_user: bool,
     /// Disks have it before the call returns. Where it goes through the kernel's page cache an fsync follows.
@@ -64,7 +66,7 @@ impl Vfs {
         if has_more_to_do(&handle, how) {
             return Ok(false);
         }
-        match handle.content.write(offset, data, how.append, self.now()) {
+        match put(&handle.content, offset, data, how, self.now()) {
             Ok(()) => {
                 self.send_ahead(&handle);
                 Ok(true)
@@ -86,7 +88,7 @@ impl Vfs {
             if handle.direct {
                 self.end_capability(node).await?;
             }
-            self.change(node, content, || content.write(offset, data, how.append, self.now())).await?;
+            self.change(node, content, || put(content, offset, data, how, self.now())).await?;
             if handle.direct && how.durable { self.commit(node, content, true).await } else { Ok(()) }
         };
         handle.on_behalf(write).await?;
@@ -261,6 +263,10 @@ fn copy_steps((source, from): (&Content, u64), (target, to): (&Content, u64), le
         }
     }
     (done, None)
+}
+
+fn put(content: &Content, offset: u64, data: &[u8], how: Writing, now: Timestamp) -> Result<(), NotYet> {
+    if how.mapped { content.write_back(offset, data, now) } else { content.write(offset, data, how.append, now) }
 }
 
 /// A write ends suid, sgid and security.capability; the last of these the kernel leaves to us where it writes past its page cache.

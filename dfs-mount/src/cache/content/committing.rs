@@ -110,6 +110,7 @@ impl Content {
             state.base = base;
             state.version = version;
             (state.durable, state.goes_on) = (durable, durable);
+            state.written = false;
             state.origin.clear();
             state.run.go_on();
         }

@@ -62,6 +62,7 @@ impl Content {
         let done = self.copy_pieces(&mut state, &source.file, &plan.pieces, (from, to, len));
         state.mtime = Some(now);
         done.map_err(|e| CopyNotYet::Target(NotYet::Failed(e)))?;
+        state.written = true;
         Ok(len)
     }
 
