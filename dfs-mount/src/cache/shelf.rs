@@ -20,7 +20,8 @@ use lru::LruCache;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use super::content::{open_file, set_aside};
+use super::content::set_aside;
+use super::file::open_file;
 use super::journal::Journal;
 use super::record::{History, Owned, Record, Run};
 use super::{BlockMap, Content};

@@ -8,8 +8,9 @@ use std::os::unix::fs::FileExt;
 use dfs_common::attributes::Timestamp;
 use dfs_common::{Error, Result};
 
-use super::{Content, NotYet, State, check_size, read_full, set_aside};
+use super::{Content, NotYet, State, check_size, set_aside};
 use crate::cache::copy::{self, Piece};
+use crate::cache::file::read_full;
 use crate::system;
 
 /// Bytes that are copied at once where the kernel does not copy.
