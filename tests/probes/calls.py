@@ -124,6 +124,77 @@ def writes():
     case("RLIMIT_FSIZE", lambda: in_child(limited))
 
 
+def written_only():
+    """What a descriptor for writing only writes is what readers and mappings have, before it is closed."""
+    # As a new file, as one that is cached, as one that others read: the last is large.
+    for title, flags, size in [("new", os.O_CREAT | os.O_EXCL, 0), ("old", 0, 3 * 4096 + 5), ("cut", os.O_TRUNC, 3 * 4096), ("large", 0, 4 * BLOCK)]:
+        if "new" not in title:
+            make(title, b"0" * size)
+        readers = [os.open(title, os.O_RDONLY)] if title in ["old", "large"] else []
+        for reader in readers:
+            os.pread(reader, 4 * BLOCK, 0)
+        with opened(title, os.O_WRONLY | flags) as fd:
+            os.write(fd, b"a" * 5000)
+            readers.append(os.open(title, os.O_RDONLY))
+            reader = readers[-1]
+            view = mmap.mmap(reader, 5000, prot=mmap.PROT_READ)
+            case(f"{title}: read", lambda: [os.pread(r, 9, 4995) for r in readers])
+            case(f"{title}: mapped", lambda: bytes(view[4995:5000]))
+            for length, offset in [(1, 4095), (3, 4094), (4096, 1), (100, 4990)]:
+                os.pwrite(fd, b"b" * length, offset)
+                seen = lambda: (bytes(view[:]) == os.pread(reader, 5000, 0), bytes(view[offset : offset + 3]), os.pread(reader, 2, offset - 1))
+                case(f"{title}: {length} at {offset}", seen)
+            with opened(title, RW) as both:
+                stored = mmap.mmap(both, 5000)
+                stored[10:15] = b"store"
+                os.pwrite(fd, b"beside", 20)
+                stored[40:45] = b"store"
+                case(f"{title}: stores beside writes", lambda: (bytes(stored[8:48]), os.pread(reader, 40, 8), bytes(view[8:48])))
+                os.pwrite(fd, bytes(stored[0:100]), 200)
+                case(f"{title}: a store is overwritten", lambda: (os.pwrite(fd, b"over", 11), bytes(stored[8:18]), os.pread(both, 10, 8)))
+                # Written from the mapping of what is written.
+                case(f"{title}: from its own mapping", lambda: (call("pwrite", fd, (ctypes.c_char * 4096).from_buffer(stored), 4096, 100), bytes(view[108:118])))
+                case(f"{title}: to its own page", lambda: (call("pwrite", fd, (ctypes.c_char * 50).from_buffer(stored), 50, 2000), bytes(view[2000:2020])))
+            case(f"{title}: appended", lambda: (fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND), os.write(fd, b"end"), os.fstat(fd).st_size, os.pread(reader, 9, os.fstat(fd).st_size - 5)))
+            fcntl.fcntl(fd, fcntl.F_SETFL, 0)
+            case(f"{title}: writev", lambda: (os.pwritev(fd, [b"v", b"", b"w" * 5000, b"v"], 300), os.pread(reader, 3, 299), os.pread(reader, 3, 5300)))
+            make("source", b"s" * 9000)
+            with opened("source", os.O_RDONLY) as source:
+                case(f"{title}: sendfile", lambda: (os.lseek(fd, 100, os.SEEK_SET), os.sendfile(fd, source, 0, 9000), os.pread(reader, 3, 99), os.pread(reader, 3, 9098)))
+                case(f"{title}: copied", lambda: (call("copy_file_range", source, None, fd, None, 5000, 0), os.pread(reader, 3, 14097)))
+            case(f"{title}: from a pipe", lambda: (piped(b"p" * 6000, fd, 7), os.pread(reader, 3, 6), os.pread(reader, 3, 6005)))
+            case(f"{title}: from nowhere", lambda: call("pwrite", fd, ctypes.c_void_p(8), 10, 5))
+            case(f"{title}: cut", lambda: (os.ftruncate(fd, 4100), os.pwrite(fd, b"c", 4200), os.pread(reader, 5, 4098), os.pread(reader, 5, 4196)))
+            case(f"{title}: nothing", lambda: os.pwrite(fd, b"", 4))
+            case(f"{title}: a limit of sizes", lambda: in_child(lambda: limited(fd)))
+            case(f"{title}: time", lambda: os.fstat(fd).st_mtime_ns >= os.stat("source").st_mtime_ns)
+        case(f"{title}: closed", lambda: (os.stat(title).st_size, [os.pread(r, 5000, 0) == open(title, "rb").read()[:5000] for r in readers], bytes(view[0:9])))
+        for reader in readers:
+            os.close(reader)
+
+
+def limited(fd):
+    """Writes up to and behind the limit that a process has."""
+    import resource
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4300, 4300))
+    return os.pwrite(fd, b"x" * 200, 4200), os.pwrite(fd, b"x", 4300)
+
+
+def piped(content, fd, offset):
+    """Moves `content` through a pipe into the file."""
+    reader, writer = os.pipe()
+    os.write(writer, content)
+    os.close(writer)
+    os.lseek(fd, offset, os.SEEK_SET)
+    moved = 0
+    while moved < len(content):
+        moved += os.splice(reader, fd, len(content) - moved)
+    os.close(reader)
+    return moved
+
+
 def paths():
     make("p", b"content", 0o644, OWNER)
     with opened("p", os.O_PATH) as fd:
@@ -388,7 +459,7 @@ def attributes():
     case("pathconf", lambda: [os.pathconf("x", name) for name in ["PC_NAME_MAX", "PC_PATH_MAX", "PC_CHOWN_RESTRICTED", "PC_NO_TRUNC", "PC_SYNC_IO"]])
 
 
-for part in [space, writes, paths, mapped, running, special, told, ioctls, renames, attributes]:
+for part in [space, writes, written_only, paths, mapped, running, special, told, ioctls, renames, attributes]:
     directory = part.__name__ + ".d"
     os.mkdir(directory)
     os.chdir(directory)

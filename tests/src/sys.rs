@@ -308,6 +308,13 @@ pub fn write_mapped(file: &File, length: usize, offset: usize, bytes: &[u8]) -> 
     }
 }
 
+/// Writes `bytes` at `offset` as if the file had been opened with O_DSYNC; returns how many.
+pub fn write_durably(file: &File, offset: i64, bytes: &[u8]) -> io::Result<usize> {
+    let part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    // SAFETY: one part, which is only read, and which lives until the call returns.
+    check(unsafe { libc::pwritev2(file.as_raw_fd(), &part, 1, offset, libc::RWF_DSYNC) } as i64).map(|written| written as usize)
+}
+
 /// The first `length` bytes of `file` as a private mapping shows them.
 pub fn read_mapped(file: &File, length: usize) -> io::Result<Vec<u8>> {
     // SAFETY: a fresh mapping of `length` bytes that is copied from and unmapped before the return.

@@ -4,7 +4,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -15,19 +15,19 @@ use dfs_tests::{Cluster, Mount, Rng, sys};
 /// In this order: requests to directory, lock and file service; FUSE requests; waits for a disk by mount,
 /// directory, lock and file service; system calls of the same four. Whoever lowers a cost lowers its number here.
 const LIMITS: &[(&str, PerUnit)] = &[
-    ("create, write 4 KiB, close", each([2.0, 0.0, 1.0], 7.0, [0.0, 0.0, 0.0, 0.0], [32.5, 14.5, 0.0, 14.5])),
+    ("create, write 4 KiB, close", each([2.0, 0.0, 1.0], 6.0, [0.0, 0.0, 0.0, 0.0], [27.0, 14.5, 0.0, 14.5])),
     ("rename", each([1.0, 0.0, 0.0], 3.0, [0.0, 0.0, 0.0, 0.0], [9.5, 7.2, 0.0, 0.0])),
     ("chmod", each([1.0, 0.0, 0.0], 1.0, [0.0, 0.0, 0.0, 0.0], [5.7, 5.2, 0.0, 0.0])),
     ("unlink", each([1.0, 0.0, 0.0], 3.0, [0.0, 0.0, 0.0, 0.0], [14.0, 8.5, 0.0, 0.0])),
-    ("open, read, close, cached", each([0.0, 0.0, 0.0], 3.0, [0.0, 0.0, 0.0, 0.0], [9.0, 0.0, 0.0, 0.0])),
+    ("open, read, close, cached", each([0.0, 0.0, 0.0], 3.0, [0.0, 0.0, 0.0, 0.0], [8.0, 0.0, 0.0, 0.0])),
     ("stat, cached", each([0.0, 0.0, 0.0], 0.0, [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0])),
     ("list, cached, an entry", each([0.0, 0.0, 0.0], 0.0, [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0])),
-    ("open for writing, close", each([0.0, 0.0, 0.0], 3.0, [0.0, 0.0, 0.0, 0.0], [13.5, 0.0, 0.0, 0.0])),
-    ("write 16 KiB, fsync, rename over the old file", each([3.0, 0.0, 1.0], 12.0, [0.0, 1.0, 0.0, 1.0], [46.0, 19.0, 1.0, 22.0])),
-    ("append 4 KiB to a large file, close", each([1.0, 0.0, 1.0], 6.0, [0.0, 0.0, 0.0, 0.0], [31.0, 7.5, 0.0, 24.5])),
-    ("overwrite 4 KiB in a large file, close", each([1.0, 0.0, 1.0], 6.0, [0.0, 0.0, 0.0, 0.0], [31.0, 7.5, 0.0, 24.5])),
-    ("the same where an old version goes", each([1.0, 0.0, 1.0], 6.0, [0.0, 0.0, 0.0, 0.0], [31.0, 8.0, 0.0, 47.0])),
-    ("extract a tree, a file", each([4.1, 0.0, 1.0], 9.2, [0.0, 0.0, 0.0, 0.0], [46.0, 25.5, 0.0, 17.5])),
+    ("open for writing, close", each([0.0, 0.0, 0.0], 3.0, [0.0, 0.0, 0.0, 0.0], [12.0, 0.0, 0.0, 0.0])),
+    ("write 16 KiB, fsync, rename over the old file", each([3.0, 0.0, 1.0], 12.0, [0.0, 1.0, 0.0, 1.0], [42.5, 19.0, 1.0, 22.0])),
+    ("append 4 KiB to a large file, close", each([1.0, 0.0, 1.0], 4.0, [0.0, 0.0, 0.0, 0.0], [19.5, 7.5, 0.0, 24.5])),
+    ("overwrite 4 KiB in a large file, close", each([1.0, 0.0, 1.0], 4.0, [0.0, 0.0, 0.0, 0.0], [19.5, 7.5, 0.0, 24.5])),
+    ("the same where an old version goes", each([1.0, 0.0, 1.0], 4.0, [0.0, 0.0, 0.0, 0.0], [19.5, 8.0, 0.0, 47.0])),
+    ("extract a tree, a file", each([4.1, 0.0, 1.0], 8.2, [0.0, 0.0, 0.0, 0.0], [40.5, 25.5, 0.0, 17.5])),
     ("remove a tree, a file", each([1.2, 0.0, 0.0], 3.8, [0.0, 0.0, 0.0, 0.0], [13.0, 8.0, 1.0, 0.0])),
     ("list, not cached, an entry", each([0.0, 0.0, 0.0], 0.1, [0.0, 0.0, 0.0, 0.0], [0.4, 0.2, 0.0, 0.0])),
     ("list and read in order, not cached, a file", each([0.0, 0.0, 1.0], 5.1, [0.0, 0.0, 0.0, 0.0], [24.0, 0.0, 0.0, 10.0])),
@@ -165,6 +165,8 @@ fn small_files_cost_no_more_than_they_did() {
         paths(1, "r").iter().for_each(|path| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap());
     });
     rows.row("unlink", COUNT, |round| paths(round, "r").iter().for_each(|path| fs::remove_file(path).unwrap()));
+    // What is written goes past the kernel's page cache: the first read fetches it, and makes the time of access unknown to the kernel.
+    read_all(&old);
     rows.row("open, read, close, cached", COUNT, |_| read_all(&old));
     rows.row("stat, cached", COUNT, |_| (0..COUNT).for_each(|n| assert_eq!(fs::metadata(old.join(name(n))).unwrap().len(), PAGE as u64)));
     rows.row("list, cached, an entry", COUNT, |_| list(&old));
@@ -252,6 +254,31 @@ fn what_is_not_cached_costs_no_more_than_it_did() {
         read_all(&reader.at("c"));
     });
     rows.end();
+}
+
+#[test]
+fn a_write_that_asks_for_disks_waits_for_them() {
+    let mut cluster = cluster();
+    let mount = cluster.mount();
+    let (new, read) = (mount.at("new"), mount.at("read"));
+    write(&read, &Rng::new(7).bytes(1 << 20));
+    let counter = Counter::new(&mut cluster, &mount);
+    let synced = |what: &str, work: &mut dyn FnMut()| {
+        let counts = counter.count(work);
+        let [_, directory, _, file] = counts.per(1).syncs;
+        assert!(directory >= 1.0 && file >= 1.0, "{what}:\n{counts}");
+    };
+    let _reader = File::open(&read).unwrap();
+    for path in [&new, &read] {
+        let file = OpenOptions::new().write(true).create(true).truncate(false).open(path).unwrap();
+        synced("RWF_DSYNC", &mut || assert_eq!(sys::write_durably(&file, 0, &page(1)).unwrap(), PAGE));
+        sys::close(file).unwrap();
+        for flag in [libc::O_DSYNC, libc::O_SYNC] {
+            let mut file = OpenOptions::new().append(true).custom_flags(flag).open(path).unwrap();
+            synced("O_DSYNC", &mut || file.write_all(&page(2)).unwrap());
+            sys::close(file).unwrap();
+        }
+    }
 }
 
 #[test]

@@ -180,6 +180,13 @@ fn suid_ends_also_where_others_read_the_cache_file() {
     let path = mount.at("f");
     sys::as_user(1000, 1000, &[], || OpenOptions::new().write(true).open(&path).unwrap().write_all_at(b"x", 0).unwrap());
     assert_eq!(fs::metadata(mount.at("f")).unwrap().mode() & 0o7777, 0o777);
+    // CAP_CHOWN, in version 2 of the format.
+    let capability: Vec<u8> = [0x0200_0001u32, 1, 0, 0, 0].iter().flat_map(|word| word.to_le_bytes()).collect();
+    for user in [0, 1000] {
+        sys::set_xattr(&path, "security.capability", &capability, 0).unwrap();
+        sys::as_user(user, user, &[], || OpenOptions::new().write(true).open(&path).unwrap().write_all_at(b"x", 0).unwrap());
+        assert_eq!(sys::get_xattr(&path, "security.capability").unwrap_err().raw_os_error(), Some(libc::ENODATA), "user {user}");
+    }
 }
 
 /// Bytes that the cache files below `directory` take up.

@@ -10,9 +10,8 @@ mod committing;
 mod copying;
 
 use std::fs::File;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -30,14 +29,12 @@ use tokio::sync::Notify;
 use self::ahead::Run;
 use super::BlockMap;
 use super::arriving::{Arriving, Claim};
+use super::file::{modified, read_full};
 use super::journal::Journal;
 use super::record::{Begun, Owned, Record, runs};
 use crate::failpoint;
 use crate::system;
 use crate::turn::Turn;
-
-/// Descriptors that are kept for what is not a file of a program: connections, the journal, /proc.
-const SPARE_DESCRIPTORS: u64 = 128;
 
 /// Why something could not be done at once.
 #[derive(Debug)]
@@ -59,6 +56,10 @@ struct State {
     /// When the content last changed, or the time that a program set.
     mtime: Option<Timestamp>,
     committing: bool,
+    /// While a commit is under way: blocks that were read to be hashed, and are going to be sent.
+    hashed: Vec<(u32, Bytes)>,
+    /// A write(2) or copy_file_range(2) since the last commit has made the kernel forget size, times and blocks, and answers on their way.
+    written: bool,
     /// The version's blocks as the servers have them.
     base: Arc<Manifest>,
     /// False where this mount published the version without asking for disks.
@@ -131,6 +132,8 @@ impl Content {
             version,
             mtime: None,
             committing: false,
+            hashed: Vec::new(),
+            written: false,
             base,
             durable: true,
             goes_on: false,
@@ -183,6 +186,13 @@ impl Content {
     pub fn needs_commit(&self, durable: bool) -> bool {
         let state = self.state.lock();
         !state.aside && (state.map.is_changed() || state.mapped || (durable && !state.durable))
+    }
+
+    /// True where calls have written since the last commit, and nothing changed without the kernel's knowledge: it has forgotten
+    /// size, times and blocks by itself.
+    pub fn was_written(&self) -> bool {
+        let state = self.state.lock();
+        state.written && !state.mapped
     }
 
     /// True where every byte is here.
@@ -330,8 +340,17 @@ impl Content {
         Ok(buffer)
     }
 
-    /// Writes `data` at `offset`, or at the end of the file with `append`.
+    /// Writes `data` at `offset`, or at the end of the file with `append`, for a write(2).
     pub fn write(&self, offset: u64, data: &[u8], append: bool, now: Timestamp) -> Result<(), NotYet> {
+        self.put(offset, data, append, now, true)
+    }
+
+    /// Writes what was stored to a mapping, at `offset`.
+    pub fn write_back(&self, offset: u64, data: &[u8], now: Timestamp) -> Result<(), NotYet> {
+        self.put(offset, data, false, now, false)
+    }
+
+    fn put(&self, offset: u64, data: &[u8], append: bool, now: Timestamp, is_call: bool) -> Result<(), NotYet> {
         self.change(now, |file, state| {
             let offset = if append { state.map.size() } else { offset };
             let len = data.len() as u64;
@@ -358,6 +377,7 @@ impl Content {
                 }
                 state.map.wrote(start, end - start);
             }
+            state.written |= is_call;
             self.note_run(state, offset, len);
             failpoint::reach("write.done");
             Ok(())
@@ -511,25 +531,6 @@ impl Content {
     }
 }
 
-/// Reads until `buffer` is full or the file ends; returns how much it got.
-pub(super) fn read_full(file: &File, buffer: &mut [u8], offset: u64) -> std::io::Result<usize> {
-    let mut done = 0;
-    while done < buffer.len() {
-        match file.read_at(&mut buffer[done..], offset + done as u64) {
-            Ok(0) => break,
-            Ok(n) => done += n,
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(done)
-}
-
-/// The cache file's own modification time, which every change of its bytes moves.
-pub(super) fn modified(file: &File) -> Timestamp {
-    file.metadata().and_then(|m| m.modified()).map(Timestamp::from_system_time).unwrap_or_default()
-}
-
 /// Why nothing is written to content that was set aside.
 pub fn set_aside() -> Error {
     Error::new(ErrorKind::Stale, "what was written here could not be published and is kept as a recoverable version")
@@ -540,27 +541,4 @@ fn check_size(offset: u64, len: u64) -> Result<(), NotYet> {
         Some(end) if end <= dfs_common::block::MAX_FILE_SIZE => Ok(()),
         _ => Err(NotYet::Failed(Error::new(ErrorKind::FileTooLarge, "a file has at most 16 TiB"))),
     }
-}
-
-/// Opens or creates a cache file for reading and writing; `TooManyOpen` where the process has hardly a descriptor left.
-pub fn open_file(path: &Path, create: bool) -> Result<File> {
-    let file = std::fs::OpenOptions::new().read(true).write(true).create_new(create).open(path);
-    let file = file.map_err(|e| Error::from_io(&e, format!("cache file {}", path.display())))?;
-    spare_descriptors(&file).inspect_err(|_| {
-        if create {
-            // Nothing leads to it yet.
-            let _ = std::fs::remove_file(path);
-        }
-    })?;
-    Ok(file)
-}
-
-/// Files never take the last descriptors: with none for connections and pipes no open file could be published either.
-fn spare_descriptors(file: &File) -> Result<()> {
-    let limit = system::descriptor_limit().map_err(|e| Error::from_io(&e, "limit of open files"))?;
-    // Each has the lowest number that was free.
-    if file.as_raw_fd() as u64 + SPARE_DESCRIPTORS.min(limit / 4) >= limit {
-        return Err(Error::new(ErrorKind::TooManyOpen, format!("this mount may have {limit} descriptors and has hardly one left")));
-    }
-    Ok(())
 }

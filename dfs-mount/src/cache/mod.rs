@@ -13,6 +13,7 @@ pub mod aside;
 pub mod content;
 pub mod copy;
 mod dirty;
+mod file;
 pub mod journal;
 pub mod map;
 pub mod record;

@@ -10,7 +10,7 @@ use dfs_common::attributes::Timestamp;
 use dfs_common::block::{BlockHash, Manifest};
 use dfs_common::{Error, Result};
 
-use super::content::{modified, open_file, read_full};
+use super::file::{modified, open_file, read_full};
 use super::record::Left;
 use super::{BlockMap, Content};
 use crate::system;

@@ -20,7 +20,8 @@ use lru::LruCache;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use super::content::{open_file, set_aside};
+use super::content::set_aside;
+use super::file::open_file;
 use super::journal::Journal;
 use super::record::{History, Owned, Record, Run};
 use super::{BlockMap, Content};
@@ -52,6 +53,8 @@ pub struct Shelf {
     run: Run,
     limit: u64,
     serial: AtomicU64,
+    /// Files that were closed.
+    closes: AtomicU64,
     inner: Mutex<Inner>,
     /// Files that nobody needs any more, for [`Shelf::sweep`].
     gone: Mutex<Vec<PathBuf>>,
@@ -114,6 +117,7 @@ impl Shelf {
             run,
             limit,
             serial: AtomicU64::new(serial),
+            closes: AtomicU64::new(0),
             inner: Mutex::new(Inner { closed: LruCache::unbounded(), used: 0 }),
             gone: Mutex::default(),
             journal: Arc::new(journal),
@@ -347,7 +351,7 @@ impl Shelf {
 
     fn evict(&self) {
         let mut limit = self.limit;
-        if self.serial.load(Ordering::Relaxed).is_multiple_of(LOOK_AT_DISK_EVERY)
+        if (self.closes.fetch_add(1, Ordering::Relaxed) + 1).is_multiple_of(LOOK_AT_DISK_EVERY)
             && let Ok((free, all)) = system::space(&self.directory)
         {
             let wanted = all / 100 * KEEP_FREE_PERCENT;

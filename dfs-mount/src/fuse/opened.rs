@@ -10,12 +10,15 @@ use crate::vfs::backing::Io;
 use crate::vfs::open::Opened;
 
 fn flags(io: &Io) -> FopenFlags {
-    match io {
-        Io::Cached { keep: true } => FopenFlags::FOPEN_KEEP_CACHE,
-        // Overrules the cache file for everything but mappings.
-        Io::Backed { direct: true, .. } => FopenFlags::FOPEN_DIRECT_IO,
-        Io::Cached { keep: false } | Io::Backed { direct: false, .. } => FopenFlags::empty(),
-    }
+    let (keep, direct) = match *io {
+        Io::Cached { keep, direct } => (keep, direct),
+        // Direct I/O overrules the cache file for everything but mappings.
+        Io::Backed { direct, .. } => (false, direct),
+    };
+    let mut flags = FopenFlags::empty();
+    flags.set(FopenFlags::FOPEN_KEEP_CACHE, keep);
+    flags.set(FopenFlags::FOPEN_DIRECT_IO, direct);
+    flags
 }
 
 /// The number stays its owner's: the wrapping must not close it.

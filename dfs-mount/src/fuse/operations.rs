@@ -23,6 +23,7 @@ use crate::vfs::attributes::Change;
 use crate::vfs::coherence::Telling;
 use crate::vfs::directories::{Listed, Listing};
 use crate::vfs::interrupt::Signals;
+use crate::vfs::io::Writing;
 use crate::vfs::names::{NewEntry, rename_mode};
 use crate::vfs::open::Intent;
 use crate::vfs::past::is_past;
@@ -242,24 +243,19 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let len = data.len() as u32;
+        let mapped = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         // As it is now: fcntl(2) may have changed it since the open. Pages of a mapping belong where they are mapped.
-        let append = flags.0 & libc::O_APPEND != 0 && !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-        let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) && self.vfs.has_privileges(handle.0);
-        if !kill {
-            match self.vfs.write_now(handle.0, offset, data, append) {
-                Ok(true) => return reply.written(len),
-                Ok(false) => {}
-                Err(e) => return reply.error(errno(&e)),
-            }
+        let append = flags.0 & libc::O_APPEND != 0 && !mapped;
+        let by_user = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let how = Writing { append, mapped, by_user, durable: flags.0 & libc::O_DSYNC != 0 };
+        match self.vfs.write_now(handle.0, offset, data, how) {
+            Ok(true) => return reply.written(len),
+            Ok(false) => {}
+            Err(e) => return reply.error(errno(&e)),
         }
+        let given_up_on = if self.vfs.writes_more(handle.0, how) { Signals::None } else { Signals::Fatal };
         let (vfs, data) = (self.vfs.clone(), data.to_vec());
-        let operation = async move {
-            if kill {
-                vfs.written_by_user(handle.0).await?;
-            }
-            vfs.write(handle.0, offset, &data, append).await
-        };
-        let given_up_on = if kill { Signals::None } else { Signals::Fatal };
+        let operation = async move { vfs.write(handle.0, offset, &data, how).await };
         self.run(About { given_up_on, ..mutation("write", request, ino) }, operation, move |result| match result {
             Ok(()) => reply.written(len),
             Err(e) => reply.error(e),

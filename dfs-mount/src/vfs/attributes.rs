@@ -11,7 +11,7 @@ use dfs_common::{Error, ErrorKind, Result};
 use super::acl;
 use super::coherence::Told;
 use super::leases::Stamp;
-use super::node::Node;
+use super::node::{CAPABILITY, Node};
 use super::{Caller, Vfs};
 
 const SUID: u32 = 0o4000;
@@ -107,6 +107,21 @@ impl Vfs {
             self.forget_attributes(node.id);
         }
         Ok(())
+    }
+
+    /// A write ends what a program may do beyond its user.
+    pub(crate) async fn end_capability(&self, node: &Node) -> Result<()> {
+        if !node.state.lock().may_have_capability() {
+            return Ok(());
+        }
+        let removed = match self.get_xattr(node.id, CAPABILITY).await {
+            Ok(_) => self.remove_xattr(node.id, CAPABILITY).await,
+            Err(e) => Err(e),
+        };
+        match removed {
+            Err(e) if e.kind() != ErrorKind::NoAttribute => Err(e),
+            _ => Ok(()),
+        }
     }
 
     /// Carries out a change of `node` at the directory service, and takes over what it says the node is now.

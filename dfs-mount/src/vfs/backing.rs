@@ -50,10 +50,12 @@ impl Drop for Backing {
 /// How the kernel serves an open file.
 #[derive(Clone, Debug)]
 pub enum Io {
-    /// From its page cache, and from here; `keep`: the pages that it has are of this version.
+    /// From its page cache, and from here; with `direct` only from here.
     Cached {
-        /// Whether they are.
+        /// Whether the pages that it has are of this version.
         keep: bool,
+        /// Whether read(2) and write(2) come here, past the page cache.
+        direct: bool,
     },
     /// From the cache file; with `direct` only mappings.
     Backed {
@@ -62,6 +64,15 @@ pub enum Io {
         /// Whether read(2) and write(2) come here.
         direct: bool,
     },
+}
+
+impl Io {
+    /// Whether read(2) and write(2) come here past the kernel's page cache.
+    pub(super) fn is_direct(&self) -> bool {
+        match self {
+            Self::Cached { direct, .. } | Self::Backed { direct, .. } => *direct,
+        }
+    }
 }
 
 impl Vfs {

@@ -87,18 +87,24 @@ impl Vfs {
             other => other?,
         };
         failpoint::reach("commit.published");
+        let was_written = content.was_written();
         guard.published = Some((entry.attributes.version, plan, durable));
         drop(guard);
         let version = entry.attributes.version;
         self.changed(node, entry, &stamp);
         Self::taken_along(node, set.as_ref());
-        {
+        let has_forgotten = {
             let mut state = node.state.lock();
             state.told = version;
             // What is served from its cache file changes without the kernel's page cache.
             state.pages = state.backing.is_none().then_some(version);
+            // With the write, and while the file is open for writing it is told of them for no time. A lease stands for the answers
+            // on their way: those from before this commit are known to be old.
+            was_written && state.leased
+        };
+        if !has_forgotten {
+            self.forget_attributes(node.id);
         }
-        self.forget_attributes(node.id);
         self.uncover(node).await;
         failpoint::reach("commit.done");
         Ok(())

@@ -22,6 +22,8 @@ pub(crate) struct FileHandle {
     pub(crate) held: Option<Held>,
     /// On whose behalf its content goes to the servers; `None`: the mount's own.
     pub(crate) opener: Option<Behalf>,
+    /// What is written comes here past the kernel's page cache: ending privileges and O_DSYNC are left to us.
+    pub(crate) direct: bool,
 }
 
 #[derive(Debug, Default)]

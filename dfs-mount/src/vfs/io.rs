@@ -22,6 +22,19 @@ const COPY: u64 = 256 << 20;
 /// Of these, as much as is copied while both contents are locked: a multiple of every block size.
 const COPY_STEP: u64 = 1 << 20;
 
+/// How a program writes.
+#[derive(Clone, Copy, Debug)]
+pub struct Writing {
+    /// At the end, wherever that is.
+    pub append: bool,
+    /// By storing to a mapping, of which these are pages.
+    pub mapped: bool,
+    /// By somebody who is not root: ends suid and sgid.
+    pub by_user: bool,
+    /// Disks have it before the call returns. Where it goes through the kernel's page cache an fsync follows.
+    pub durable: bool,
+}
+
 impl Vfs {
     /// The bytes, if all of them are here.
     pub fn read_now(&self, handle: u64, offset: u64, len: u32) -> Result<Option<Vec<u8>>> {
@@ -46,11 +59,14 @@ impl Vfs {
         }
     }
 
-    /// Writes at `offset`, or at the end with `append`, if nothing stands in the way: true when done.
-    pub fn write_now(&self, handle: u64, offset: u64, data: &[u8], append: bool) -> Result<bool> {
+    /// Writes at `offset`, if nothing stands in the way and nothing but bytes changes: true when done.
+    pub fn write_now(&self, handle: u64, offset: u64, data: &[u8], how: Writing) -> Result<bool> {
         let handle = self.handles.file(handle)?;
         check_writer(&handle)?;
-        match handle.content.write(offset, data, append, self.now()) {
+        if has_more_to_do(&handle, how) {
+            return Ok(false);
+        }
+        match put(&handle.content, offset, data, how, self.now()) {
             Ok(()) => {
                 self.send_ahead(&handle);
                 Ok(true)
@@ -60,25 +76,29 @@ impl Vfs {
         }
     }
 
-    /// The same, fetching blocks that it changes in part.
-    pub async fn write(&self, handle: u64, offset: u64, data: &[u8], append: bool) -> Result<()> {
+    /// The same, fetching blocks that it changes in part, ending privileges, and waiting for disks.
+    pub async fn write(&self, handle: u64, offset: u64, data: &[u8], how: Writing) -> Result<()> {
         let handle = self.handles.file(handle)?;
         check_writer(&handle)?;
-        let content = &handle.content;
-        handle.on_behalf(self.change(&handle.node, content, || content.write(offset, data, append, self.now()))).await?;
+        let (node, content) = (&handle.node, &handle.content);
+        let write = async {
+            if how.by_user {
+                self.kill_privileges(node).await?;
+            }
+            if handle.direct {
+                self.end_capability(node).await?;
+            }
+            self.change(node, content, || put(content, offset, data, how, self.now())).await?;
+            if handle.direct && how.durable { self.commit(node, content, true).await } else { Ok(()) }
+        };
+        handle.on_behalf(write).await?;
         self.send_ahead(&handle);
         Ok(())
     }
 
-    /// A write by somebody who is not root ends suid and sgid.
-    pub async fn written_by_user(&self, handle: u64) -> Result<()> {
-        let handle = self.handles.file(handle)?;
-        handle.on_behalf(self.kill_privileges(&handle.node)).await
-    }
-
-    /// True where a write by somebody who is not root has something to end.
-    pub fn has_privileges(&self, handle: u64) -> bool {
-        self.handles.file(handle).is_ok_and(|h| h.node.state.lock().entry.attributes.mode & 0o6000 != 0)
+    /// Whether a write does more than change bytes, so that nobody may give up on it.
+    pub fn writes_more(&self, handle: u64, how: Writing) -> bool {
+        self.handles.file(handle).is_ok_and(|handle| has_more_to_do(&handle, how))
     }
 
     /// close(2): publishes what has changed. Its error is the caller's.
@@ -247,6 +267,17 @@ fn copy_steps((source, from): (&Content, u64), (target, to): (&Content, u64), le
         }
     }
     (done, None)
+}
+
+fn put(content: &Content, offset: u64, data: &[u8], how: Writing, now: Timestamp) -> Result<(), NotYet> {
+    if how.mapped { content.write_back(offset, data, now) } else { content.write(offset, data, how.append, now) }
+}
+
+/// A write ends suid, sgid and security.capability; the last of these the kernel leaves to us where it writes past its page cache.
+fn has_more_to_do(handle: &FileHandle, how: Writing) -> bool {
+    let state = handle.node.state.lock();
+    let is_privileged = how.by_user && state.entry.attributes.mode & 0o6000 != 0;
+    is_privileged || (handle.direct && (how.durable || state.may_have_capability()))
 }
 
 fn check_writer(handle: &FileHandle) -> Result<()> {

@@ -24,6 +24,8 @@ use super::reclaim::NODES_MAX;
 use crate::cache::Content;
 use crate::turn::Turn;
 
+/// What a program may do beyond its user, as an extended attribute.
+pub(crate) const CAPABILITY: &[u8] = b"security.capability";
 /// The kernel's id of the root.
 pub(crate) const ROOT_ID: u64 = 1;
 /// A path of more names than this is shown by its end.
@@ -114,6 +116,12 @@ impl State {
         }
         self.as_of = number.unwrap_or(self.as_of);
         self.leased = leased;
+    }
+
+    /// True unless it is known that a program in this file may do no more than its user.
+    pub(crate) fn may_have_capability(&self) -> bool {
+        let is_known_absent = || self.xattrs.iter().any(|(name, value)| name.as_bytes() == CAPABILITY && value.is_none());
+        self.entry.attributes.has_xattrs && !is_known_absent()
     }
 
     /// The lease on the attributes is over.

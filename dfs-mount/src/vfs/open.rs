@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use dfs_common::attributes::{Entry, FileKind};
@@ -41,6 +42,8 @@ pub struct Intent {
     pub write: bool,
     /// O_RDWR: what is written may be written to a mapping.
     maps: bool,
+    /// O_WRONLY, and O_SYNC is left to the kernel, which knows where a write(2) of many requests ends.
+    only_writes: bool,
     /// O_DIRECT, which asks for more on a local disk than here.
     pub(super) direct: bool,
     /// O_NONBLOCK.
@@ -61,6 +64,7 @@ impl Intent {
         Self {
             write: flags & libc::O_ACCMODE != libc::O_RDONLY,
             maps: flags & libc::O_ACCMODE == libc::O_RDWR,
+            only_writes: flags & (libc::O_ACCMODE | libc::O_DSYNC) == libc::O_WRONLY,
             direct: flags & libc::O_DIRECT != 0,
             nonblock: flags & libc::O_NONBLOCK != 0,
             exclusive: flags & libc::O_EXCL != 0,
@@ -122,15 +126,20 @@ impl Vfs {
     /// Opens the file behind `id`. `Stale`: the kernel looks the name up again and comes back.
     pub async fn open(self: &Arc<Self>, id: u64, intent: Intent, caller: Caller) -> Result<Opened> {
         let node = self.node(id)?;
-        let handle = self.open_for(&node, intent, caller).await?;
+        let mut handle = self.open_for(&node, intent, caller).await?;
         let io = {
             let mut state = node.state.lock();
             let version = handle.content.version();
             match state.backing.clone() {
                 Some(backing) => Io::Backed { backing, direct: intent.write || intent.direct },
-                None => Io::Cached { keep: state.pages.replace(version) == Some(version) },
+                // Where the kernel reads no cache files, the pages that are written are worth having.
+                None => Io::Cached {
+                    keep: state.pages.replace(version) == Some(version),
+                    direct: intent.only_writes && self.backs.load(Ordering::Relaxed),
+                },
             }
         };
+        handle.direct = io.is_direct();
         Ok(Opened { handle: self.handles.add_file(handle), io })
     }
 
@@ -173,7 +182,7 @@ impl Vfs {
         let _arriving = Arriving::new(node);
         if !intent.write {
             let content = given_up_on(Signals::Ending, caller.pid, self.prepare(node, intent, caller)).await??;
-            return Ok(FileHandle { node: node.clone(), content, held: None, opener: opener(node, false) });
+            return Ok(FileHandle { node: node.clone(), content, held: None, opener: opener(node, false), direct: false });
         }
         let wait = if intent.nonblock { Wait::Never } else { Wait::Until(self.lock_wait(node)) };
         self.hear_closes(node, caller).await;
@@ -181,7 +190,7 @@ impl Vfs {
         match given_up_on(Signals::Ending, caller.pid, self.prepare(node, intent, caller)).await.and_then(|prepared| prepared) {
             Ok(content) => {
                 self.arrived(node.ino);
-                Ok(FileHandle { node: node.clone(), content, held: Some(held), opener: opener(node, true) })
+                Ok(FileHandle { node: node.clone(), content, held: Some(held), opener: opener(node, true), direct: false })
             }
             Err(e) if e.kind() == ErrorKind::Stale => {
                 self.unlock_later(node.ino, held).await;

@@ -130,9 +130,9 @@ mod tests {
     use dfs_common::clients::commit::BlockSource;
     use dfs_common::ids::Version;
 
-    use super::super::open_file;
     use super::*;
     use crate::cache::BlockMap;
+    use crate::cache::file::open_file;
 
     const BITS: u8 = 16;
     const BLOCK: u64 = 1 << BITS;

@@ -20,6 +20,9 @@ use crate::turn::until;
 /// Above this many bytes two threads hash.
 const HASH_ALONE: u64 = 4 << 20;
 
+/// Changes of up to so many bytes stay in memory from when they are hashed until they are sent.
+const KEPT: u64 = 256 << 10;
+
 /// What a commit needs to know of the moment at which it began.
 #[derive(Debug)]
 pub struct Plan {
@@ -64,6 +67,13 @@ impl Content {
 
     /// The hashes of `blocks`, in their order; by two threads where it is much.
     fn hashes(&self, map: &BlockMap, blocks: &[u32]) -> Result<Vec<BlockHash>> {
+        let lengths = blocks.iter().map(|&block| map.span(block).1 as u64);
+        if lengths.sum::<u64>() <= KEPT {
+            let read = blocks.iter().map(|&block| Ok((block, self.block(map, block)?))).collect::<Result<Vec<_>>>()?;
+            let hashes = read.iter().map(|(_, bytes)| BlockHash::of(bytes)).collect();
+            self.state.lock().hashed = read;
+            return Ok(hashes);
+        }
         let hash = |blocks: &[u32]| blocks.iter().map(|&block| Ok(BlockHash::of(&self.block(map, block)?))).collect::<Result<Vec<_>>>();
         if (blocks.len() as u64) << map.bits() <= HASH_ALONE {
             return hash(blocks);
@@ -88,6 +98,7 @@ impl Content {
     pub fn end_commit(&self, published: Option<(Version, &Manifest, bool)>) {
         let mut state = self.state.lock();
         state.committing = false;
+        state.hashed.clear();
         if let Some((version, manifest, durable)) = published {
             // Before anything else is written: it is built on this version.
             let base = Arc::new(manifest.clone());
@@ -99,6 +110,7 @@ impl Content {
             state.base = base;
             state.version = version;
             (state.durable, state.goes_on) = (durable, durable);
+            state.written = false;
             state.origin.clear();
             state.run.go_on();
         }
@@ -116,6 +128,9 @@ impl BlockSource for Content {
         failpoint::reach("commit.sending");
         let span = {
             let state = self.state.lock();
+            if let Some((_, bytes)) = state.hashed.iter().find(|(block, _)| *block == index) {
+                return Ok(bytes.clone());
+            }
             if state.map.is_missing(index) {
                 return Err(Error::new(ErrorKind::Unavailable, format!("block {index} is in no cache and on no server that answers")));
             }

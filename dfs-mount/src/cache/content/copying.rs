@@ -8,8 +8,9 @@ use std::os::unix::fs::FileExt;
 use dfs_common::attributes::Timestamp;
 use dfs_common::{Error, Result};
 
-use super::{Content, NotYet, State, check_size, read_full, set_aside};
+use super::{Content, NotYet, State, check_size, set_aside};
 use crate::cache::copy::{self, Piece};
+use crate::cache::file::read_full;
 use crate::system;
 
 /// Bytes that are copied at once where the kernel does not copy.
@@ -62,6 +63,7 @@ impl Content {
         let done = self.copy_pieces(&mut state, &source.file, &plan.pieces, (from, to, len));
         state.mtime = Some(now);
         done.map_err(|e| CopyNotYet::Target(NotYet::Failed(e)))?;
+        state.written = true;
         Ok(len)
     }
 
