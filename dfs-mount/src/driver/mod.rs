@@ -149,6 +149,7 @@ fn run(options: &Options, parent: &mut Option<PipeWriter>) -> Result<()> {
     runtime.block_on(vfs.appear_to_lock_service());
     runtime.spawn(vfs.clone().keep_session());
     runtime.spawn(vfs.clone().keep_leases());
+    runtime.spawn(vfs.clone().keep_nursery());
     runtime.spawn(vfs.clone().keep_recalls());
     runtime.spawn(vfs.clone().keep_locks());
     runtime.spawn(vfs.clone().keep_sending_ahead());

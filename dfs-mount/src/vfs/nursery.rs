@@ -20,6 +20,7 @@ use dfs_common::ids::{InodeId, ServerId};
 use dfs_common::name::Name;
 use dfs_common::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use super::coherence::{Place, Told};
 use super::leases::Stamp;
@@ -97,6 +98,8 @@ impl Unborn {
 pub(crate) struct Nursery {
     wards: Mutex<HashMap<InodeId, Ward>>,
     unborn: AtomicUsize,
+    /// There is something to tell of.
+    changed: Notify,
 }
 
 impl Nursery {
@@ -150,6 +153,7 @@ impl Nursery {
     fn add(&self, directory: InodeId, name: &Name, node: &Arc<Node>) {
         self.wards.lock().entry(directory).or_default().unborn.insert(name.clone(), node.clone());
         self.unborn.fetch_add(1, Ordering::Relaxed);
+        self.changed.notify_one();
     }
 
     fn remove(&self, directory: InodeId, name: &Name) {
@@ -264,20 +268,20 @@ impl Vfs {
             behalf.to_keep(needed)
         });
         node.state.lock().unborn = Some(Arc::new(Unborn { make, behalf, since: Instant::now() }));
-        if self.nursery.is_empty() {
-            let vfs = self.clone();
-            tokio::spawn(async move { vfs.tell_in_time().await });
-        }
         self.nursery.add(directory.ino, &place.name, node);
         drop(telling);
         self.keep_fresh(ino);
         Some(told)
     }
 
-    /// Tells of what nothing else has told of, until there is nothing left.
-    async fn tell_in_time(&self) {
-        while !self.nursery.is_empty() {
+    /// Tells of what nothing else has told of; never returns.
+    pub async fn keep_nursery(self: Arc<Self>) {
+        loop {
+            self.nursery.changed.notified().await;
             tokio::time::sleep(TELL_AFTER).await;
+            if !self.nursery.is_empty() {
+                self.nursery.changed.notify_one();
+            }
             for node in self.nursery.within(None) {
                 let is_due = node.state.lock().unborn.as_ref().is_some_and(|unborn| unborn.since.elapsed() >= TELL_AFTER);
                 if is_due && let Err(e) = self.give_birth(&node).await {
