@@ -214,12 +214,8 @@ impl Vfs {
         let telling = self.telling();
         let granted = reservation.filter(|_| telling.believes() && telling.is_exclusive(stamp, directory));
         match granted {
-            Some(reservation) if is_new => {
-                if telling.still_holds(stamp, directory) {
-                    self.nursery.hear_of_new(directory, reservation);
-                }
-            }
             granted if !is_new => self.nursery.hear(directory, granted),
+            Some(reservation) if telling.still_holds(stamp, directory) => self.nursery.hear_of_new(directory, reservation),
             _ => {}
         }
     }
