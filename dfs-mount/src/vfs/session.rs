@@ -140,10 +140,11 @@ impl Vfs {
     /// Ends the session in order: publishes within `limit`, takes leave of the servers within `leave`. Returns what is left
     /// for the next mount of the cache directory, in sentences.
     pub async fn end(&self, limit: Duration, leave: Duration) -> Vec<String> {
+        let deadline = Instant::now() + limit;
         if let Ok(Err(e)) = timeout(limit, self.give_births(None)).await {
             log::warn!("new files: {e}");
         }
-        let mut kept = self.publish_all(limit).await;
+        let mut kept = self.publish_all(deadline.saturating_duration_since(Instant::now())).await;
         let is_clean = kept.is_empty();
         self.ending.store(true, Ordering::Relaxed);
         let farewell = async {
