@@ -61,7 +61,7 @@ async fn main() -> Result<()> {
 
 async fn make(cluster: &Cluster, name: &str, parent: dfs_common::ids::InodeId, kind: FileKind) -> Result<dfs_common::attributes::Entry> {
     let name = Name::new(name.as_bytes())?;
-    let make = Make { parent, name, kind, mode: 0o755, umask: 0, uid: 0, gid: 0, rdev: 0, target: None, lock: false, reserve: 0, birth: None };
+    let make = Make::new(parent, name, kind, 0o755);
     Ok(cluster.directory.call(&make).await?.entry)
 }
 

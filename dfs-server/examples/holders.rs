@@ -133,20 +133,7 @@ fn print_latency(holders: &str, times: &mut [Duration]) {
 async fn latency(daemon: &Daemon, count: usize, changes: u32) -> Result<Vec<Duration>> {
     let writer = daemon.session().await?;
     let name = Name::new(b"held")?;
-    let make = Make {
-        parent: ROOT,
-        name,
-        kind: FileKind::File,
-        mode: 0o644,
-        umask: 0,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        target: None,
-        lock: false,
-        reserve: 0,
-        birth: None,
-    };
+    let make = Make::new(ROOT, name, FileKind::File, 0o644);
     let ino = writer.call(&make).await?.entry.attributes.ino;
     let holders = try_join_all((0..count).map(|_| daemon.holder())).await?;
     let mut times = Vec::new();

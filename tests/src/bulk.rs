@@ -16,20 +16,7 @@ use crate::Cluster;
 
 /// A request for a new entry that belongs to root.
 pub fn make(parent: InodeId, name: &str, kind: FileKind, mode: u32) -> Make {
-    Make {
-        parent,
-        name: Name::new(name.as_bytes()).expect("a name"),
-        kind,
-        mode,
-        umask: 0,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        target: None,
-        lock: false,
-        reserve: 0,
-        birth: None,
-    }
+    Make::new(parent, Name::new(name.as_bytes()).expect("a name"), kind, mode)
 }
 
 /// Creates a file with content through `client`; its write lock is given back.

@@ -135,20 +135,7 @@ impl Bench {
     }
 
     fn make(&self, name: &str) -> Make {
-        Make {
-            parent: ROOT,
-            name: Name::new(name.as_bytes()).unwrap(),
-            kind: FileKind::File,
-            mode: 0o644,
-            umask: 0,
-            uid: 0,
-            gid: 0,
-            rdev: 0,
-            target: None,
-            lock: false,
-            reserve: 0,
-            birth: None,
-        }
+        Make::new(ROOT, Name::new(name.as_bytes()).unwrap(), FileKind::File, 0o644)
     }
 
     async fn create(&self, name: &str) -> Entry {

@@ -134,6 +134,11 @@ pub struct Make {
 impl Make {
     /// The most numbers of one reservation.
     pub const MAX_RESERVED: u32 = 64;
+
+    /// An entry of root's, with nothing else asked for.
+    pub fn new(parent: InodeId, name: Name, kind: FileKind, mode: u32) -> Self {
+        Self { parent, name, kind, mode, umask: 0, uid: 0, gid: 0, rdev: 0, target: None, lock: false, reserve: 0, birth: None }
+    }
 }
 
 fn is_zero(number: &u32) -> bool {

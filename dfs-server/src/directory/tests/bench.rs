@@ -26,20 +26,7 @@ async fn creates_and_listings() {
             async move {
                 for i in 0..CREATES / callers {
                     let name = name(&format!("file-{slot}-{i:06}.txt"));
-                    let make = Make {
-                        parent,
-                        name,
-                        kind: FileKind::File,
-                        mode: 0o644,
-                        umask: 0,
-                        uid: 0,
-                        gid: 0,
-                        rdev: 0,
-                        target: None,
-                        lock: false,
-                        reserve: 0,
-                        birth: None,
-                    };
+                    let make = Make::new(parent, name, FileKind::File, 0o644);
                     client.call_as(&make, Some(Replay { slot: slot + 1, sequence: i as u64 + 1 })).await.unwrap();
                 }
             }

@@ -176,20 +176,7 @@ async fn a_session_that_expired_is_told_what_it_did_and_that_it_did_no_more() {
     let store = Arc::new(MemoryStore::default());
     let mut client = Client::with(config(), store.clone());
     client.open_session().await;
-    let make = |text| Make {
-        parent: ROOT,
-        name: name(text),
-        kind: FileKind::File,
-        mode: 0,
-        umask: 0,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        target: None,
-        lock: false,
-        reserve: 0,
-        birth: None,
-    };
+    let make = |text| Make::new(ROOT, name(text), FileKind::File, 0);
     let replay = |sequence| Some(Replay { slot: 3, sequence });
     let made = client.call_as(&make("a"), replay(1)).await.unwrap();
     tokio::time::advance(config().lease + Duration::from_secs(1)).await;
@@ -211,20 +198,7 @@ async fn a_session_that_expired_is_told_what_it_did_and_that_it_did_no_more() {
 async fn a_session_that_was_closed_leaves_no_replies() {
     let mut client = Client::new();
     let session = client.open_session().await;
-    let make = Make {
-        parent: ROOT,
-        name: name("a"),
-        kind: FileKind::File,
-        mode: 0,
-        umask: 0,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        target: None,
-        lock: false,
-        reserve: 0,
-        birth: None,
-    };
+    let make = Make::new(ROOT, name("a"), FileKind::File, 0);
     let replay = Some(Replay { slot: 0, sequence: 1 });
     client.call_as(&make, replay).await.unwrap();
     client.call(&CloseSession { session }).await.unwrap();

@@ -107,8 +107,7 @@ impl Believer {
             0 | 1 => self.lookup(parent, name).await,
             2 => {
                 let kind = if what & 64 == 0 { FileKind::File } else { FileKind::Directory };
-                let make =
-                    Make { parent, name, kind, mode: 0o755, umask: 0, uid: 0, gid: 0, rdev: 0, target: None, lock: false, reserve: 0, birth: None };
+                let make = Make::new(parent, name, kind, 0o755);
                 let Some((made, granted)) = self.ask(&make).await else { return };
                 let mut beliefs = self.beliefs.lock();
                 beliefs.changed(&[parent], std::slice::from_ref(&at), granted.event);

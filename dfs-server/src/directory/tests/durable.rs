@@ -18,20 +18,7 @@ async fn a_restart_changes_nothing() {
     client.call(&Publish { durable: true, ..client.version(ino, 0, &[server]) }).await.unwrap();
     let gone = client.file(ROOT, "gone").await;
     client.remove(ROOT, "gone", false).await.unwrap();
-    let make = Make {
-        parent: ROOT,
-        name: name("r"),
-        kind: FileKind::File,
-        mode: 0,
-        umask: 0,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        target: None,
-        lock: false,
-        reserve: 0,
-        birth: None,
-    };
+    let make = Make::new(ROOT, name("r"), FileKind::File, 0);
     let replay = Some(Replay { slot: 9, sequence: 1 });
     let made = client.call_as(&make, replay).await.unwrap();
     client.call(&Sync {}).await.unwrap();

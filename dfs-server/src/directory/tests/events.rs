@@ -179,20 +179,7 @@ async fn an_event_on_a_name_leaves_the_lease_on_the_directory() {
     let (answer, granted) = holder.leased(&Lookup { parent: ROOT, name: name("a") }).await;
     assert_eq!((kind(answer), granted.unwrap().nothing), (ErrorKind::NotFound, false), "an absence is leased too");
     for text in ["a", "b"] {
-        let make = Make {
-            parent: ROOT,
-            name: name(text),
-            kind: FileKind::File,
-            mode: 0,
-            umask: 0,
-            uid: 0,
-            gid: 0,
-            rdev: 0,
-            target: None,
-            lock: false,
-            reserve: 0,
-            birth: None,
-        };
+        let make = Make::new(ROOT, name(text), FileKind::File, 0);
         let change = start(&writer.client, make).await;
         assert_eq!(at(&holder.events().await), [(ROOT, Some(text.to_owned()), false)]);
         holder.acknowledge().await;
@@ -362,20 +349,7 @@ async fn a_publish_tells_holders_and_leases_to_its_session() {
 async fn answers_that_a_later_change_of_the_same_commit_made_old_give_no_lease() {
     let directory = directory();
     let (one, two) = (Mount::new(&directory).await, Mount::new(&directory).await);
-    let make = |text| Make {
-        parent: ROOT,
-        name: name(text),
-        kind: FileKind::File,
-        mode: 0,
-        umask: 0,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        target: None,
-        lock: false,
-        reserve: 0,
-        birth: None,
-    };
+    let make = |text| Make::new(ROOT, name(text), FileKind::File, 0);
     let (a, b) = (make("a"), make("b"));
     let before = one.client.status().await.revision;
     let (first, second) = futures_util::future::join(one.leased(&a), two.leased(&b)).await;

@@ -33,7 +33,7 @@ async fn put(client: &Client, parent: InodeId, text: &str, kind: FileKind, mode:
 }
 
 fn make(parent: InodeId, text: &str, kind: FileKind, mode: u32) -> Make {
-    Make { parent, name: name(text), kind, mode, umask: 0, uid: 0, gid: 0, rdev: 0, target: None, lock: false, reserve: 0, birth: None }
+    Make::new(parent, name(text), kind, mode)
 }
 
 #[tokio::test]

@@ -7,20 +7,7 @@ use super::*;
 async fn a_retry_gets_the_first_answer() {
     let mut client = Client::new();
     client.open_session().await;
-    let make = Make {
-        parent: ROOT,
-        name: name("a"),
-        kind: FileKind::File,
-        mode: 0,
-        umask: 0,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        target: None,
-        lock: false,
-        reserve: 0,
-        birth: None,
-    };
+    let make = Make::new(ROOT, name("a"), FileKind::File, 0);
     let replay = |slot, sequence| Some(Replay { slot, sequence });
     let first = client.call_as(&make, replay(1, 5)).await.unwrap();
     assert_eq!(client.call_as(&make, replay(1, 5)).await.unwrap(), first);
