@@ -139,8 +139,7 @@ impl Server<'_> {
     fn make(&self, name: &str, kind: FileKind, mode: u32) -> Result<()> {
         let Who { uid, gid, .. } = self.who;
         let parent = self.ino("")?;
-        self.call(&Make { parent, name: new_name(name), kind, mode, umask: 0, uid, gid, rdev: 0, target: None, lock: false, reserve: 0, birth: None })
-            .map(|_| ())
+        self.call(&Make { uid, gid, ..Make::new(parent, new_name(name), kind, mode) }).map(|_| ())
     }
 
     fn rename(&self, name: &str, new_parent: &str, new: &str, mode: RenameMode) -> Result<()> {

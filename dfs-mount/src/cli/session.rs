@@ -188,7 +188,7 @@ impl Session {
             _ => 0o666 & !umask(),
         };
         let (uid, gid) = behalf::current().map_or((NOBODY, NOBODY), |user| (user.user().uid, user.user().gid));
-        let make = Make { parent, name, kind, mode, umask: 0, uid, gid, rdev: 0, target, lock: false, reserve: 0, birth: None };
+        let make = Make { uid, gid, target, ..Make::new(parent, name, kind, mode) };
         self.cluster.directory.call(&make).await.map(|made| made.entry)
     }
 

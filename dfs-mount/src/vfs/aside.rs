@@ -165,20 +165,7 @@ impl Vfs {
 
     /// The file that it goes to; the one from before, where an attempt was broken off.
     async fn make_recoverable(&self, name: &Name) -> Result<Entry> {
-        let make = Make {
-            parent: RECOVERED,
-            name: name.clone(),
-            kind: FileKind::File,
-            mode: 0o600,
-            umask: 0,
-            uid: 0,
-            gid: 0,
-            rdev: 0,
-            target: None,
-            lock: false,
-            reserve: 0,
-            birth: None,
-        };
+        let make = Make::new(RECOVERED, name.clone(), FileKind::File, 0o600);
         let entry = match self.mutate(&make).await.0 {
             Ok(made) => made.entry,
             Err(e) if e.kind() == ErrorKind::Exists => self.ask(&Lookup { parent: RECOVERED, name: name.clone() }).await.0?,

@@ -52,10 +52,6 @@ impl Vfs {
         self.give_birth_at(&place).await?;
         let reserve = self.wish(place.directory.ino, new.kind, caller);
         let make = Make {
-            parent: place.directory.ino,
-            name: place.name.clone(),
-            kind: new.kind,
-            mode: new.mode & 0o7777,
             umask: caller.umask,
             uid: caller.uid,
             gid: caller.gid,
@@ -63,7 +59,7 @@ impl Vfs {
             target: new.target.map(Text),
             lock: new.kind == FileKind::File && self.cluster.may_have_new_locks(),
             reserve,
-            birth: None,
+            ..Make::new(place.directory.ino, place.name.clone(), new.kind, new.mode & 0o7777)
         };
         let _making = self.locks.making.begin();
         let (made, stamp) = self.mutate(&make).await;

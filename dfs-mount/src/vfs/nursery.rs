@@ -233,18 +233,12 @@ impl Vfs {
         let (ino, first, placement) = self.nursery.take(directory.ino, Instant::now())?;
         let at = self.now();
         let make = Make {
-            parent: directory.ino,
-            name: place.name.clone(),
-            kind: FileKind::File,
-            mode,
             umask: caller.umask,
             uid: caller.uid,
             gid: caller.gid,
-            rdev: 0,
-            target: None,
             lock: true,
-            reserve: 0,
             birth: Some(Birth { ino, first, at }),
+            ..Make::new(directory.ino, place.name.clone(), FileKind::File, mode)
         };
         let attributes = Attributes {
             mode: mode & !(caller.umask & 0o777),

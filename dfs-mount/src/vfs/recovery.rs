@@ -176,18 +176,10 @@ impl Vfs {
             return Ok(false);
         };
         let make = Make {
-            parent,
-            name,
-            kind: FileKind::File,
-            mode: owned.mode,
-            umask: 0,
             uid: owned.uid,
             gid: owned.gid,
-            rdev: 0,
-            target: None,
-            lock: false,
-            reserve: 0,
             birth: Some(Birth { ino: *ino, first: InodeId(0), at: self.now() }),
+            ..Make::new(parent, name, FileKind::File, owned.mode)
         };
         match self.cluster.directory.call(&make).await {
             Ok(_) => Ok(true),

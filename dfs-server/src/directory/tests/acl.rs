@@ -36,12 +36,7 @@ async fn get(client: &Client, ino: InodeId, text: &str) -> Option<Vec<u8>> {
 
 async fn make(client: &Client, parent: InodeId, text: &str, kind: FileKind, mode: u32, umask: u32) -> Attributes {
     let target = (kind == FileKind::Symlink).then(|| Text(b"t".to_vec()));
-    client
-        .call(&Make { parent, name: name(text), kind, mode, umask, uid: 1, gid: 2, rdev: 0, target, lock: false, reserve: 0, birth: None })
-        .await
-        .unwrap()
-        .entry
-        .attributes
+    client.call(&Make { umask, uid: 1, gid: 2, target, ..Make::new(parent, name(text), kind, mode) }).await.unwrap().entry.attributes
 }
 
 #[tokio::test]

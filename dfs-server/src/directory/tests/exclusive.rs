@@ -16,7 +16,7 @@ pub(super) async fn directory() -> Arc<Directory> {
 }
 
 pub(super) fn make(parent: InodeId, text: &str, kind: FileKind, reserve: u32) -> Make {
-    Make { parent, name: name(text), kind, mode: 0o755, umask: 0, uid: 0, gid: 0, rdev: 0, target: None, lock: false, reserve, birth: None }
+    Make { reserve, ..Make::new(parent, name(text), kind, 0o755) }
 }
 
 /// Makes what it says; the reservation, and the directory that the mount has to itself now.

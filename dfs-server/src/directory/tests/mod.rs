@@ -114,22 +114,7 @@ impl Client {
 
     pub(super) async fn make(&self, parent: InodeId, text: &str, kind: FileKind) -> Result<Entry> {
         let target = (kind == FileKind::Symlink).then(|| Text(b"somewhere".to_vec()));
-        self.call(&Make {
-            parent,
-            name: name(text),
-            kind,
-            mode: 0o755,
-            umask: 0,
-            uid: 1,
-            gid: 2,
-            rdev: 0,
-            target,
-            lock: false,
-            reserve: 0,
-            birth: None,
-        })
-        .await
-        .map(|made| made.entry)
+        self.call(&Make { uid: 1, gid: 2, target, ..Make::new(parent, name(text), kind, 0o755) }).await.map(|made| made.entry)
     }
 
     pub(super) async fn file(&self, parent: InodeId, text: &str) -> InodeId {

@@ -37,20 +37,7 @@ async fn symlinks_keep_their_target() {
     assert_eq!((entry.size, entry.mode), (9, 0o777));
     assert_eq!(client.call(&ReadLink { ino: entry.ino }).await.unwrap(), Text(b"somewhere".to_vec()));
     assert_eq!(kind(client.call(&ReadLink { ino: ROOT }).await), ErrorKind::Invalid);
-    let with = |target: Option<Vec<u8>>, kind| Make {
-        parent: ROOT,
-        name: name("x"),
-        kind,
-        mode: 0,
-        umask: 0,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        target: target.map(Text),
-        lock: false,
-        reserve: 0,
-        birth: None,
-    };
+    let with = |target: Option<Vec<u8>>, kind| Make { target: target.map(Text), ..Make::new(ROOT, name("x"), kind, 0) };
     for (make, expected) in [
         (with(None, FileKind::Symlink), ErrorKind::Invalid),
         (with(Some(vec![]), FileKind::Symlink), ErrorKind::NotFound),
@@ -65,20 +52,7 @@ async fn symlinks_keep_their_target() {
 #[tokio::test]
 async fn devices_keep_their_number_and_files_have_none() {
     let client = Client::new();
-    let make = |text, kind| Make {
-        parent: ROOT,
-        name: name(text),
-        kind,
-        mode: 0o100_644,
-        umask: 0,
-        uid: 0,
-        gid: 0,
-        rdev: 259,
-        target: None,
-        lock: false,
-        reserve: 0,
-        birth: None,
-    };
+    let make = |text, kind| Make { rdev: 259, ..Make::new(ROOT, name(text), kind, 0o100_644) };
     let device = client.call(&make("dev", FileKind::BlockDevice)).await.unwrap().entry.attributes;
     let fifo = client.call(&make("fifo", FileKind::Fifo)).await.unwrap().entry.attributes;
     assert_eq!((device.rdev, fifo.rdev, fifo.mode), (259, 0, 0o644));
@@ -181,20 +155,7 @@ async fn paths_are_walked_with_dots_and_symlinks() {
     let b = client.dir(a, "b").await;
     let file = client.file(b, "f").await;
     for (at, text, target) in [(ROOT, "abs", "/a/b"), (a, "rel", "b/../b/./f"), (ROOT, "loop", "loop"), (b, "top", "/")] {
-        let make = Make {
-            parent: at,
-            name: name(text),
-            kind: FileKind::Symlink,
-            mode: 0,
-            umask: 0,
-            uid: 0,
-            gid: 0,
-            rdev: 0,
-            target: Some(Text(target.as_bytes().to_vec())),
-            lock: false,
-            reserve: 0,
-            birth: None,
-        };
+        let make = Make { target: Some(Text(target.as_bytes().to_vec())), ..Make::new(at, name(text), FileKind::Symlink, 0) };
         client.call(&make).await.unwrap();
     }
     let ino = async |path: &str, follow| client.resolve(path, follow).await.map(|r| (r.parent, r.entry.map(|e| e.attributes.ino)));

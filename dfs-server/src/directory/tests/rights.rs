@@ -28,7 +28,7 @@ async fn refused<O: Operation>(client: &Client, user: &User, operation: &O) -> E
 
 /// Something new of `uid` and `gid` with `mode`.
 async fn put(client: &Client, parent: InodeId, text: &str, kind: FileKind, mode: u32, (uid, gid): (u32, u32)) -> InodeId {
-    let make = Make { parent, name: name(text), kind, mode, umask: 0, uid, gid, rdev: 0, target: None, lock: false, reserve: 0, birth: None };
+    let make = Make { uid, gid, ..Make::new(parent, name(text), kind, mode) };
     client.call(&make).await.unwrap().entry.attributes.ino
 }
 
