@@ -55,6 +55,11 @@ impl Behalf {
         }
     }
 
+    /// The user's number.
+    pub fn uid(&self) -> u32 {
+        self.0.uid
+    }
+
     /// The user, with groups where they are known by now.
     pub fn user(&self) -> User {
         User { uid: self.0.uid, gid: self.0.gid, groups: self.0.groups.get().cloned() }

@@ -38,7 +38,7 @@ impl HeldBack {
     }
 
     fn user(&self) -> Option<u32> {
-        self.behalf.as_ref().map(|behalf| behalf.user().uid)
+        self.behalf.as_ref().map(Behalf::uid)
     }
 }
 
@@ -56,7 +56,7 @@ impl Vfs {
         }
         let behalf = behalf::current().map(|behalf| behalf.to_keep(false));
         let before = state.held_back.take();
-        if before.as_ref().is_some_and(|before| before.user() != behalf.as_ref().map(|behalf| behalf.user().uid)) {
+        if before.as_ref().is_some_and(|before| before.user() != behalf.as_ref().map(Behalf::uid)) {
             state.held_back = before;
             return false;
         }
@@ -75,7 +75,7 @@ impl Vfs {
     /// What the commit under way may take along: not what somebody else has set, which goes by itself.
     pub(super) async fn take_along(&self, node: &Node) -> Result<Option<SetAttributes>> {
         let Some(held) = node.state.lock().held_back.clone() else { return Ok(None) };
-        let committer = behalf::current().map(|behalf| behalf.user().uid);
+        let committer = behalf::current().as_ref().map(Behalf::uid);
         if committer.is_none() || committer == held.user() {
             return Ok(Some(held.set));
         }

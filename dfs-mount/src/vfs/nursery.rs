@@ -87,12 +87,6 @@ pub(crate) struct Unborn {
     since: Instant,
 }
 
-impl Unborn {
-    fn user(&self) -> Option<u32> {
-        self.behalf.as_ref().map(|behalf| behalf.user().uid)
-    }
-}
-
 /// All of them.
 #[derive(Debug, Default)]
 pub(crate) struct Nursery {
@@ -330,8 +324,7 @@ impl Vfs {
     /// How the commit under way is to make the file: not where it is on behalf of somebody else, who would become its owner.
     pub(super) async fn born_with(&self, node: &Node) -> Result<Option<Arc<Unborn>>> {
         let Some(unborn) = node.state.lock().unborn.clone() else { return Ok(None) };
-        let committer = behalf::current().map(|behalf| behalf.user().uid);
-        if committer == unborn.user() {
+        if behalf::current().as_ref().map(Behalf::uid) == unborn.behalf.as_ref().map(Behalf::uid) {
             return Ok(Some(unborn));
         }
         self.give_birth(node).await.map(|()| None)

@@ -70,11 +70,16 @@ impl Leased for List {
     }
 }
 
+/// A directory and what got a name in it.
+fn of_new_name(parent: InodeId, answer: &Result<Made>) -> Vec<InodeId> {
+    answer.as_ref().map_or_else(|_| Vec::new(), |made| vec![parent, made.entry.attributes.ino])
+}
+
 macro_rules! new_name {
     ($($operation:ty),*) => {
         $(impl Leased for $operation {
             fn inodes(&self, answer: &Result<Made>) -> Vec<InodeId> {
-                answer.as_ref().map_or_else(|_| Vec::new(), |made| vec![self.parent, made.entry.attributes.ino])
+                of_new_name(self.parent, answer)
             }
         })*
     };
@@ -83,7 +88,7 @@ new_name!(Link, Undelete);
 
 impl Leased for Make {
     fn inodes(&self, answer: &Result<Made>) -> Vec<InodeId> {
-        answer.as_ref().map_or_else(|_| Vec::new(), |made| vec![self.parent, made.entry.attributes.ino])
+        of_new_name(self.parent, answer)
     }
 
     fn exclusive(&self, answer: &Result<Made>) -> Option<InodeId> {

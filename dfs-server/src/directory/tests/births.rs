@@ -257,8 +257,7 @@ async fn users_tell_of_what_they_may_make() {
 #[tokio::test(start_paused = true)]
 async fn reservations_survive_restarts_and_the_end_of_their_session() {
     let store = Arc::new(MemoryStore::default());
-    let old = Directory::open(config(), store.clone()).unwrap();
-    Client { directory: old.clone(), session: None, sequence: AtomicU64::new(0) }.register("s").await;
+    let old = super::exclusive::on(&store).await;
     let (owner, dir, reserved) = alone(&old, "d").await;
     let told = birth(dir, "told", &reserved, 0);
     owner.client.call(&told).await.unwrap();

@@ -10,7 +10,12 @@ const DIR: InodeId = InodeId(3);
 
 /// A service with a live file server.
 pub(super) async fn directory() -> Arc<Directory> {
-    let directory = super::events::directory();
+    on(&Arc::new(MemoryStore::default())).await
+}
+
+/// The same on a store that others go on with.
+pub(super) async fn on(store: &Arc<MemoryStore>) -> Arc<Directory> {
+    let directory = Directory::open(config(), store.clone()).unwrap();
     Client { directory: directory.clone(), session: None, sequence: AtomicU64::new(0) }.register("s").await;
     directory
 }
@@ -376,8 +381,7 @@ async fn a_dead_or_deaf_owner_delays_readers_by_a_lease() {
 #[tokio::test(start_paused = true)]
 async fn a_restart_of_the_service_ends_it() {
     let store = Arc::new(MemoryStore::default());
-    let old = Directory::open(config(), store.clone()).unwrap();
-    Client { directory: old.clone(), session: None, sequence: AtomicU64::new(0) }.register("s").await;
+    let old = on(&store).await;
     let (owner, dir, reserved) = alone(&old, "d").await;
     let nobody = owner.client.other();
     let read = start(&nobody, GetAttributes { ino: dir }).await;
