@@ -50,7 +50,7 @@ impl Vfs {
     pub async fn make(&self, parent: u64, name: &[u8], new: NewEntry, caller: Caller) -> Result<Told> {
         let place = self.place(parent, name)?;
         self.give_birth_at(&place).await?;
-        let reserve = self.wish(place.directory.ino, new.kind, caller);
+        let wish = self.wish(place.directory.ino, new.kind, caller);
         let make = Make {
             umask: caller.umask,
             uid: caller.uid,
@@ -58,25 +58,24 @@ impl Vfs {
             rdev: new.rdev,
             target: new.target.map(Text),
             lock: new.kind == FileKind::File && self.cluster.may_have_new_locks(),
-            reserve,
+            reserve: wish.count,
             ..Make::new(place.directory.ino, place.name.clone(), new.kind, new.mode & 0o7777)
         };
         let _making = self.locks.making.begin();
         let (made, stamp) = self.mutate(&make).await;
-        if make.kind == FileKind::File && reserve > 0 {
-            let reserved = made.as_ref().ok().and_then(|made| made.reserved.clone());
-            self.hear_wish(place.directory.ino, false, reserved, &stamp);
-        }
         let mut made = made?;
-        let reserved = made.reserved.take();
+        let mut reserved = made.reserved.take();
         if made.entry.layout.fresh == Some(self.cluster.id()) {
             self.keep_fresh(made.entry.attributes.ino);
+        }
+        if make.kind == FileKind::File {
+            self.hear_wish(wish, reserved.take(), &stamp);
         }
         let is_new_directory = make.kind == FileKind::Directory && stamp.grants(made.entry.attributes.ino);
         let told = self.told_of_new_name(made, place, &stamp);
         if is_new_directory && let Some(node) = told.node() {
             node.state.lock().entries.is_new();
-            self.hear_wish(node.ino, true, reserved, &stamp);
+            self.hear_of_new(node.ino, reserved, &stamp);
         }
         Ok(told)
     }

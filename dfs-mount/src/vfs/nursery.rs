@@ -96,6 +96,34 @@ pub(crate) struct Nursery {
     changed: Notify,
 }
 
+/// A request for numbers that is under way. Where it is dropped before its answer was heard, it was in vain.
+#[derive(Debug)]
+pub(super) struct Wish<'a> {
+    nursery: &'a Nursery,
+    /// Of a file; a directory that is about to be made has no number yet.
+    directory: Option<InodeId>,
+    /// So many.
+    pub(super) count: u32,
+}
+
+impl Wish<'_> {
+    fn hear(mut self, reservation: Option<Reservation>) {
+        self.end(reservation);
+    }
+
+    fn end(&mut self, reservation: Option<Reservation>) {
+        if let Some(directory) = self.directory.take().filter(|_| self.count > 0) {
+            self.nursery.hear(directory, reservation);
+        }
+    }
+}
+
+impl Drop for Wish<'_> {
+    fn drop(&mut self) {
+        self.end(None);
+    }
+}
+
 impl Nursery {
     /// A file is about to be made in `directory` by asking: how many numbers to ask for with it.
     fn wish(&self, directory: InodeId) -> u32 {
@@ -145,8 +173,9 @@ impl Nursery {
     }
 
     fn add(&self, directory: InodeId, name: &Name, node: &Arc<Node>) {
-        self.wards.lock().entry(directory).or_default().unborn.insert(name.clone(), node.clone());
-        self.unborn.fetch_add(1, Ordering::Relaxed);
+        if self.wards.lock().entry(directory).or_default().unborn.insert(name.clone(), node.clone()).is_none() {
+            self.unborn.fetch_add(1, Ordering::Relaxed);
+        }
         self.changed.notify_one();
     }
 
@@ -192,25 +221,29 @@ impl Nursery {
 
 impl Vfs {
     /// How many numbers to ask for with a new entry of `directory`.
-    pub(super) fn wish(&self, directory: InodeId, kind: FileKind, caller: Caller) -> u32 {
-        if !self.cluster.may_have_new_locks() || self.is_squashed(caller) {
-            return 0;
-        }
-        match kind {
-            FileKind::File => self.nursery.wish(directory),
-            FileKind::Directory => FIRST,
-            _ => 0,
-        }
+    pub(super) fn wish(&self, directory: InodeId, kind: FileKind, caller: Caller) -> Wish<'_> {
+        let may = self.cluster.may_have_new_locks() && !self.is_squashed(caller);
+        let (directory, count) = match kind {
+            FileKind::File if may => (Some(directory), self.nursery.wish(directory)),
+            FileKind::Directory if may => (None, FIRST),
+            _ => (None, 0),
+        };
+        Wish { nursery: &self.nursery, directory, count }
     }
 
-    /// What came of a wish for a directory: numbers, if the answer with this stamp gives it to this mount alone.
-    pub(super) fn hear_wish(&self, directory: InodeId, is_new: bool, reservation: Option<Reservation>, stamp: &Stamp) {
+    /// What came of a wish for the directory of a new file: numbers, if the answer with this stamp gives it to this mount alone.
+    pub(super) fn hear_wish(&self, wish: Wish<'_>, reservation: Option<Reservation>, stamp: &Stamp) {
         let telling = self.telling();
-        let granted = reservation.filter(|_| telling.believes() && telling.is_exclusive(stamp, directory));
-        match granted {
-            granted if !is_new => self.nursery.hear(directory, granted),
-            Some(reservation) if telling.still_holds(stamp, directory) => self.nursery.hear_of_new(directory, reservation),
-            _ => {}
+        let is_exclusive = |directory| telling.believes() && telling.is_exclusive(stamp, directory);
+        let granted = reservation.filter(|_| wish.directory.is_some_and(is_exclusive));
+        wish.hear(granted);
+    }
+
+    /// The same for a directory that was just made.
+    pub(super) fn hear_of_new(&self, directory: InodeId, reservation: Option<Reservation>, stamp: &Stamp) {
+        let telling = self.telling();
+        if let Some(reservation) = reservation.filter(|_| telling.is_exclusive(stamp, directory) && telling.still_holds(stamp, directory)) {
+            self.nursery.hear_of_new(directory, reservation);
         }
     }
 
@@ -394,6 +427,17 @@ mod tests {
         nursery.end_all();
         assert_eq!(nursery.take(DIR, now), None);
         assert_eq!(wishes_after(&nursery).0, BEFORE);
+    }
+
+    #[test]
+    fn a_request_that_is_given_up_does_not_keep_others_from_asking() {
+        let nursery = Nursery::default();
+        let wish = |nursery| Wish { nursery, directory: Some(DIR), count: wishes_after(nursery).1 };
+        drop(wish(&nursery));
+        assert_eq!(wishes_after(&nursery).0, 2 * BEFORE);
+        nursery.end(DIR);
+        wish(&nursery).hear(Some(reservation(100, 16)));
+        assert_eq!(nursery.take(DIR, Instant::now()).unwrap().0, InodeId(100));
     }
 
     #[test]
