@@ -150,11 +150,14 @@ impl FileServer {
         let reply = match reply.and_then(Response::into_bytes) {
             Ok(body) => Response { meta: granted, ..Response::raw_json(body) },
             Err(e) => {
-                // A row that was there before may be the live version: only a doubt can be settled by asking.
-                if e.kind().is_transient() || !matches!(indexed, Ok(true)) {
-                    self.doubtful.lock().insert(what.ino);
-                } else if let Err(e) = storage.drop_claims(&[(what, hash)]) {
+                // A row that was there before, or is added once more, may be the live version: a doubt can only be settled by asking.
+                let is_own = !e.kind().is_transient() && matches!(indexed, Ok(true));
+                let undone = if is_own { hold.undo((what, hash)) } else { Ok(false) };
+                if !undone.unwrap_or_else(|e| {
                     log::error!("undoing version {} of inode {}: {e}", what.version, what.ino);
+                    false
+                }) {
+                    self.doubtful.lock().insert(what.ino);
                 }
                 return Err(e);
             }

@@ -38,7 +38,7 @@ const PAGE: usize = 1000;
 /// One version here.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Row {
-    /// When the row was made, in seconds since 1970: reconciling leaves young rows alone.
+    /// When the version was added, for the last time, in seconds since 1970: reconciling leaves young rows alone.
     pub(super) made: u64,
     /// The manifest's stored form, if it is small.
     pub(super) embedded: Option<Vec<u8>>,
@@ -351,7 +351,8 @@ impl Index {
     fn change<T>(&self, durability: Durability, make: impl FnOnce(&dyn View) -> Result<(Changes, T)>) -> Result<T> {
         let _changing = self.changing.lock();
         let (changes, answer) = make(&*self.store.snapshot())?;
-        if !changes.is_empty() {
+        // What was there may wait for the disk, too.
+        if !changes.is_empty() || durability == Durability::Disk {
             self.store.commit(&Batch { changes, ..Batch::default() }, durability)?;
         }
         Ok(answer)
@@ -375,7 +376,7 @@ impl Index {
         page(&*self.store, after, last)
     }
 
-    /// Adds a version, counted since another one where that is still there; false where it was there.
+    /// Adds a version, counted since another one where that is still there; false where it was there: then it is young again.
     pub(super) fn add(
         &self,
         claim: Claim,
@@ -386,8 +387,11 @@ impl Index {
     ) -> Result<bool> {
         let is_new = self.change(durability, |view| {
             let mut pending = Pending::new(view);
-            if pending.row(claim)?.is_some() {
-                return Ok((Changes::new(), false));
+            if let Some(row) = pending.row(claim)? {
+                if row.made < now {
+                    pending.set(claim, row.since, Some(Row { made: now, ..row }));
+                }
+                return pending.finish().map(|(changes, _)| (changes, false));
             }
             let since = match since {
                 Some(since) if pending.row(since.claim)?.is_some() => Some(since),
@@ -407,12 +411,14 @@ impl Index {
     }
 
     /// Removes versions in one batch; returns the blocks that no version names any more. `read` gives what a row keeps, if
-    /// that can be read; rows that are not there are passed over.
-    pub(super) fn remove(&self, claims: &[Claim], read: &dyn Fn(Claim, &Row) -> Option<BlockSet>) -> Result<Vec<BlockHash>> {
+    /// that can be read; rows that are not there, or were added after `latest`, are passed over.
+    pub(super) fn remove(&self, claims: &[Claim], latest: u64, read: &dyn Fn(Claim, &Row) -> Option<BlockSet>) -> Result<Vec<BlockHash>> {
         let (free, gone) = self.change(Durability::Process, |view| {
             let (mut pending, mut gone) = (Pending::new(view), 0);
             for &claim in claims {
-                gone += u64::from(pending.remove(claim, read)?);
+                if pending.row(claim)?.is_some_and(|row| row.made <= latest) {
+                    gone += u64::from(pending.remove(claim, read)?);
+                }
             }
             pending.finish().map(|(changes, free)| (changes, (free, gone)))
         })?;

@@ -26,7 +26,7 @@ fn add(index: &Index, what: VersionOf, m: &Manifest) -> bool {
 }
 
 fn remove(index: &Index, what: VersionOf, m: &Manifest) -> BTreeSet<BlockHash> {
-    index.remove(&[(what, m.hash())], &|_, _| Some(kept_blocks(m, m.hash()))).unwrap().into_iter().collect()
+    index.remove(&[(what, m.hash())], u64::MAX, &|_, _| Some(kept_blocks(m, m.hash()))).unwrap().into_iter().collect()
 }
 
 fn since_of(claim: Claim, m: &Manifest, other: Claim, base: &Manifest) -> Since {
@@ -150,7 +150,7 @@ proptest! {
                 Step::Remove(places) => {
                     let claims: Vec<Claim> = places.iter().filter_map(at).collect();
                     let read = |claim: Claim, _: &Row| (!damaged.contains(&claim.1)).then(|| kept_blocks(&model[&claim], claim.1));
-                    let free = index.remove(&claims, &read).unwrap();
+                    let free = index.remove(&claims, u64::MAX, &read).unwrap();
                     for claim in claims {
                         // What lies between versions that cannot be read stays.
                         if damages && index.has(claim).unwrap() {
@@ -200,7 +200,7 @@ fn a_change_counts_for_what_changed_and_outlives_what_it_is_counted_since() {
         (1, 2, 1)
     );
     let read = |claim: Claim, _: &Row| versions.iter().find(|m| m.hash() == claim.1).map(|m| kept_blocks(m, claim.1));
-    let free = |n: usize| index.remove(&[claim(n)], &read).unwrap().into_iter().collect::<BTreeSet<_>>();
+    let free = |n: usize| index.remove(&[claim(n)], u64::MAX, &read).unwrap().into_iter().collect::<BTreeSet<_>>();
     assert_eq!(free(1), [block(9), claim(1).1].into());
     assert_eq!(index.claims(claim(2).0).unwrap()[0].1.since, Some((Version(1), claim(0).1)));
     assert_eq!(free(0), [block(5), claim(0).1].into());
@@ -226,10 +226,10 @@ fn what_is_counted_since_an_unreadable_version_takes_nothing_from_others() {
     let (index, versions) = with_two_dependents();
     let read = |claim: Claim, _: &Row| versions[1..].iter().find(|v| v.0 == claim).map(|(_, m)| kept_blocks(m, claim.1));
     for claim in [versions[0].0, versions[2].0] {
-        assert!(index.remove(&[claim], &read).unwrap().is_empty(), "the other version has them");
+        assert!(index.remove(&[claim], u64::MAX, &read).unwrap().is_empty(), "the other version has them");
     }
     assert!([0, 1, 2].into_iter().all(|n| index.names(block(n)).unwrap()));
-    assert_eq!(index.remove(&[versions[1].0], &read).unwrap(), [], "what could not be read counts for good");
+    assert_eq!(index.remove(&[versions[1].0], u64::MAX, &read).unwrap(), [], "what could not be read counts for good");
     assert_eq!(index.versions(), 0);
 }
 
@@ -237,10 +237,10 @@ fn what_is_counted_since_an_unreadable_version_takes_nothing_from_others() {
 fn a_version_between_unreadable_ones_stays_until_they_can_be_read() {
     let (index, versions) = with_two_dependents();
     let claim = versions[0].0;
-    assert!(index.remove(&[claim], &|_, _| None).unwrap().is_empty());
+    assert!(index.remove(&[claim], u64::MAX, &|_, _| None).unwrap().is_empty());
     assert_eq!((index.has(claim).unwrap(), index.versions()), (true, 3));
     let read = |claim: Claim, _: &Row| versions.iter().find(|v| v.0 == claim).map(|(_, m)| kept_blocks(m, claim.1));
-    let free = index.remove(&versions.each_ref().map(|v| v.0), &read).unwrap().into_iter().collect::<BTreeSet<_>>();
+    let free = index.remove(&versions.each_ref().map(|v| v.0), u64::MAX, &read).unwrap().into_iter().collect::<BTreeSet<_>>();
     assert_eq!((free, index.versions()), ([0, 1, 2].map(block).into(), 0));
 }
 
@@ -287,7 +287,7 @@ fn what_a_removal_reads_does_not_grow_with_the_versions() {
         }
         let read = |(what, hash): Claim, _: &Row| Some(kept_blocks(&manifests[what.version.0 as usize - 1], hash));
         let before = store.rows.load(Ordering::Relaxed);
-        index.remove(&[claim(0)], &read).unwrap();
+        index.remove(&[claim(0)], u64::MAX, &read).unwrap();
         let rows = store.rows.load(Ordering::Relaxed) - before;
         assert_listed(&*store);
         rows

@@ -56,6 +56,12 @@ impl Pins {
         self.next_hold
     }
 
+    /// True where no other hold is for the same content.
+    pub(super) fn is_alone(&self, hold: u64) -> bool {
+        let own = self.holds.get(&hold).map(|upload| upload.hash);
+        self.holds.values().filter(|upload| own == Some(upload.hash)).count() <= 1
+    }
+
     /// Ends a hold; returns the blocks that no hold and no pin keeps any more.
     pub(super) fn let_go(&mut self, hold: u64) -> Vec<BlockHash> {
         let Some(upload) = self.holds.remove(&hold) else { return Vec::new() };

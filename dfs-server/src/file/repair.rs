@@ -18,10 +18,11 @@ use super::blocks::Found;
 use super::index::Claim;
 use super::storage::{Storage, seconds};
 use super::upload::Upload;
-use super::{FileServer, blocking};
+use super::{FileServer, PUBLISH_TIMEOUT, blocking};
 
-/// Rows younger than this many seconds may belong to a commit under way.
-const YOUNG_S: u64 = 60;
+/// Versions added less than this many seconds ago may belong to a commit under way: it asks the directory for [`PUBLISH_TIMEOUT`] at
+/// the most. Less than what passes until the second reconciliation.
+const YOUNG_S: u64 = PUBLISH_TIMEOUT.as_secs() + 20;
 /// Between two flushes of what no fsync asked for.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 /// Blocks deleted between two looks at other work.
@@ -113,18 +114,20 @@ impl FileServer {
         let mut from = after.map(|what| (what, BlockHash([0xff; 32])));
         loop {
             let rows = self.storage.index.page(from, last)?;
-            let mut gone = Vec::new();
+            let (mut others, mut unknown, young) = (Vec::new(), Vec::new(), seconds().saturating_sub(YOUNG_S));
             for (claim @ (what, hash), row) in &rows {
                 match wanted.get(what) {
                     Some(live) if live == hash => {
                         lost.remove(what);
                     }
-                    Some(_) => gone.push(*claim),
-                    None if row.made + YOUNG_S > seconds() => {}
-                    None => gone.push(*claim),
+                    Some(_) => others.push(*claim),
+                    None if row.made > young => {}
+                    None => unknown.push(*claim),
                 }
             }
-            self.drop_claims(gone).await?;
+            self.drop_older(others, u64::MAX).await?;
+            // Not what a commit has added once more since it was looked at, and published after the directory had answered.
+            self.drop_older(unknown, young).await?;
             match rows.last() {
                 Some((claim, _)) => from = Some(*claim),
                 None => break,
@@ -139,11 +142,11 @@ impl FileServer {
         Ok(())
     }
 
-    /// Drops rows in small commits, so that others get their turn.
-    pub(super) async fn drop_claims(&self, claims: Vec<Claim>) -> Result<()> {
+    /// Drops rows that were not added after `latest`, in small commits, so that others get their turn.
+    async fn drop_older(&self, claims: Vec<Claim>, latest: u64) -> Result<()> {
         for batch in claims.chunks(DROP_BATCH) {
             let (storage, batch) = (self.storage.clone(), batch.to_vec());
-            blocking(move || storage.drop_claims(&batch)).await?;
+            blocking(move || storage.drop_older(&batch, latest)).await?;
         }
         Ok(())
     }
@@ -154,7 +157,7 @@ impl FileServer {
         for &what in versions {
             claims.extend(self.storage.index.claims(what)?.into_iter().map(|(hash, _)| (what, hash)));
         }
-        self.drop_claims(claims).await
+        self.drop_older(claims, u64::MAX).await
     }
 
     /// Makes a version one of this server's: its manifest from here or elsewhere, then the blocks that are missing.

@@ -72,6 +72,17 @@ impl Hold {
         }
     }
 
+    /// Drops the version that this is about, which was refused; false where it is on its way in once more, and may be accepted.
+    pub(super) fn undo(&self, claim: Claim) -> Result<bool> {
+        // While this is held nobody begins to add it.
+        let pins = self.storage.pins.lock();
+        let alone = self.number.is_some_and(|own| pins.is_alone(own));
+        if alone {
+            self.storage.drop_claims(&[claim])?;
+        }
+        Ok(alone)
+    }
+
     /// Keeps the blocks for as long as the process lives.
     pub(super) fn keep(mut self) {
         self.number = None;
@@ -308,7 +319,12 @@ impl Storage {
 
     /// Drops versions; their blocks are collected later, where nothing else needs them.
     pub(super) fn drop_claims(&self, claims: &[Claim]) -> Result<()> {
-        let free = self.index.remove(claims, &|(_, hash), row| {
+        self.drop_older(claims, u64::MAX)
+    }
+
+    /// The same, but for those that were added after `latest`, in seconds since 1970.
+    pub(super) fn drop_older(&self, claims: &[Claim], latest: u64) -> Result<()> {
+        let free = self.index.remove(claims, latest, &|(_, hash), row| {
             let manifest = self.manifest(hash, row.embedded.as_deref()).ok().flatten();
             manifest.map(|manifest| kept_blocks(&manifest, hash))
         })?;

@@ -184,6 +184,35 @@ fn what_is_settled_is_not_made_again() {
 }
 
 #[test]
+fn what_is_added_once_more_is_young_again() {
+    let b = Bench::new(None);
+    let ab = upload("ab");
+    let claim = (what(1), ab.hash);
+    b.storage.put_upload(&ab).unwrap();
+    assert!(b.storage.index.add(claim, (&ab.manifest, &ab.encoded), None, 1, Durability::Process).unwrap());
+    // Between a look at the rows and the removal of what is old the client has tried again.
+    assert!(!b.storage.add(what(1), &ab, Durability::Process).unwrap());
+    b.storage.drop_older(&[claim], 1).unwrap();
+    assert_eq!((b.storage.index.has(claim).unwrap(), b.collect()), (true, 2));
+    b.storage.drop_older(&[claim], seconds()).unwrap();
+    assert_eq!((b.storage.index.has(claim).unwrap(), b.collect()), (false, 0));
+}
+
+#[test]
+fn what_is_refused_stays_while_the_same_is_on_its_way_in_once_more() {
+    let b = Bench::new(None);
+    let ab = upload("ab");
+    let claim = (what(1), ab.hash);
+    commit(&b.storage, what(1), &ab);
+    let (refused, again) = (b.storage.hold(&ab), b.storage.hold(&ab));
+    assert!(!refused.undo(claim).unwrap() && b.storage.index.has(claim).unwrap());
+    drop(again);
+    assert!(refused.undo(claim).unwrap() && !b.storage.index.has(claim).unwrap());
+    drop(refused);
+    assert_eq!(b.collect(), 0);
+}
+
+#[test]
 fn a_full_server_says_so_and_keeps_what_it_has() {
     let b = Bench::new(Some(3 << 16));
     let (ab, cd) = (upload("ab"), upload("cd"));
