@@ -1,10 +1,11 @@
 //! The directory service's clock as a client knows it, so that times of all clients
 //! compare, whatever their own clocks say.
 //!
-//! It is the client's monotonic clock with an offset, which answers correct that say the
-//! service's time. So it does not matter when somebody sets the client's clock. Here it
-//! never runs backwards: where it turns out to be ahead, it goes at half its speed until
-//! it is right.
+//! It is the client's monotonic clock with an offset, which answers that say the service's
+//! time narrow down. So it does not matter when somebody sets the client's clock. Of what is
+//! possible the earliest time is shown: it is behind the service's by an answer's way at the most, never ahead of it, and never
+//! behind what an answer has said. Here it never runs backwards: where the service's clock was set back, it goes at
+//! half its speed until it is right.
 
 use std::time::{Duration, Instant};
 
@@ -40,6 +41,11 @@ impl Clock {
         self.estimate.lock().hear(service.0, nanos(sent), nanos(received));
     }
 
+    /// An answer that has just come shows that the service's clock stood at `service` or later.
+    pub fn reached(&self, service: Timestamp) {
+        self.estimate.lock().reached(service.0, nanos(self.start.elapsed()));
+    }
+
     /// The time now.
     pub fn now(&self) -> Timestamp {
         Timestamp(self.estimate.lock().at(nanos(self.start.elapsed())))
@@ -53,10 +59,8 @@ fn nanos(duration: Duration) -> i64 {
 /// What is known of the service's clock; all in nanoseconds, by the client's clock since it started.
 #[derive(Clone, Copy, Debug, Default)]
 struct Estimate {
-    /// What has to be added to the client's.
-    offset: i64,
-    /// How far it may be from the truth, as of `heard`; `None`: nothing was heard yet.
-    error: Option<i64>,
+    /// What has to be added to the client's, as of `heard`: at least, at most. `None`: nothing was heard yet.
+    offset: Option<(i64, i64)>,
     heard: i64,
     /// The time that was shown at `slow_from`, from where on it goes at half its speed as long as it is ahead.
     shown: i64,
@@ -64,22 +68,39 @@ struct Estimate {
 }
 
 impl Estimate {
+    /// The offset as it is known at `elapsed`.
+    fn offset_at(&self, elapsed: i64) -> Option<(i64, i64)> {
+        let drift = (elapsed - self.heard) / DRIFT;
+        self.offset.map(|(least, most)| (least - drift, most + drift))
+    }
+
     fn hear(&mut self, service: i64, sent: i64, received: i64) {
-        let (offset, error) = (service - (sent + received) / 2, (received - sent) / 2);
-        if let Some(known) = self.error {
-            let known = known + (received - self.heard) / DRIFT;
-            let is_possible = (offset - self.offset).abs() <= known + error;
-            // The quicker answer says more; but where both cannot be true, somebody has set a clock, or the machine slept.
-            if is_possible && error > known {
-                return;
+        let (mut least, mut most) = (service - received, service - sent);
+        if let Some(known) = self.offset_at(received) {
+            // Where both cannot be true, somebody has set a clock, or the machine slept: the latest counts.
+            if known.0 <= most && least <= known.1 {
+                (least, most) = (least.max(known.0), most.min(known.1));
             }
         }
-        (self.shown, self.slow_from) = if self.error.is_some() { (self.at(received), received) } else { (i64::MIN / 2, received) };
-        (self.offset, self.error, self.heard) = (offset, Some(error), received);
+        self.set((least, most), received);
+    }
+
+    fn reached(&mut self, service: i64, received: i64) {
+        if let Some((least, most)) = self.offset_at(received)
+            && least < service - received
+        {
+            self.set((service - received, most.max(service - received)), received);
+        }
+    }
+
+    fn set(&mut self, offset: (i64, i64), at: i64) {
+        (self.shown, self.slow_from) = if self.offset.is_some() { (self.at(at), at) } else { (i64::MIN / 2, at) };
+        (self.offset, self.heard) = (Some(offset), at);
     }
 
     fn at(&self, elapsed: i64) -> i64 {
-        (elapsed + self.offset).max(self.shown.saturating_add((elapsed - self.slow_from) / 2))
+        let least = self.offset_at(elapsed).map_or(0, |offset| offset.0);
+        (elapsed + least).max(self.shown.saturating_add((elapsed - self.slow_from) / 2))
     }
 }
 
@@ -91,14 +112,20 @@ mod tests {
     const HOUR: i64 = 3_600_000 * MS;
 
     #[test]
-    fn half_a_round_trip_is_taken_off_and_the_quickest_answer_wins() {
+    fn it_is_behind_by_an_answers_way_at_the_most_and_never_ahead() {
         let mut clock = Estimate::default();
-        clock.hear(HOUR, 0, 10 * MS);
-        assert_eq!(clock.at(10 * MS), HOUR + 5 * MS);
+        // The service's clock stands at an hour when this one starts.
+        clock.hear(HOUR + 9 * MS, 0, 10 * MS);
+        assert_eq!(clock.at(10 * MS), HOUR + 9 * MS);
         clock.hear(HOUR + 101 * MS, 100 * MS, 102 * MS);
-        assert_eq!(clock.at(102 * MS), HOUR + 102 * MS);
+        assert_eq!(clock.at(102 * MS), HOUR + 101 * MS);
         clock.hear(HOUR + 210 * MS, 200 * MS, 250 * MS);
-        assert_eq!(clock.at(250 * MS), HOUR + 250 * MS, "a slow answer that may be true says nothing");
+        let behind = HOUR + 250 * MS - clock.at(250 * MS);
+        assert!((0..=2 * MS).contains(&behind), "a slow answer that may be true says nothing");
+        clock.reached(HOUR + 260 * MS, 260 * MS);
+        assert_eq!(clock.at(260 * MS), HOUR + 260 * MS);
+        clock.reached(HOUR + 200 * MS, 300 * MS);
+        assert!(clock.at(300 * MS) > HOUR + 299 * MS, "what is long known says nothing");
     }
 
     #[test]
@@ -106,7 +133,7 @@ mod tests {
         let mut clock = Estimate::default();
         clock.hear(0, 0, 2 * MS);
         clock.hear(HOUR + 30 * MS, HOUR, HOUR + 40 * MS);
-        assert_eq!(clock.at(HOUR + 40 * MS), HOUR + 50 * MS);
+        assert_eq!(clock.at(HOUR + 40 * MS), HOUR + 30 * MS);
     }
 
     #[test]
@@ -121,7 +148,8 @@ mod tests {
             assert!(now >= last, "at {ms} ms");
             last = now;
         }
-        assert_eq!(clock.at(3000 * MS), HOUR + 2500 * MS);
+        let right = HOUR + 2499 * MS;
+        assert!((right - MS..=right).contains(&clock.at(3000 * MS)), "{}", clock.at(3000 * MS) - right);
         clock.hear(9 * HOUR, 3000 * MS, 3000 * MS);
         assert_eq!(clock.at(3000 * MS), 9 * HOUR, "what is behind is right at once");
     }

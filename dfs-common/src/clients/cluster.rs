@@ -128,6 +128,11 @@ impl Cluster {
         self.clock.now()
     }
 
+    /// An answer that has just come shows that the directory service's clock stood at `service` or later.
+    pub fn reached(&self, service: Timestamp) {
+        self.clock.reached(service);
+    }
+
     /// The session's id.
     pub fn id(&self) -> SessionId {
         self.session.read().session

@@ -65,6 +65,10 @@ impl Vfs {
         let (made, stamp) = self.mutate(&make).await;
         let mut made = made?;
         let mut reserved = made.reserved.take();
+        if reserved.is_some() {
+            // What is made under these numbers was made later.
+            self.cluster.reached(made.entry.attributes.ctime);
+        }
         if made.entry.layout.fresh == Some(self.cluster.id()) {
             self.keep_fresh(made.entry.attributes.ino);
         }
