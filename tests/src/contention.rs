@@ -12,7 +12,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::{Rng, sys};
+use crate::{Ending, Rng, sys};
 
 /// One attempt to add a line, with times since the start.
 #[derive(Clone, Debug)]
@@ -73,8 +73,8 @@ impl Contention {
             for (client, root) in clients.iter().enumerate() {
                 scope.spawn(move || self.client(client, root, files, Rng::new(seed + client as u64)));
             }
+            let _ending = Ending(&self.stop);
             faults(self);
-            self.stop.store(true, Ordering::Relaxed);
         });
     }
 

@@ -35,4 +35,4 @@ pub use cluster::{Cluster, Role};
 pub use mount::Mount;
 pub use proxy::Proxy;
 pub use rng::Rng;
-pub use wait::{eventually, within};
+pub use wait::{Ending, eventually, within};

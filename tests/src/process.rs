@@ -2,8 +2,10 @@
 
 use std::ffi::OsString;
 use std::fs::File;
+use std::io;
+use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
@@ -77,13 +79,14 @@ pub struct Daemon {
     log: PathBuf,
     environment: Vec<(String, String)>,
     descriptors: Option<u32>,
-    child: Option<Child>,
+    /// Of a child that was not waited for.
+    pid: Option<i32>,
 }
 
 impl Daemon {
     /// Not started yet. Its output is appended to `DIR/NAME.log`.
     pub fn new(name: &str, program: PathBuf, args: Vec<OsString>, dir: &Path) -> Self {
-        Self { name: name.to_owned(), program, args, log: dir.join(format!("{name}.log")), environment: Vec::new(), descriptors: None, child: None }
+        Self { name: name.to_owned(), program, args, log: dir.join(format!("{name}.log")), environment: Vec::new(), descriptors: None, pid: None }
     }
 
     /// With these variables, from the next start on.
@@ -98,50 +101,45 @@ impl Daemon {
 
     /// Starts it.
     pub fn start(&mut self) {
-        assert!(self.child.is_none(), "{} runs already", self.name);
-        let log = File::options().create(true).append(true).open(&self.log).expect("log file");
-        let child = with_descriptors(&self.program, self.descriptors.map(|n| (n, n)))
-            .args(&self.args)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("log file"))
-            .stderr(log)
-            .env("RUST_BACKTRACE", "1")
-            .envs(self.environment.iter().cloned())
-            .spawn()
-            .unwrap_or_else(|e| panic!("{}: {e}", self.program.display()));
-        self.child = Some(child);
+        assert!(self.pid.is_none(), "{} runs already", self.name);
+        let mut command = with_descriptors(&self.program, self.descriptors.map(|n| (n, n)));
+        command.args(&self.args).stdin(Stdio::null()).env("RUST_BACKTRACE", "1").envs(self.environment.iter().cloned());
+        let log = self.log.clone();
+        let started = sys::apart(move || {
+            let log = File::options().create(true).append(true).open(log)?;
+            let child = command.stdout(log.try_clone()?).stderr(log).spawn()?;
+            // It may have a descriptor, whose number is another file's elsewhere.
+            Ok::<_, io::Error>(ManuallyDrop::new(child).id() as i32)
+        });
+        self.pid = Some(started.unwrap_or_else(|e| panic!("{}: {e}", self.program.display())));
     }
 
     /// Its pid.
     pub fn pid(&self) -> i32 {
-        self.child.as_ref().unwrap_or_else(|| panic!("{} does not run", self.name)).id() as i32
+        self.pid.unwrap_or_else(|| panic!("{} does not run", self.name))
     }
 
     /// False once it has ended by itself.
-    pub fn alive(&mut self) -> bool {
-        self.child.as_mut().is_some_and(|c| matches!(c.try_wait(), Ok(None)))
+    pub fn alive(&self) -> bool {
+        self.pid.is_some_and(|pid| !sys::has_ended(pid))
     }
 
     /// kill -9, and waits for its end.
     pub fn kill(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            child.kill().ok();
-            child.wait().ok();
+        if let Some(pid) = self.pid.take() {
+            sys::signal(pid, libc::SIGKILL);
+            sys::wait(pid);
         }
     }
 
     /// SIGTERM; its exit status, or a panic when it is still there after 20 s.
     pub fn terminate(&mut self) -> ExitStatus {
-        sys::signal(self.pid(), libc::SIGTERM);
-        let mut status = None;
-        let child = self.child.as_mut().expect("it runs");
-        let ended = within(Duration::from_secs(20), || {
-            status = child.try_wait().expect("wait for a child");
-            status.is_some()
-        });
+        let pid = self.pid();
+        sys::signal(pid, libc::SIGTERM);
+        let ended = within(Duration::from_secs(20), || sys::has_ended(pid));
         assert!(ended, "{} does not end on SIGTERM\n{}", self.name, self.log_tail(30));
-        self.child = None;
-        status.expect("ended")
+        self.pid = None;
+        sys::wait(pid)
     }
 
     /// Sends a signal.

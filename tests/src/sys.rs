@@ -7,7 +7,11 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
+use std::process::ExitStatus;
+use std::sync::LazyLock;
+use std::sync::mpsc::{Sender, channel};
 
 /// A modification or access time to leave alone, for [`set_times`].
 pub const OMIT: (i64, i64) = (0, libc::UTIME_OMIT);
@@ -42,6 +46,56 @@ pub fn as_user<T: Send>(uid: u32, gid: u32, groups: &[u32], work: impl FnOnce() 
         work()
     };
     std::thread::scope(|scope| scope.spawn(thread).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+}
+
+/// Whether a child, which nobody has waited for, has ended.
+pub fn has_ended(pid: i32) -> bool {
+    // SAFETY: only numbers, of which zeroes are valid.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: a pid and a place for the answer that lives until the call returns. It stays to be waited for.
+    check(i64::from(unsafe { libc::waitid(libc::P_PID, pid as u32, &raw mut info, libc::WEXITED | libc::WNOHANG | libc::WNOWAIT) }))
+        .expect("it is a child");
+    // SAFETY: the kernel has written what waitid(2) writes, or nothing.
+    unsafe { info.si_pid() == pid }
+}
+
+/// Waits for a child's end.
+pub fn wait(pid: i32) -> ExitStatus {
+    let mut status = 0;
+    loop {
+        // SAFETY: a pid and a place for the status that lives until the call returns.
+        match check(i64::from(unsafe { libc::waitpid(pid, &raw mut status, 0) })) {
+            Ok(_) => return ExitStatus::from_raw(status),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => panic!("waiting for process {pid}: {e}"),
+        }
+    }
+}
+
+/// Runs `work` in a thread that has none of this process's open files; numbers of files mean nothing elsewhere that are opened there.
+///
+/// A program that is started elsewhere inherits all of them, and its exec(2) closes them again: on a mount that is a flush, which waits
+/// for the services. Where the program is the service that is away, they would wait for each other.
+pub fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    type Job = Box<dyn FnOnce() + Send>;
+    /// A thread's new threads share its files. This one is there before the first mount: to take its copies of their files away would flush.
+    static MOTHER: LazyLock<Sender<Job>> = LazyLock::new(|| {
+        const FIRST: libc::c_uint = 3;
+        let (jobs, todo) = channel::<Job>();
+        let (ready, is_ready) = channel();
+        std::thread::spawn(move || {
+            // SAFETY: takes numbers only. The thread gets a table of its own, which lacks what this closes; nothing is closed for the others.
+            let closed = check(unsafe { libc::syscall(libc::SYS_close_range, FIRST, libc::c_uint::MAX, libc::CLOSE_RANGE_UNSHARE) });
+            ready.send(closed).expect("somebody waits");
+            todo.into_iter().for_each(|job| job());
+        });
+        is_ready.recv().expect("the thread begins").expect("close_range");
+        jobs
+    });
+    let (begin, begun) = channel();
+    let job = move || begin.send(std::thread::spawn(work)).expect("somebody waits");
+    MOTHER.send(Box::new(job)).expect("the thread never ends");
+    begun.recv().expect("a thread begins").join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// close(2) with its error, which dropping a [`File`] hides.

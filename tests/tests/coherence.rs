@@ -11,7 +11,7 @@ use dfs_common::api::directory::{GetAttributes, Sessions, Status};
 use dfs_common::ids::{InodeId, SessionId};
 use dfs_tests::tree::{assert_same, listing};
 use dfs_tests::wait::eventually;
-use dfs_tests::{Cluster, Mount, Role, sys};
+use dfs_tests::{Cluster, Ending, Mount, Role, sys};
 
 /// A cluster with `N` mounts.
 fn mounts<const N: usize>() -> (Cluster, [Mount; N]) {
@@ -101,6 +101,7 @@ fn readers_beside_a_busy_writer_never_see_a_torn_file() {
     let (done, count) = (AtomicBool::new(false), AtomicU32::new(0));
     let (mut written, start) = (0, Instant::now());
     std::thread::scope(|scope| {
+        let ending = Ending(&done);
         let reads = scope.spawn(|| {
             let (mut reads, mut last) = (0, 0);
             while !done.load(Ordering::Relaxed) {
@@ -118,7 +119,7 @@ fn readers_beside_a_busy_writer_never_see_a_torn_file() {
             written += 1;
             put(&writer.at("f"), &version(written));
         }
-        done.store(true, Ordering::Relaxed);
+        drop(ending);
         reads.join().unwrap();
     });
     let reads = count.into_inner();

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use dfs_common::api::file::COMMIT;
-use dfs_tests::{Cluster, Mount, Rng, Role, eventually, sys, within};
+use dfs_tests::{Cluster, Ending, Mount, Rng, Role, eventually, sys, within};
 
 /// Adds a line to a log, as `echo … >> log` does. An open that is stale has done nothing, and the kernel repeats it once only: so it is
 /// repeated here.
@@ -33,6 +33,7 @@ fn a_log_written_through_outages_has_every_record_once() {
     let mounts: Vec<Mount> = (0..2).map(|_| cluster.mount_with(&format!("timeout={TIMEOUT}"))).collect();
     let (stop, written) = (AtomicBool::new(false), [AtomicU64::new(0), AtomicU64::new(0)]);
     let longest: Vec<Duration> = std::thread::scope(|scope| {
+        let ending = Ending(&stop);
         let writers: Vec<_> = mounts
             .iter()
             .zip(&written)
@@ -65,7 +66,7 @@ fn a_log_written_through_outages_has_every_record_once() {
         }
         let before = written[0].load(Ordering::Relaxed);
         within(Duration::from_secs(TIMEOUT), || written[0].load(Ordering::Relaxed) > before + 10 || writers.iter().any(|w| w.is_finished()));
-        stop.store(true, Ordering::Relaxed);
+        drop(ending);
         writers.into_iter().map(|w| w.join().unwrap()).collect()
     });
     println!("{written:?} records, the longest call took {longest:?}");

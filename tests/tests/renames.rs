@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use dfs_tests::{Cluster, Mount, Rng, Role, sys};
+use dfs_tests::{Cluster, Ending, Mount, Rng, Role, sys};
 
 const DIRECTORIES: u64 = 24;
 
@@ -164,11 +164,12 @@ fn a_rename_is_whole_or_not_at_all_when_the_directory_service_dies() {
     for round in 0..8 {
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
+            let ending = Ending(&stop);
             let worker = scope.spawn(|| rename_on(mount.path(), &mut done, &stop));
             std::thread::sleep(Duration::from_micros(5_000 + rng.below(40_000)));
             cluster.kill(Role::Directory);
             cluster.restart(Role::Directory);
-            stop.store(true, Ordering::Relaxed);
+            drop(ending);
             worker.join().unwrap().unwrap_or_else(|e| panic!("round {round}: {e}\n{}", mount.log()));
         });
         let acknowledged = (done.exchanges, done.replacements, done.moves);
