@@ -1,13 +1,11 @@
 //! Running programs in tests: bounded in time, with their output in the message when they fail.
 
 use std::fs::File;
-use std::io::{Read, Seek};
-use std::os::unix::process::ExitStatusExt;
+use std::io::Read;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use crate::sys;
 use crate::wait::within;
 
 /// The longest that a script may run.
@@ -30,29 +28,25 @@ pub fn attempt(dir: &Path, script: &str) -> Output {
     output(&mut command)
 }
 
-/// Runs `command`, which gets no open files of this process, to its end; panics where that takes more than five minutes.
+/// Runs `command` to its end; panics where that takes more than five minutes.
 pub fn output(command: &mut Command) -> Output {
-    let shown = format!("{command:?}");
-    // It is used up: what it would keep are numbers of files elsewhere.
-    let mut command = std::mem::replace(command, Command::new("false"));
-    let (status, text) = sys::apart(move || {
-        let mut capture = tempfile::tempfile().expect("temporary file");
-        let clone = |f: &File| Stdio::from(f.try_clone().expect("descriptor"));
-        let mut child = command.stdin(Stdio::null()).stdout(clone(&capture)).stderr(clone(&capture)).spawn().expect("program starts");
-        let mut status = None;
-        let ended = within(LIMIT, || {
-            status = child.try_wait().expect("wait for a child");
-            status.is_some()
-        });
-        if !ended {
-            child.kill().ok();
-        }
-        let mut text = Vec::new();
-        capture.rewind().expect("rewind");
-        capture.read_to_end(&mut text).expect("output");
-        (status, String::from_utf8_lossy(&text).into_owned())
+    use std::os::unix::process::ExitStatusExt;
+    let mut capture = tempfile::tempfile().expect("temporary file");
+    let clone = |f: &File| Stdio::from(f.try_clone().expect("descriptor"));
+    let mut child = command.stdin(Stdio::null()).stdout(clone(&capture)).stderr(clone(&capture)).spawn().expect("program starts");
+    let mut status = None;
+    let ended = within(LIMIT, || {
+        status = child.try_wait().expect("wait for a child");
+        status.is_some()
     });
-    let Some(status) = status else { panic!("{shown} still runs after {} s\n{text}", LIMIT.as_secs()) };
+    if !ended {
+        child.kill().ok();
+    }
+    let mut text = Vec::new();
+    std::io::Seek::rewind(&mut capture).expect("rewind");
+    capture.read_to_end(&mut text).expect("output");
+    let text = String::from_utf8_lossy(&text).into_owned();
+    let Some(status) = status else { panic!("{command:?} still runs after {} s\n{text}", LIMIT.as_secs()) };
     Output { code: status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)), text }
 }
 
