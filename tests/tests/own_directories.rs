@@ -173,6 +173,30 @@ fn names_change_while_the_file_is_open() {
 }
 
 #[test]
+fn names_are_changed_by_others_while_the_file_is_open() {
+    for change in ["rename", "remove", "replace"] {
+        let cluster = Cluster::small();
+        let (one, two) = (cluster.mount(), cluster.mount());
+        own(&cluster, &one);
+        let file = begin(&one.at("d/f"));
+        // The first mount has to tell of it now, and keeps the name.
+        assert_eq!(names(&two.at("d")), ["f", "first"]);
+        let expected: &[&str] = match change {
+            "rename" => fs::rename(two.at("d/f"), two.at("d/g")).map(|()| &["first", "g"][..]),
+            "remove" => fs::remove_file(two.at("d/f")).map(|()| &["first"][..]),
+            _ => fs::rename(two.at("d/first"), two.at("d/f")).map(|()| &["f"][..]),
+        }
+        .unwrap();
+        let inode = |mount: &Mount| fs::symlink_metadata(mount.at("d/f")).map(|of| of.ino()).map_err(|e| e.kind());
+        assert_eq!(inode(&one), inode(&two), "{change}");
+        for mount in [&one, &two] {
+            assert_eq!(names(&mount.at("d")), expected, "{change}");
+        }
+        sys::close(file).unwrap();
+    }
+}
+
+#[test]
 fn what_new_files_get_from_their_directory_is_as_it_was_set_last() {
     let cluster = Cluster::small();
     let (one, two) = (cluster.mount(), cluster.mount());

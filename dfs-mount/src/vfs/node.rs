@@ -8,6 +8,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
+use dfs_common::Error;
 use dfs_common::attributes::{Attributes, Entry, FileKind};
 use dfs_common::ids::{InodeId, ROOT, Version};
 use dfs_common::name::Name;
@@ -84,6 +85,8 @@ pub(crate) struct State {
     pub(crate) held_back: Option<HeldBack>,
     /// Made here, and not told of yet.
     pub(crate) unborn: Option<Arc<Unborn>>,
+    /// Its name is somebody else's: what the service said when it was told.
+    pub(crate) birth_refused: Option<Error>,
     /// A newer version has a node of its own.
     pub(crate) superseded: bool,
     /// No name leads here any more.
@@ -215,6 +218,7 @@ impl Node {
             backing: None,
             held_back: None,
             unborn: None,
+            birth_refused: None,
             superseded: false,
             removed: entry.attributes.nlink == 0,
             entry,

@@ -219,6 +219,12 @@ impl Nursery {
     }
 }
 
+/// What is to be told of `node`. `Conflict` where that was refused: somebody else may have heard it, and whoever wrote the content has not.
+fn unborn(node: &Node) -> Result<Option<Arc<Unborn>>> {
+    let state = node.state.lock();
+    state.birth_refused.clone().map_or_else(|| Ok(state.unborn.clone()), Err)
+}
+
 impl Vfs {
     /// How many numbers to ask for with a new entry of `directory`.
     pub(super) fn wish(&self, directory: InodeId, kind: FileKind, caller: Caller) -> Wish<'_> {
@@ -330,14 +336,15 @@ impl Vfs {
 
     /// Tells of `node`, if the service does not know it. `Conflict` where its name is somebody else's by now.
     pub(super) async fn give_birth(&self, node: &Node) -> Result<()> {
-        let Some(unborn) = node.state.lock().unborn.clone() else { return Ok(()) };
+        let Some(unborn) = unborn(node)? else { return Ok(()) };
         let (made, stamp) = Box::pin(scope(unborn.behalf.as_ref(), self.mutate(&unborn.make))).await;
         match made {
             Ok(made) => {
                 if let Some(directory) = self.nodes.current(unborn.make.parent) {
                     let place = Place { directory, name: unborn.make.name.clone() };
                     let mut telling = self.telling();
-                    telling.changed_entry(&place, Some(node.ino), false, &stamp);
+                    // The name leads where it led: what the kernel keeps under it is still to be cleared when that changes.
+                    telling.told_of(&place, false, &stamp);
                     telling.hear_attributes(&place.directory, made.directory, &stamp);
                 }
                 self.changed(node, made.entry, &stamp);
@@ -346,9 +353,13 @@ impl Vfs {
             }
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::Exists | ErrorKind::Invalid) => {
                 // This client was cut off, and others went on.
-                self.is_born(node, &unborn);
                 let kind = if e.kind() == ErrorKind::NotFound { ErrorKind::NotFound } else { ErrorKind::Conflict };
-                Err(Error::new(kind, e.message().to_owned()))
+                let refused = Error::new(kind, e.message().to_owned());
+                if kind == ErrorKind::Conflict {
+                    node.state.lock().birth_refused = Some(refused.clone());
+                }
+                self.is_born(node, &unborn);
+                Err(refused)
             }
             Err(e) => Err(e),
         }
@@ -356,7 +367,7 @@ impl Vfs {
 
     /// How the commit under way is to make the file: not where it is on behalf of somebody else, who would become its owner.
     pub(super) async fn born_with(&self, node: &Node) -> Result<Option<Arc<Unborn>>> {
-        let Some(unborn) = node.state.lock().unborn.clone() else { return Ok(None) };
+        let Some(unborn) = unborn(node)? else { return Ok(None) };
         if behalf::current().as_ref().map(Behalf::uid) == unborn.behalf.as_ref().map(Behalf::uid) {
             return Ok(Some(unborn));
         }
