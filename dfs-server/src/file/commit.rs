@@ -151,12 +151,13 @@ impl FileServer {
             Ok(body) => Response { meta: granted, ..Response::raw_json(body) },
             Err(e) => {
                 // A row that was there before, or is added once more, may be the live version: a doubt can only be settled by asking.
-                let is_own = !e.kind().is_transient() && matches!(indexed, Ok(true));
-                let undone = if is_own { hold.undo((what, hash)) } else { Ok(false) };
-                if !undone.unwrap_or_else(|e| {
-                    log::error!("undoing version {} of inode {}: {e}", what.version, what.ino);
-                    false
-                }) {
+                let is_undone = !e.kind().is_transient()
+                    && matches!(indexed, Ok(true))
+                    && hold.undo((what, hash)).unwrap_or_else(|e| {
+                        log::error!("undoing version {} of inode {}: {e}", what.version, what.ino);
+                        false
+                    });
+                if !is_undone {
                     self.doubtful.lock().insert(what.ino);
                 }
                 return Err(e);
