@@ -233,6 +233,27 @@ fn a_file_replaced_by_rename_elsewhere_is_the_new_one_at_the_next_open() {
     assert_eq!(bytes, b"old content");
 }
 
+/// The kernel forgets the inode of an old version, whose name leads to a newer one that is still in use.
+#[test]
+fn a_name_is_replaced_elsewhere_after_an_old_version_was_forgotten() {
+    let (_cluster, [a, b]) = mounts();
+    put(&a.at("f"), b"first");
+    put(&a.at("g"), b"other");
+    let mut old = File::open(b.at("f")).unwrap();
+    put(&a.at("f"), b"second");
+    let new = File::open(b.at("f")).unwrap();
+    let mut text = String::new();
+    old.read_to_string(&mut text).unwrap();
+    assert_eq!((text.as_str(), fs::read(b.at("f")).unwrap().as_slice()), ("first", &b"second"[..]));
+    drop(old);
+    // What is unused goes; the name, and the node that it leads to, are in use.
+    fs::write("/proc/sys/vm/drop_caches", "2").expect("as root");
+    fs::rename(a.at("g"), a.at("f")).unwrap();
+    assert_eq!(fs::read(b.at("f")).unwrap(), b"other", "the name still leads to the file that was there");
+    assert_eq!(fs::metadata(b.at("f")).unwrap().len(), 5);
+    drop(new);
+}
+
 #[test]
 fn mapped_stores_arrive_on_the_other_mount() {
     let (_cluster, [a, b]) = mounts();

@@ -402,41 +402,30 @@ impl Nodes {
 
     /// The kernel dropped `count` references.
     pub(crate) fn forget(&self, id: u64, count: u64) {
-        let places = {
-            let mut tables = self.tables.lock();
-            let Some(node) = tables.by_id.get(&id).cloned() else { return };
-            {
-                let mut state = node.state.lock();
-                state.lookups = state.lookups.saturating_sub(count);
-            }
-            tables.drop_if_unused(&node)
-        };
-        self.forget_places(places);
-    }
-
-    fn forget_places(&self, places: Vec<(InodeId, (InodeId, Name))>) {
-        for (ino, (directory, name)) in places {
-            if let Some(directory) = self.current(directory) {
-                directory.state.lock().entries.forgotten(&name, ino);
-            }
+        let mut tables = self.tables.lock();
+        let Some(node) = tables.by_id.get(&id).cloned() else { return };
+        {
+            let mut state = node.state.lock();
+            state.lookups = state.lookups.saturating_sub(count);
         }
+        tables.drop_if_unused(&node);
     }
 
     /// A handle was closed: the node goes if the kernel has forgotten it before.
     pub(crate) fn closed(&self, node: &Arc<Node>) {
-        let places = self.tables.lock().drop_if_unused(node);
-        self.forget_places(places);
+        self.tables.lock().drop_if_unused(node);
     }
 }
 
 impl Tables {
-    /// Returns the names that led to it, if it goes.
-    fn drop_if_unused(&mut self, node: &Arc<Node>) -> Vec<(InodeId, (InodeId, Name))> {
-        let mut state = node.state.lock();
-        if state.lookups > 0 || state.opens > 0 || state.writers > 0 || state.arriving > 0 {
-            return Vec::new();
-        }
-        let places = std::mem::take(&mut state.places).into_iter().map(|place| (node.ino, place)).collect();
+    fn drop_if_unused(&mut self, node: &Arc<Node>) {
+        let places = {
+            let mut state = node.state.lock();
+            if state.lookups > 0 || state.opens > 0 || state.writers > 0 || state.arriving > 0 {
+                return;
+            }
+            std::mem::take(&mut state.places)
+        };
         self.by_id.remove(&node.id);
         if self.order.len() > 2 * self.by_id.len() + NODES_MAX {
             let by_id = &self.by_id;
@@ -451,7 +440,15 @@ impl Tables {
                 self.superseded.remove(&node.ino);
             }
         }
-        places
+        // Names that lead to the node of another version the kernel still keeps; and with the table held nobody is told of a new one.
+        if !self.current.contains_key(&node.ino) {
+            for (directory, name) in places {
+                let directory = self.current.get(&directory).and_then(|id| self.by_id.get(id));
+                if let Some(directory) = directory {
+                    directory.state.lock().entries.forgotten(&name, node.ino);
+                }
+            }
+        }
     }
 }
 
