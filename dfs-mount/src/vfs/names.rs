@@ -138,7 +138,8 @@ impl Vfs {
         let moved = renamed.entry.attributes.ino;
         let other = renamed.replaced.as_ref().map(|r| r.attributes.ino);
         if other == Some(moved) {
-            // Two names of one inode: both stay.
+            // Two names of one inode: both stay. A kernel that had them as two nodes moves what it keeps all the same.
+            self.forget_all().await;
             return Ok(());
         }
         let exchanged = other.filter(|_| mode == RenameMode::Exchange);
@@ -150,15 +151,16 @@ impl Vfs {
             telling.hear_attributes(&to.directory, renamed.new_directory, &stamp);
             to_leased && (from_leased || exchanged.is_none())
         };
-        if !leased {
-            // The kernel moves what it keeps along with the name, to where it must not keep it.
-            self.forget_all().await;
-        }
         self.name_moved(renamed.entry, &from, &to, &stamp);
         match renamed.replaced {
             Some(replaced) if exchanged.is_some() => self.name_moved(replaced, &to, &from, &stamp),
             Some(replaced) => self.name_gone(&to, replaced, &stamp),
             None => {}
+        }
+        let is_uncovered = |ino| self.nodes.all_of(ino).iter().any(|node| node.is_open_unleased());
+        if !leased || is_uncovered(moved) || exchanged.is_some_and(is_uncovered) {
+            // The kernel moves what it keeps along with the name, to where it must not keep it.
+            self.forget_all().await;
         }
         Ok(())
     }
