@@ -89,7 +89,7 @@ pub struct Keep {
 pub(crate) struct Clear {
     pub(crate) attributes: Vec<Arc<Node>>,
     pub(crate) listings: Vec<u64>,
-    pub(crate) entries: Vec<Place>,
+    pub(crate) entries: Clearing,
     /// Directories of which everything is to be told.
     pub(crate) births: Vec<InodeId>,
 }
@@ -102,6 +102,30 @@ impl Drop for Changing {
     fn drop(&mut self) {
         for Place { directory, name } in &self.0 {
             directory.state.lock().entries.end_change(name);
+        }
+    }
+}
+
+/// Names that the kernel is made to forget. Until that is over, whatever else makes them old waits for it by clearing them, too.
+#[derive(Debug, Default)]
+pub(crate) struct Clearing(Vec<Place>);
+
+impl Clearing {
+    /// While no event is taken in, for a name that the kernel may keep.
+    pub(crate) fn add(&mut self, place: Place) {
+        place.directory.state.lock().entries.begin_clear(place.name.clone());
+        self.0.push(place);
+    }
+
+    pub(crate) fn places(&self) -> &[Place] {
+        &self.0
+    }
+}
+
+impl Drop for Clearing {
+    fn drop(&mut self) {
+        for Place { directory, name } in &self.0 {
+            directory.state.lock().entries.end_clear(name);
         }
     }
 }
@@ -441,9 +465,13 @@ impl Telling<'_> {
     }
 
     /// The names by which the kernel may come to `node` and that it keeps; from here on it is not to.
-    fn uncover(&self, node: &Node) -> impl Iterator<Item = Place> + '_ {
-        let is_kept = |place: &Place| place.directory.state.lock().entries.uncover(&place.name, self.now);
-        self.places(node).into_iter().filter(is_kept)
+    fn uncover(&self, node: &Node, clearing: &mut Clearing) {
+        for place in self.places(node) {
+            let is_kept = place.directory.state.lock().entries.uncover(&place.name, self.now);
+            if is_kept {
+                clearing.add(place);
+            }
+        }
     }
 
     /// The names by which the kernel may come to `node`, whether it keeps them or not.
@@ -454,8 +482,12 @@ impl Telling<'_> {
     }
 
     /// The names that must not lead to `node`, because it is open and nobody will tell of a newer version.
-    pub(crate) fn unleased_places(&self, node: &Node) -> Vec<Place> {
-        if node.is_open_unleased() { self.uncover(node).collect() } else { Vec::new() }
+    pub(crate) fn unleased_places(&self, node: &Node) -> Clearing {
+        let mut clearing = Clearing::default();
+        if node.is_open_unleased() {
+            self.uncover(node, &mut clearing);
+        }
+        clearing
     }
 
     /// Nobody was told what an event, or the end of a lease, concerns.
@@ -481,9 +513,9 @@ impl Telling<'_> {
                 None => is_overtaken = (state.opens > 0 || is_opening) && state.writers == 0,
             }
             drop(state);
-            clear.entries.extend(names.into_iter().map(|name| Place { directory: node.clone(), name }));
+            names.into_iter().for_each(|name| clear.entries.add(Place { directory: node.clone(), name }));
             if is_overtaken {
-                clear.entries.extend(self.uncover(&node));
+                self.uncover(&node, &mut clear.entries);
             }
             clear.attributes.push(node);
         }

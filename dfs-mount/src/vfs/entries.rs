@@ -12,12 +12,22 @@ const ABSENT_MAX: usize = 4096;
 /// A directory whose entries are all known is kept so up to this many.
 const COMPLETE_MAX: usize = 10_000;
 
+/// The kernel counts from when it takes in the answer, in its own ticks, which is later than when it was given.
+const LATER: Duration = Duration::from_secs(1);
+
 #[derive(Clone, Copy, Debug)]
 struct Known {
     /// Where the name leads; `None`: it is absent.
     leads_to: Option<InodeId>,
     /// The kernel keeps it until then at the longest.
     kept_until: Option<Instant>,
+}
+
+impl Known {
+    /// Whether the kernel may still keep it.
+    fn is_kept(&self, now: Instant) -> bool {
+        self.kept_until.is_some_and(|until| until + LATER > now)
+    }
 }
 
 /// What is known of a directory's entries.
@@ -33,6 +43,8 @@ pub(crate) struct Entries {
     absent: usize,
     /// Names that this mount is changing: the kernel may keep an entry that it was told of under another one.
     changing: Vec<Name>,
+    /// Names that the kernel is being made to forget, and how often: until that is over it may keep them.
+    clearing: HashMap<Name, u32>,
     /// Until then the kernel keeps nothing, because clearing it had to wait.
     contended_until: Option<Instant>,
 }
@@ -85,7 +97,7 @@ impl Entries {
             return false;
         }
         if leads_to.is_none() && self.absent >= ABSENT_MAX {
-            self.known.retain(|_, k| k.leads_to.is_some() || k.kept_until.is_some_and(|until| until > now));
+            self.known.retain(|_, k| k.leads_to.is_some() || k.is_kept(now));
             self.absent = self.known.values().filter(|k| k.leads_to.is_none()).count();
             if self.absent >= ABSENT_MAX {
                 return false;
@@ -123,21 +135,25 @@ impl Entries {
     pub(crate) fn changes(&mut self, name: &Name, now: Instant) -> bool {
         self.listing_kept = false;
         self.complete = false;
-        let kept = self.take(name).is_some_and(|k| k.kept_until.is_some_and(|until| until > now));
-        kept || self.changing.contains(name)
+        let kept = self.take(name).is_some_and(|k| k.is_kept(now));
+        kept || self.changing.contains(name) || self.clearing.contains_key(name)
     }
 
     /// The kernel shall no longer keep `name`, which stays known. True where it may have it.
     pub(crate) fn uncover(&mut self, name: &Name, now: Instant) -> bool {
-        let kept = self.known.get_mut(name).and_then(|known| known.kept_until.take());
-        kept.is_some_and(|until| until > now)
+        let kept = self.known.get_mut(name).is_some_and(|known| {
+            let was_kept = known.is_kept(now);
+            known.kept_until = None;
+            was_kept
+        });
+        kept || self.clearing.contains_key(name)
     }
 
     /// The lease is over. Returns the names that the kernel may keep.
     pub(crate) fn over(&mut self, now: Instant) -> Vec<Name> {
         let known = std::mem::take(&mut self.known).into_iter();
-        let kept = known.filter(|(_, k)| k.kept_until.is_some_and(|until| until > now)).map(|(name, _)| name);
-        let kept = kept.chain(self.changing.iter().cloned()).collect();
+        let kept = known.filter(|(_, k)| k.is_kept(now)).map(|(name, _)| name);
+        let kept = kept.chain(self.changing.iter().cloned()).chain(self.clearing.keys().cloned()).collect();
         (self.leased, self.complete, self.listing_kept, self.absent) = (false, false, false, 0);
         kept
     }
@@ -150,6 +166,20 @@ impl Entries {
     pub(crate) fn end_change(&mut self, name: &Name) {
         if let Some(at) = self.changing.iter().position(|n| n == name) {
             self.changing.swap_remove(at);
+        }
+    }
+
+    /// The kernel begins, or ends, being made to forget `name`.
+    pub(crate) fn begin_clear(&mut self, name: Name) {
+        *self.clearing.entry(name).or_default() += 1;
+    }
+
+    pub(crate) fn end_clear(&mut self, name: &Name) {
+        if let Some(count) = self.clearing.get_mut(name) {
+            *count -= 1;
+            if *count == 0 {
+                self.clearing.remove(name);
+            }
         }
     }
 
@@ -180,7 +210,9 @@ mod tests {
         assert!(!entries.changes(&name("b"), now) && !entries.changes(&name("c"), now));
         assert!(entries.changes(&name("a"), now) && entries.get(&name("a")).is_none());
         entries.learn(&name("a"), Some(InodeId(2)), now, KEPT);
-        assert!(!entries.changes(&name("a"), now + KEPT), "the kernel has given it up by then");
+        assert!(entries.changes(&name("a"), now + KEPT), "the kernel's time begins later");
+        entries.learn(&name("a"), Some(InodeId(2)), now, KEPT);
+        assert!(!entries.changes(&name("a"), now + KEPT + LATER), "the kernel has given it up by then");
     }
 
     #[test]
@@ -193,6 +225,23 @@ mod tests {
         assert_eq!(entries.get(&name("x")), Some(None));
         entries.changes(&name("y"), now);
         assert_eq!((entries.get(&name("y")), entries.get(&name("x"))), (None, None));
+    }
+
+    #[test]
+    fn a_name_may_be_kept_until_clearing_it_is_over() {
+        let (mut entries, now) = (Entries::default(), Instant::now());
+        entries.lease();
+        entries.learn(&name("a"), Some(InodeId(4)), now, KEPT);
+        for _ in 0..2 {
+            assert!(entries.uncover(&name("a"), now));
+            entries.begin_clear(name("a"));
+        }
+        assert_eq!(entries.get(&name("a")), Some(Some(InodeId(4))));
+        entries.end_clear(&name("a"));
+        assert!(entries.changes(&name("a"), now), "an event must not be acknowledged before the kernel has forgotten it");
+        assert_eq!(entries.over(now), [name("a")]);
+        entries.end_clear(&name("a"));
+        assert!(!entries.changes(&name("a"), now) && !entries.uncover(&name("a"), now));
     }
 
     #[test]

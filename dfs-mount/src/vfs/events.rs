@@ -18,7 +18,7 @@ use dfs_common::{Error, ErrorKind, Result};
 use tokio::time::{sleep, timeout};
 
 use super::Vfs;
-use super::coherence::{Clear, Place};
+use super::coherence::{Clear, Clearing};
 use super::node::Node;
 
 /// First pause after a failure; doubles up to [`MAX_PAUSE`].
@@ -155,7 +155,10 @@ impl Vfs {
             match kernel.forget_attributes(node.id) {
                 // The kernel has just forgotten it, or was told of it a moment ago and has not taken that in. It does that
                 // under the lock of the directory, where clearing the name waits for it.
-                Err(e) if e.kind() == io::ErrorKind::NotFound => entries.extend(self.telling().places(&node)),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                    let telling = self.telling();
+                    telling.places(&node).into_iter().for_each(|place| entries.add(place));
+                }
                 result => report(result),
             }
         }
@@ -168,22 +171,22 @@ impl Vfs {
         self.clear_entries(places).await;
     }
 
-    async fn clear_entries(&self, places: Vec<Place>) {
+    async fn clear_entries(&self, clearing: Clearing) {
+        let places = clearing.places();
         let Some(kernel) = self.kernel.get().cloned().filter(|_| !places.is_empty()) else { return };
-        let directories: Vec<_> = places.iter().map(|place| place.directory.clone()).collect();
-        let names: Vec<_> = places.into_iter().map(|place| (place.directory.id, place.name)).collect();
+        let names: Vec<_> = places.iter().map(|place| (place.directory.id, place.name.clone())).collect();
         let thread_kernel = kernel.clone();
-        let mut clearing = tokio::task::spawn_blocking(move || {
+        let mut thread = tokio::task::spawn_blocking(move || {
             for (directory, name) in names {
                 report(thread_kernel.forget_entry(directory, name.as_bytes()));
             }
         });
-        if timeout(CLEAR_LIMIT, &mut clearing).await.is_ok() {
+        if timeout(CLEAR_LIMIT, &mut thread).await.is_ok() {
             return;
         }
         log::debug!("operations in flight hold up an event: everything is looked up again");
         let until = Instant::now() + CONTENDED;
-        directories.iter().for_each(|directory| directory.state.lock().entries.contend(until));
+        places.iter().for_each(|place| place.directory.state.lock().entries.contend(until));
         self.forget_all().await;
     }
 
