@@ -145,6 +145,21 @@ fn a_path_call_may_act_after_its_name_is_gone() {
 }
 
 #[test]
+fn a_stat_may_show_what_is_written_to_a_file_after_its_name_is_gone() {
+    let first = write(0, (0, 10), A, 1);
+    let [open, mut close] = append(2, (20, 30), A, 1);
+    (close.start, close.end) = (40, 45);
+    let rest = [open, op(0, (31, 35), Call::Unlink { name: A }, done()), close];
+    for bytes in [100, 200] {
+        good(&[&first, &[stat(1, (11, 12), A, 0o644, 1, 100)], &rest, &[stat(1, (22, 60), A, 0o644, 0, bytes)]]);
+        good(&[&first, &rest, &[stat(1, (22, 60), A, 0o644, 0, bytes)]]);
+    }
+    bad(&[&first, &rest], &stat(1, (22, 60), A, 0o644, 1, 200));
+    bad(&[&first, &rest], &stat(1, (22, 60), A, 0o644, 0, 300));
+    bad(&[&first, &rest], &stat(1, (36, 60), A, 0o644, 0, 200));
+}
+
+#[test]
 fn links_share_everything() {
     let first = write(0, (0, 10), A, 1);
     let link = op(1, (11, 20), Call::Link { from: A, to: H }, done());

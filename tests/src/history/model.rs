@@ -102,16 +102,19 @@ impl Config {
     pub fn end(&mut self, id: Id) {
         self.active.retain(|a| a.id != id);
         let Self { names, inodes, active, handles } = self;
-        let named = |inode: &Id| names.contains(inode);
+        let resolved = |a: &Active| if let Progress::Resolved(inode) = a.progress { Some(inode) } else { None };
+        // A reader that is under way may still show what becomes of it.
+        let read: Vec<Id> = active.iter().filter(|a| a.reads).filter_map(resolved).collect();
+        let shows = |inode: &Id| names.contains(inode) || read.contains(inode);
         for active in active.iter_mut().filter(|a| !a.reads) {
             if let Progress::Resolved(inode) = &mut active.progress
-                && !named(inode)
+                && !shows(inode)
             {
                 *inode = GONE;
             }
         }
-        handles.iter_mut().filter(|h| !named(&h.1)).for_each(|h| h.1 = GONE);
-        inodes.retain(|i| named(&i.id) || active.iter().any(|a| a.progress == Progress::Resolved(i.id)));
+        handles.iter_mut().filter(|h| !shows(&h.1)).for_each(|h| h.1 = GONE);
+        inodes.retain(|i| shows(&i.id));
     }
 
     fn progress(&self, id: Id) -> Option<Progress> {
