@@ -146,6 +146,13 @@ impl Manifest {
         Self::new(block_bits, size, blocks)
     }
 
+    /// How long the stored form is that `bytes` begin with; `Corrupt` where they are too few.
+    pub fn stored_len(bytes: &[u8]) -> Result<usize> {
+        let count = bytes.get(16..HEADER).ok_or_else(|| corrupt("too short"))?;
+        let len = HEADER + u32::from_le_bytes(count.try_into().expect("4 bytes")) as usize * ROW;
+        if len <= bytes.len() { Ok(len) } else { Err(corrupt("length does not match its count")) }
+    }
+
     /// What differs from `base`, as [`Manifest::from_delta`] reads it; both have blocks of one size.
     pub fn encode_delta(&self, base: &Self) -> Vec<u8> {
         assert_eq!(self.block_bits, base.block_bits, "blocks of different sizes have nothing in common");
@@ -273,7 +280,13 @@ mod tests {
     proptest! {
         #[test]
         fn a_manifest_survives_storage(manifest in any_manifest()) {
-            prop_assert_eq!(Manifest::decode(&manifest.encode()).unwrap(), manifest);
+            let mut stored = manifest.encode();
+            prop_assert_eq!(Manifest::stored_len(&stored).unwrap(), stored.len());
+            prop_assert!(Manifest::stored_len(&stored[..stored.len() - 1]).is_err());
+            prop_assert_eq!(Manifest::decode(&stored).unwrap(), manifest);
+            let len = stored.len();
+            stored.extend(b"content");
+            prop_assert_eq!(Manifest::stored_len(&stored).unwrap(), len);
         }
 
         #[test]

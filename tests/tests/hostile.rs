@@ -398,6 +398,13 @@ fn file_resources_check_hashes_ranges_and_metadata() {
     ] {
         refused(&send("GET", &data, &format!("range: {range}\r\n"), b""), range);
     }
+    let manifest = data.replace("/data", "/manifest");
+    for start in ["", "0", "2", "1,2", "a", "-1"] {
+        refused(&send("GET", &format!("{manifest}?start={start}"), "", b""), start);
+    }
+    let stored = send("GET", &manifest, "", b"").body;
+    let begun = send("GET", &format!("{manifest}?start=1"), "", b"").body;
+    assert!(begun.starts_with(&stored) && begun[stored.len()..].iter().all(|&byte| byte == b'f') && begun.len() > stored.len());
     let max = u64::MAX;
     for path in ["x/1", "1/x", "-1/1", "0/0", &format!("{max}/{max}"), &format!("{ino}/{max}"), "99999999999999999999/1", &format!("{ino}/0")] {
         for what in ["data", "manifest", "nothing", ""] {

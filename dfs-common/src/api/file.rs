@@ -7,7 +7,7 @@
 //! | `PUT /v1/file/blocks/HASH?replicas=2,3` | one block | [`super::Done`] |
 //! | `POST /v1/file/blocks/HASH?replicas=2,3` | the same as a [`crate::patch::Patch`] | [`super::Done`] |
 //! | `GET /v1/file/blocks/HASH` | | one block (between servers) |
-//! | `GET /v1/file/versions/INO/VERSION/manifest` | | the manifest's stored form |
+//! | `GET /v1/file/versions/INO/VERSION/manifest`, optional `?start=1` | | the manifest's stored form; with `start` followed by the first block |
 //! | `GET /v1/file/versions/INO/VERSION/data`, optional `Range` | | content, holes as zeros; 206 for a range |
 //! | `POST /v1/file/missing` | [`Missing`] | [`MissingBlocks`] |
 //! | `POST /v1/file/status` | [`Status`] | [`FileStatus`] |

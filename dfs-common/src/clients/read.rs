@@ -30,6 +30,22 @@ impl Cluster {
         Manifest::decode(&bytes)
     }
 
+    /// The manifest and, in the same round trip, the content of the first block, verified; `None` where that is a hole or the server does not send it.
+    pub async fn beginning(&self, entry: &Entry) -> Result<(Manifest, Option<Bytes>)> {
+        let Some(hash) = entry.layout.manifest else { return Ok((Manifest::empty(self.block_bits()), None)) };
+        let mut found = None;
+        let verify = |bytes: &[u8]| {
+            let (stored, start) = bytes.split_at(Manifest::stored_len(bytes)?);
+            let manifest = Manifest::decode(stored)?;
+            let is_right = BlockHash::of(stored) == hash && (start.is_empty() || manifest.get(0) == Some(BlockHash::of(start)));
+            found = Some((manifest, stored.len()));
+            if is_right { Ok(()) } else { Err(Error::new(ErrorKind::Corrupt, "manifest or first block do not match their hashes")) }
+        };
+        let bytes = self.read_any(entry, &self.version_request(entry, "manifest?start=1"), verify).await?;
+        let (manifest, stored_len) = found.expect("what was verified was read");
+        Ok((manifest, (bytes.len() > stored_len).then(|| bytes.slice(stored_len..))))
+    }
+
     /// Manifest and content of a small version (at most one block) in one round trip; `None` where it is larger.
     pub async fn small(&self, entry: &Entry) -> Result<Option<(Manifest, Bytes)>> {
         let (Some(hash), size) = (entry.layout.manifest, entry.attributes.size) else {

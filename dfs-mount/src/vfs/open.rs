@@ -6,7 +6,6 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use dfs_common::attributes::{Entry, FileKind};
-use dfs_common::block::Manifest;
 use dfs_common::ids::InodeId;
 use dfs_common::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
@@ -347,8 +346,16 @@ impl Vfs {
             }
             return Ok(content);
         }
-        let manifest: Manifest = self.cluster.manifest(entry).await?;
-        self.shelf.create(ino, version, BlockMap::new(&manifest, false), intent.write)
+        // A reader begins at the beginning, as a rule.
+        let (manifest, start) = match intent.write {
+            true => (self.cluster.manifest(entry).await?, None),
+            false => self.cluster.beginning(entry).await?,
+        };
+        let content = self.shelf.create(ino, version, BlockMap::new(&manifest, false), intent.write)?;
+        if let Some(start) = start {
+            content.fetched(0, &start)?;
+        }
+        Ok(content)
     }
 
     /// The last descriptor of `handle` was closed: publishes what is left and lets go of lock and cache file.

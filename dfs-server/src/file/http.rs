@@ -40,7 +40,14 @@ impl FileServer {
             let (what, part) = version_path(rest)?;
             self.admit_reader(&request, what.ino).await?;
             return match (request.method, part) {
-                (Method::Get, Part::Manifest) => self.manifest_bytes(what).await.map(|bytes| Response::bytes(200, bytes)),
+                (Method::Get, Part::Manifest) => {
+                    let with_start = match request.query_value("start") {
+                        None => false,
+                        Some("1") => true,
+                        Some(other) => return Err(Error::new(ErrorKind::Invalid, format!("start={other}: expected start=1"))),
+                    };
+                    self.manifest_bytes(what, with_start).await.map(|bytes| Response::bytes(200, bytes))
+                }
                 (Method::Get, Part::Data) => self.data(what, request.range.as_deref()).await,
                 _ => Err(wrong_method(&path, "GET")),
             };

@@ -85,9 +85,18 @@ impl FileServer {
         }
     }
 
-    /// The stored form of a version's manifest.
-    pub(super) async fn manifest_bytes(&self, what: VersionOf) -> Result<Vec<u8>> {
-        Ok(self.version(what).await?.encode())
+    /// The stored form of a version's manifest, with the content of its first block behind it if that is asked for and can be had.
+    pub(super) async fn manifest_bytes(&self, what: VersionOf, with_start: bool) -> Result<Vec<u8>> {
+        let manifest = self.version(what).await?;
+        let mut bytes = manifest.encode();
+        if with_start && manifest.get(0).is_some() {
+            let len = manifest.block_len(0);
+            // Who goes on to read it is told what is wrong with it.
+            if let Ok(start) = self.content(what, manifest, 0, len).await {
+                bytes.extend_from_slice(&start);
+            }
+        }
+        Ok(bytes)
     }
 
     /// A version's content, or the part of it that `range` names.

@@ -213,6 +213,8 @@ async fn every_holder_has_what_was_written() {
         }
         let manifest = bench.client.manifest(&entry).await.unwrap();
         assert_eq!(manifest.size(), len as u64);
+        let first = content(len.min(65_536), n as u8);
+        assert_eq!(bench.client.beginning(&entry).await.unwrap(), (manifest, (len > 0).then(|| first.into())));
     }
 }
 
@@ -331,6 +333,9 @@ async fn damage_without_another_copy_is_an_error_and_never_wrong_bytes() {
     std::fs::write(storage.files.path(manifest.blocks()[1].1), content(65_536, 0)).unwrap();
     let problem = bench.read_from(entry.layout.holders[0], &entry).await.unwrap_err();
     assert_eq!(problem.kind(), ErrorKind::Corrupt);
+    assert!(bench.client.beginning(&entry).await.unwrap().1.is_some());
+    damage(storage, manifest.blocks()[0].1);
+    assert_eq!(bench.client.beginning(&entry).await.unwrap(), (manifest, None));
 }
 
 #[tokio::test]
