@@ -156,11 +156,27 @@ impl Manifest {
     /// What differs from `base`, as [`Manifest::from_delta`] reads it; both have blocks of one size.
     pub fn encode_delta(&self, base: &Self) -> Vec<u8> {
         assert_eq!(self.block_bits, base.block_bits, "blocks of different sizes have nothing in common");
-        let changed = self.blocks.iter().filter(|(index, hash)| base.get(*index) != Some(*hash)).copied();
-        let gone = base.blocks.iter().filter(|(index, _)| self.block_len(*index) > 0 && self.get(*index).is_none());
-        let mut rows: Vec<_> = changed.chain(gone.map(|(index, _)| (*index, HOLE))).collect();
-        rows.sort_unstable_by_key(|row| row.0);
+        let mut rows = Vec::new();
+        let mut old = base.blocks.iter().peekable();
+        for row in &self.blocks {
+            while let Some(gone) = old.next_if(|old| old.0 < row.0) {
+                rows.push((gone.0, HOLE));
+            }
+            if old.next_if(|old| old.0 == row.0) != Some(row) {
+                rows.push(*row);
+            }
+        }
+        rows.extend(old.filter(|gone| self.block_len(gone.0) > 0).map(|gone| (gone.0, HOLE)));
         encode(DELTA_MAGIC, self.block_bits, self.size, &rows)
+    }
+
+    /// The blocks of data that `base` has not in the same place, in order.
+    pub fn unlike<'a>(&'a self, base: &'a Self) -> impl Iterator<Item = &'a (u32, BlockHash)> {
+        let mut old = base.blocks.iter().peekable();
+        self.blocks.iter().filter(move |row| {
+            while old.next_if(|old| old.0 < row.0).is_some() {}
+            old.next_if(|old| old.0 == row.0) != Some(row)
+        })
     }
 
     /// `base` with the changes in `bytes`; `Corrupt` for bytes that are no delta of it.

@@ -20,6 +20,9 @@ const PARALLEL_PUTS: usize = 4;
 /// Before servers that failed are tried again.
 const PAUSE: std::time::Duration = std::time::Duration::from_millis(200);
 
+/// So many blocks are looked for one by one in those of the version before.
+const FEW: usize = 8;
+
 /// A manifest of fewer blocks than this travels whole.
 const MIN_DELTA_BLOCKS: usize = 64;
 
@@ -320,8 +323,20 @@ fn encode_manifest(manifest: &Manifest, base: Option<&Manifest>) -> (Vec<u8>, Op
 
 /// The blocks of `manifest` that `base` lacks, each hash once.
 fn fresh_blocks(manifest: &Manifest, base: Option<&Manifest>) -> Vec<(u32, BlockHash)> {
-    let mut known: BlockSet = base.map(|b| b.blocks().iter().map(|b| b.1).collect()).unwrap_or_default();
-    manifest.blocks().iter().filter(|block| known.insert(block.1)).copied().collect()
+    let Some(base) = base else {
+        let mut known = BlockSet::default();
+        return manifest.blocks().iter().filter(|block| known.insert(block.1)).copied().collect();
+    };
+    let mut fresh: Vec<(u32, BlockHash)> = manifest.unlike(base).copied().collect();
+    let mut known = BlockSet::default();
+    if fresh.len() > FEW {
+        known.extend(base.blocks().iter().map(|block| block.1));
+    } else {
+        // A set of a large file's blocks costs more than to look through them.
+        fresh.retain(|block| base.blocks().iter().all(|old| old.1 != block.1));
+    }
+    fresh.retain(|block| known.insert(block.1));
+    fresh
 }
 
 #[cfg(test)]
@@ -335,6 +350,13 @@ mod tests {
         let new = Manifest::new(16, 4 << 16, vec![(0, a), (1, b), (3, b)]).unwrap();
         assert_eq!(fresh_blocks(&new, Some(&base)), [(1, b)]);
         assert_eq!(fresh_blocks(&new, None), [(0, a), (1, b)]);
+        let many = |seed: u8| (0..20).map(move |n| (n, BlockHash::of(&[seed, n as u8 % 15]))).collect();
+        let (base, moved) = (Manifest::new(16, 20 << 16, many(1)).unwrap(), Manifest::new(16, 20 << 16, many(2)).unwrap());
+        assert_eq!(fresh_blocks(&moved, Some(&base)), moved.blocks()[..15]);
+        let shifted = Manifest::new(16, 21 << 16, base.blocks().iter().map(|block| (block.0 + 1, block.1)).collect()).unwrap();
+        assert_eq!(fresh_blocks(&shifted, Some(&base)), []);
+        let swapped = Manifest::new(16, 2 << 16, vec![(0, base.blocks()[1].1), (1, base.blocks()[0].1)]).unwrap();
+        assert_eq!(fresh_blocks(&swapped, Some(&base)), []);
     }
 
     #[test]
