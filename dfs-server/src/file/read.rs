@@ -25,6 +25,8 @@ const MAX_CACHED_BLOCKS: usize = 400_000;
 const MAX_CACHED: usize = 4096;
 /// Up to this many bytes are read on the runtime's thread.
 const INLINE_BYTES: usize = 64 << 10;
+/// A longer manifest comes without the first block: the longest ones are nearly all that one answer may have.
+const START_BEHIND: usize = 8 << 20;
 /// How long a large read waits for memory.
 const MEMORY_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -85,18 +87,21 @@ impl FileServer {
         }
     }
 
-    /// The stored form of a version's manifest, with the content of its first block behind it if that is asked for and can be had.
-    pub(super) async fn manifest_bytes(&self, what: VersionOf, with_start: bool) -> Result<Vec<u8>> {
+    /// The stored form of a version's manifest, with the content of its first block behind it if that is asked for and is at hand.
+    pub(super) async fn manifest_bytes(&self, what: VersionOf, with_start: bool) -> Result<Bytes> {
         let manifest = self.version(what).await?;
-        let mut bytes = manifest.encode();
-        if with_start && manifest.get(0).is_some() {
-            let len = manifest.block_len(0);
-            // Who goes on to read it is told what is wrong with it.
-            if let Ok(start) = self.content(what, manifest, 0, len).await {
-                bytes.extend_from_slice(&start);
-            }
+        let mut content = manifest.encode();
+        let start = manifest.get(0).filter(|_| with_start && content.len() <= START_BEHIND);
+        let permits = manifest.block_len(0).div_ceil(1024) as u32;
+        let Some((hash, memory)) = start.zip(self.read_memory.clone().try_acquire_many_owned(permits).ok()) else {
+            return Ok(content.into());
+        };
+        let storage = self.storage.clone();
+        // What is wrong with it is found, and made up for, when it is read by itself.
+        if let Ok(Found::Block(block)) = blocking(move || storage.files.read(hash)).await {
+            content.extend_from_slice(&block);
         }
-        Ok(bytes)
+        Ok(Bytes::from_owner(Answer { content, _memory: memory }))
     }
 
     /// A version's content, or the part of it that `range` names.
