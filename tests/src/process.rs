@@ -40,14 +40,20 @@ pub fn checkout() -> PathBuf {
 /// A port on 127.0.0.1 that nobody listens on, below the range that outgoing connections use,
 /// so that it is still free when a killed daemon wants it back.
 pub fn free_port() -> u16 {
+    free_ports(1)
+}
+
+/// The first of `count` such ports in a row, none of which this process gives out again before it has given out all others.
+pub fn free_ports(count: u16) -> u16 {
     const FIRST: u16 = 22_000;
     const COUNT: u16 = 9_000;
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let start = (std::process::id() % 90) as u16 * 100;
     for _ in 0..COUNT {
-        let port = FIRST + (start + NEXT.fetch_add(1, Ordering::Relaxed)) % COUNT;
-        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
+        let at = start.wrapping_add(NEXT.fetch_add(count, Ordering::Relaxed)) % COUNT;
+        let is_free = |port| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
+        if at + count <= COUNT && (FIRST + at..FIRST + at + count).all(is_free) {
+            return FIRST + at;
         }
     }
     panic!("no free port");

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use dfs_tests::mount::{is_mounted, running};
-use dfs_tests::process::{binaries, binary, checkout, find, free_port};
+use dfs_tests::process::{binaries, binary, checkout, find, free_port, free_ports};
 use dfs_tests::shell::{Output, attempt, output, run};
 use dfs_tests::{Cluster, eventually, sys, within};
 
@@ -29,8 +29,8 @@ fn a_demo_cluster_with_two_mounts_comes_up_beside_another_and_goes_down() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     let bin = binaries().to_str().unwrap().to_owned();
-    // Bases far apart: each cluster takes a few ports above its own.
-    let (first_port, second_port) = (free_port().to_string(), (free_port() + 500).to_string());
+    // Each cluster takes a few ports above its own.
+    let (first_port, second_port) = (free_ports(20).to_string(), free_ports(20).to_string());
     let up =
         |data: &str, port: &str, more: &[&str]| script("up", &[&["--data", data, "--port", port, "--no-build", "--binaries", &bin], more].concat());
     let (one, two) = (Demo(dir.path().join("one")), Demo(dir.path().join("two")));
