@@ -26,7 +26,7 @@ struct Known {
 impl Known {
     /// Whether the kernel may still keep it.
     fn is_kept(&self, now: Instant) -> bool {
-        self.kept_until.is_some_and(|until| until + LATER > now)
+        self.kept_until.is_some_and(|until| until > now)
     }
 }
 
@@ -105,7 +105,7 @@ impl Entries {
         }
         let before = self.take(name);
         // What the kernel was told before lasts if it is the longer one.
-        let kept_until = (!kept.is_zero()).then(|| now + kept).max(before.and_then(|k| k.kept_until));
+        let kept_until = (!kept.is_zero()).then(|| now + kept + LATER).max(before.and_then(|k| k.kept_until));
         self.absent += usize::from(leads_to.is_none());
         self.known.insert(name.clone(), Known { leads_to, kept_until });
         self.complete &= self.known.len() <= COMPLETE_MAX;

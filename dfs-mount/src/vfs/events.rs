@@ -175,10 +175,9 @@ impl Vfs {
         let places = clearing.places();
         let Some(kernel) = self.kernel.get().cloned().filter(|_| !places.is_empty()) else { return };
         let names: Vec<_> = places.iter().map(|place| (place.directory.id, place.name.clone())).collect();
-        let thread_kernel = kernel.clone();
         let mut thread = tokio::task::spawn_blocking(move || {
             for (directory, name) in names {
-                report(thread_kernel.forget_entry(directory, name.as_bytes()));
+                report(kernel.forget_entry(directory, name.as_bytes()));
             }
         });
         if timeout(CLEAR_LIMIT, &mut thread).await.is_ok() {
