@@ -34,6 +34,8 @@ const DELTA_MAGIC: &[u8; 4] = b"DFSD";
 /// In the place of a hash: a block that is a hole now.
 const HOLE: BlockHash = BlockHash([0; 32]);
 const FORMAT: u8 = 1;
+/// So many blocks are looked for one by one among those of a manifest.
+pub const FEW: usize = 8;
 const HEADER: usize = 20;
 const ROW: usize = 36;
 
@@ -156,27 +158,25 @@ impl Manifest {
     /// What differs from `base`, as [`Manifest::from_delta`] reads it; both have blocks of one size.
     pub fn encode_delta(&self, base: &Self) -> Vec<u8> {
         assert_eq!(self.block_bits, base.block_bits, "blocks of different sizes have nothing in common");
-        let mut rows = Vec::new();
-        let mut old = base.blocks.iter().peekable();
-        for row in &self.blocks {
-            while let Some(gone) = old.next_if(|old| old.0 < row.0) {
-                rows.push((gone.0, HOLE));
-            }
-            if old.next_if(|old| old.0 == row.0) != Some(row) {
-                rows.push(*row);
-            }
-        }
-        rows.extend(old.filter(|gone| self.block_len(gone.0) > 0).map(|gone| (gone.0, HOLE)));
+        let gone = base.unlike(self).filter(|(index, _)| self.block_len(*index) > 0 && self.get(*index).is_none());
+        let mut rows: Vec<Row> = self.unlike(base).copied().chain(gone.map(|(index, _)| (*index, HOLE))).collect();
+        rows.sort_unstable_by_key(|row| row.0);
         encode(DELTA_MAGIC, self.block_bits, self.size, &rows)
     }
 
-    /// The blocks of data that `base` has not in the same place, in order.
+    /// The blocks of data that `base` has not in the same place and of the same length, in order.
     pub fn unlike<'a>(&'a self, base: &'a Self) -> impl Iterator<Item = &'a (u32, BlockHash)> {
         let mut old = base.blocks.iter().peekable();
         self.blocks.iter().filter(move |row| {
             while old.next_if(|old| old.0 < row.0).is_some() {}
-            old.next_if(|old| old.0 == row.0) != Some(row)
+            old.next_if(|old| old.0 == row.0) != Some(row) || base.block_len(row.0) != self.block_len(row.0)
         })
+    }
+
+    /// Tells whether a block is named here, wherever. For more than [`FEW`] `questions` it makes a set of all, for a few that is not worth it.
+    pub fn names(&self, questions: usize) -> impl Fn(&BlockHash) -> bool + '_ {
+        let all: Option<BlockSet> = (questions > FEW).then(|| self.blocks.iter().map(|row| row.1).collect());
+        move |hash| all.as_ref().map_or_else(|| self.blocks.iter().any(|row| row.1 == *hash), |all| all.contains(hash))
     }
 
     /// `base` with the changes in `bytes`; `Corrupt` for bytes that are no delta of it.

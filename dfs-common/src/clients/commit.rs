@@ -20,9 +20,6 @@ const PARALLEL_PUTS: usize = 4;
 /// Before servers that failed are tried again.
 const PAUSE: std::time::Duration = std::time::Duration::from_millis(200);
 
-/// So many blocks are looked for one by one in those of the version before.
-const FEW: usize = 8;
-
 /// A manifest of fewer blocks than this travels whole.
 const MIN_DELTA_BLOCKS: usize = 64;
 
@@ -323,19 +320,11 @@ fn encode_manifest(manifest: &Manifest, base: Option<&Manifest>) -> (Vec<u8>, Op
 
 /// The blocks of `manifest` that `base` lacks, each hash once.
 fn fresh_blocks(manifest: &Manifest, base: Option<&Manifest>) -> Vec<(u32, BlockHash)> {
-    let Some(base) = base else {
-        let mut known = BlockSet::default();
-        return manifest.blocks().iter().filter(|block| known.insert(block.1)).copied().collect();
-    };
+    let nothing = Manifest::empty(manifest.block_bits());
+    let base = base.unwrap_or(&nothing);
     let mut fresh: Vec<(u32, BlockHash)> = manifest.unlike(base).copied().collect();
-    let mut known = BlockSet::default();
-    if fresh.len() > FEW {
-        known.extend(base.blocks().iter().map(|block| block.1));
-    } else {
-        // A set of a large file's blocks costs more than to look through them.
-        fresh.retain(|block| base.blocks().iter().all(|old| old.1 != block.1));
-    }
-    fresh.retain(|block| known.insert(block.1));
+    let (names, mut seen) = (base.names(fresh.len()), BlockSet::default());
+    fresh.retain(|block| !names(&block.1) && seen.insert(block.1));
     fresh
 }
 

@@ -90,7 +90,7 @@ pub(super) struct BlockFiles {
     flushed: Vec<PathBuf>,
     root: PathBuf,
     temporary: PathBuf,
-    /// The directories of blocks are kept open, so that the kernel has them at hand: to open a block that it has forgotten takes a third of the time.
+    /// The directories of blocks are kept open, so that the kernel has them at hand: to open a block that it has forgotten takes fewer reads of the disk.
     _at_hand: Vec<File>,
     next_name: AtomicU64,
     /// Held while a block is written in its place.

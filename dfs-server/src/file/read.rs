@@ -93,9 +93,8 @@ impl FileServer {
         let mut content = manifest.encode();
         let start = manifest.get(0).filter(|_| with_start && content.len() <= START_BEHIND);
         let permits = manifest.block_len(0).div_ceil(1024) as u32;
-        let Some((hash, memory)) = start.zip(self.read_memory.clone().try_acquire_many_owned(permits).ok()) else {
-            return Ok(content.into());
-        };
+        let memory = start.and_then(|hash| Some((hash, self.read_memory.clone().try_acquire_many_owned(permits).ok()?)));
+        let Some((hash, memory)) = memory else { return Ok(content.into()) };
         let storage = self.storage.clone();
         // What is wrong with it is found, and made up for, when it is read by itself.
         if let Ok(Found::Block(block)) = blocking(move || storage.files.read(hash)).await {

@@ -7,14 +7,11 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use dfs_common::api::file::{Commit, MAX_PATCHED, Replicate};
-use dfs_common::block::{BlockHash, BlockSet, BlockTable, Manifest};
+use dfs_common::block::{BlockHash, BlockSet, BlockTable, FEW, Manifest};
 use dfs_common::patch::Patch;
 use dfs_common::{Error, ErrorKind, Result};
 
 use super::index::is_embedded;
-
-/// So many blocks are looked for one by one.
-const FEW: usize = 8;
 
 /// How a body is made up, in this order.
 #[derive(Clone, Debug, Default)]
@@ -126,13 +123,7 @@ impl Upload {
         let manifest = Manifest::from_delta(&base, delta).map_err(of_client)?;
         let encoded = manifest.encode().into();
         let mut upload = Self::new(manifest, encoded)?;
-        let mut old = base.blocks().iter().peekable();
-        for row in upload.manifest.blocks() {
-            while old.next_if(|other| other.0 < row.0).is_some() {}
-            if old.peek() != Some(&row) || base.block_len(row.0) != upload.manifest.block_len(row.0) {
-                upload.fresh.push(row.1);
-            }
-        }
+        upload.fresh = upload.manifest.unlike(&base).map(|row| row.1).collect();
         upload.base = Some((hash, base));
         Ok(upload)
     }
@@ -140,12 +131,7 @@ impl Upload {
     /// The manifest that it came as a change of, and what it keeps that a version with that one does not.
     pub(super) fn kept_since(&self) -> Option<(BlockHash, BlockSet)> {
         let (base_hash, base) = self.base.as_ref().filter(|_| !is_embedded(&self.manifest))?;
-        // For a few it is not worth it to make a set of thousands.
-        let all: BlockSet = if self.fresh.len() > FEW { base.blocks().iter().map(|row| row.1).collect() } else { BlockSet::default() };
-        let is_kept = |hash: &BlockHash| match self.fresh.len() > FEW {
-            true => all.contains(hash),
-            false => base.blocks().iter().any(|row| row.1 == *hash),
-        };
+        let is_kept = base.names(self.fresh.len());
         let is_base = |hash: &BlockHash| hash == base_hash && !is_embedded(base);
         let own = self.fresh.iter().chain([&self.hash]).filter(|hash| !is_base(hash) && !is_kept(hash));
         Some((*base_hash, own.copied().collect()))
