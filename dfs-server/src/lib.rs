@@ -12,4 +12,5 @@ pub mod file;
 pub mod lock;
 pub mod shell;
 pub mod store;
+mod system;
 mod units;

@@ -19,12 +19,16 @@ use dfs_common::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
 use rustix::process::{Resource, getrlimit};
 
+use crate::system::begin_write_back;
+
 /// Directories of blocks, by the first byte of their names.
 const DIRECTORIES: u64 = 256;
-/// Up to this many blocks are flushed each by itself, more by flushing the whole file system …
+/// Blocks of less are left to the flush that comes, also where [`WriteBack::Begin`] is wanted.
+const BEGIN: usize = 128 << 10;
+/// Up to this many others are flushed each by itself, more by flushing the whole file system, with whatever else is dirty there …
 const FLUSH_SINGLY: usize = 64;
 /// … so many at a time: the disk is asked once for what waits together.
-const FLUSH_THREADS: usize = 16;
+const FLUSH_THREADS: usize = 32;
 
 /// Blocks of up to this many bytes are written in their place, which spares two of five system calls.
 const SMALL: usize = 16 << 10;
@@ -57,11 +61,27 @@ pub(super) struct Change {
     pub(super) bytes: i64,
 }
 
+/// When the disk is told of a block, if no flush comes before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WriteBack {
+    /// At once: it is at work while the rest of a large file comes.
+    Begin,
+    /// When the kernel likes. A block that is soon replaced never gets there.
+    Later,
+}
+
+/// A write of a block that the disk may not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Written {
+    number: u64,
+    /// The disk was told to begin, so it costs little to wait for this one alone.
+    begun: bool,
+}
+
 /// Blocks that the disk may not have.
 #[derive(Debug)]
 pub(super) struct Unflushed {
-    /// With the number of the write.
-    blocks: Vec<(BlockHash, u64)>,
+    blocks: Vec<(BlockHash, Written)>,
     /// There may be more that an earlier process wrote.
     old: bool,
 }
@@ -79,7 +99,7 @@ impl Unflushed {
 
     /// True where it is better to flush each than the file system as a whole.
     pub(super) fn is_flushed_singly(&self) -> bool {
-        !self.old && self.blocks.len() <= FLUSH_SINGLY
+        !self.old && self.blocks.iter().filter(|(_, write)| !write.begun).count() <= FLUSH_SINGLY
     }
 }
 
@@ -95,8 +115,8 @@ pub(super) struct BlockFiles {
     next_name: AtomicU64,
     /// Held while a block is written in its place.
     in_place: Mutex<()>,
-    /// Blocks written and not yet flushed, with the number of the write.
-    unflushed: Mutex<HashMap<BlockHash, u64>>,
+    /// Blocks written and not yet flushed.
+    unflushed: Mutex<HashMap<BlockHash, Written>>,
     /// What an earlier process wrote is on the disk, too.
     old_flushed: AtomicBool,
     /// Files that are older than this were there when the process started.
@@ -160,8 +180,8 @@ impl BlockFiles {
     }
 
     /// Stores a block whose hash was checked; one that is there already is checked, too.
-    pub(super) fn write(&self, hash: BlockHash, content: &[u8]) -> Result<Change> {
-        if content.len() <= SMALL { self.write_in_place(hash, content) } else { self.write_aside(hash, content) }
+    pub(super) fn write(&self, hash: BlockHash, content: &[u8], write_back: WriteBack) -> Result<Change> {
+        if content.len() <= SMALL { self.write_in_place(hash, content) } else { self.write_aside(hash, content, write_back) }
     }
 
     fn write_in_place(&self, hash: BlockHash, content: &[u8]) -> Result<Change> {
@@ -184,11 +204,12 @@ impl BlockFiles {
             })
         });
         written.map_err(|e| Error::from_io(&e, format!("block {hash}")))?;
-        self.unflushed.lock().insert(hash, self.next_name.fetch_add(1, Ordering::Relaxed));
+        let number = self.next_name.fetch_add(1, Ordering::Relaxed);
+        self.unflushed.lock().insert(hash, Written { number, begun: false });
         Ok(Change { blocks: removed.blocks + 1, bytes: removed.bytes + content.len() as i64 })
     }
 
-    fn write_aside(&self, hash: BlockHash, content: &[u8]) -> Result<Change> {
+    fn write_aside(&self, hash: BlockHash, content: &[u8], write_back: WriteBack) -> Result<Change> {
         let path = self.path(hash);
         let removed = match self.read(hash)? {
             Found::Block(_) => return Ok(Change::default()),
@@ -197,8 +218,10 @@ impl BlockFiles {
         };
         let number = self.next_name.fetch_add(1, Ordering::Relaxed);
         let temporary = self.temporary.join(number.to_string());
-        let written = File::create_new(&temporary).and_then(|mut file| file.write_all(content)).and_then(|()| {
-            self.unflushed.lock().insert(hash, number);
+        let written = File::create_new(&temporary).and_then(|mut file| {
+            file.write_all(content)?;
+            let begun = write_back == WriteBack::Begin && content.len() >= BEGIN && begin_write_back(&file).is_ok();
+            self.unflushed.lock().insert(hash, Written { number, begun });
             std::fs::rename(&temporary, &path)
         });
         if let Err(e) = written {
@@ -258,7 +281,7 @@ impl BlockFiles {
         let mut hashes = hashes.peekable();
         let any = hashes.peek().is_some();
         let unflushed = self.unflushed.lock();
-        let blocks = hashes.filter_map(|hash| unflushed.get(&hash).map(|&n| (hash, n))).collect();
+        let blocks = hashes.filter_map(|hash| unflushed.get(&hash).map(|&write| (hash, write))).collect();
         Unflushed { blocks, old: any && !self.old_flushed.load(Ordering::Relaxed) }
     }
 
@@ -268,9 +291,9 @@ impl BlockFiles {
             return self.flush_all();
         }
         let context = |e: std::io::Error, hash: BlockHash| Error::from_io(&e, format!("flushing block {hash}"));
-        each(&wanted.blocks, |&(hash, number)| match File::open(self.path(hash)).and_then(|file| file.sync_data()) {
+        each(&wanted.blocks, |&(hash, write)| match File::open(self.path(hash)).and_then(|file| file.sync_data()) {
             // Collected in the meantime.
-            Err(e) if e.kind() == IoKind::NotFound && self.unflushed.lock().get(&hash) != Some(&number) => Ok(()),
+            Err(e) if e.kind() == IoKind::NotFound && self.unflushed.lock().get(&hash) != Some(&write) => Ok(()),
             result => result.map_err(|e| context(e, hash)),
         })?;
         let folders: HashMap<u8, BlockHash> = wanted.blocks.iter().map(|(hash, _)| (hash.0[0], *hash)).collect();
@@ -285,13 +308,13 @@ impl BlockFiles {
 
     /// All that the disk may not have.
     pub(super) fn all_unflushed(&self) -> Unflushed {
-        let blocks = self.unflushed.lock().iter().map(|(&hash, &number)| (hash, number)).collect();
+        let blocks = self.unflushed.lock().iter().map(|(&hash, &write)| (hash, write)).collect();
         Unflushed { blocks, old: !self.old_flushed.load(Ordering::Relaxed) }
     }
 
     /// Returns when the disk has every block, and whatever else was written below the data directory.
     pub(super) fn flush_all(&self) -> Result<()> {
-        let written: Vec<(BlockHash, u64)> = self.unflushed.lock().iter().map(|(&h, &n)| (h, n)).collect();
+        let written: Vec<(BlockHash, Written)> = self.unflushed.lock().iter().map(|(&hash, &write)| (hash, write)).collect();
         for path in &self.flushed {
             let folder = File::open(path).map_err(|e| Error::from_io(&e, path.display()))?;
             rustix::fs::syncfs(&folder).map_err(|e| Error::from_io(&e.into(), "flushing blocks"))?;
@@ -306,11 +329,11 @@ impl BlockFiles {
         !self.old_flushed.load(Ordering::Relaxed) || !self.unflushed.lock().is_empty()
     }
 
-    fn settle(&self, flushed: &[(BlockHash, u64)]) {
+    fn settle(&self, flushed: &[(BlockHash, Written)]) {
         let mut unflushed = self.unflushed.lock();
-        for (hash, number) in flushed {
+        for (hash, write) in flushed {
             // A block that was written again meanwhile stays.
-            if unflushed.get(hash) == Some(number) {
+            if unflushed.get(hash) == Some(write) {
                 unflushed.remove(hash);
             }
         }
@@ -393,22 +416,22 @@ mod tests {
             let (content, bytes) = (vec![7; len], len as i64);
             let hash = BlockHash::of(&content);
             assert_eq!(files.read(hash).unwrap(), Found::Missing);
-            assert_eq!(files.write(hash, &content).unwrap(), Change { blocks: 1, bytes });
-            assert_eq!(files.write(hash, &content).unwrap(), Change::default(), "stored once");
+            assert_eq!(files.write(hash, &content, WriteBack::Later).unwrap(), Change { blocks: 1, bytes });
+            assert_eq!(files.write(hash, &content, WriteBack::Later).unwrap(), Change::default(), "stored once");
             assert!(files.has_unflushed());
             files.flush(&files.unflushed([hash].into_iter())).unwrap();
             assert!(!files.has_unflushed());
             assert_eq!(files.remove_damaged(hash).unwrap(), Change::default(), "it is not");
             std::fs::write(files.path(hash), vec![8; len]).unwrap();
             assert_eq!(files.read(hash).unwrap(), Found::Corrupt);
-            assert_eq!(files.write(hash, &content).unwrap(), Change::default(), "one for one");
+            assert_eq!(files.write(hash, &content, WriteBack::Later).unwrap(), Change::default(), "one for one");
             assert_eq!(files.read(hash).unwrap(), Found::Block(content.clone().into()));
             // As a writer leaves it that is killed.
             std::fs::write(files.path(hash), &content[1..]).unwrap();
-            assert_eq!(files.write(hash, &content).unwrap(), Change { blocks: 0, bytes: 1 });
+            assert_eq!(files.write(hash, &content, WriteBack::Later).unwrap(), Change { blocks: 0, bytes: 1 });
             assert_eq!(files.remove(hash).unwrap(), Change { blocks: -1, bytes: -bytes });
             assert_eq!(files.remove(hash).unwrap(), Change::default());
-            files.write(hash, &content).unwrap();
+            files.write(hash, &content, WriteBack::Later).unwrap();
             std::fs::write(files.path(hash), b"").unwrap();
             assert_eq!(files.remove_damaged(hash).unwrap(), Change { blocks: -1, bytes: 0 });
         }
@@ -418,7 +441,7 @@ mod tests {
     fn a_new_process_finds_blocks_and_clears_leftovers() {
         let dir = tempfile::tempdir().unwrap();
         let hash = BlockHash::of(b"old");
-        BlockFiles::open(dir.path()).unwrap().write(hash, b"old").unwrap();
+        BlockFiles::open(dir.path()).unwrap().write(hash, b"old", WriteBack::Later).unwrap();
         std::fs::write(dir.path().join("tmp/7"), b"half").unwrap();
         let files = BlockFiles::open(dir.path()).unwrap();
         assert!(!dir.path().join("tmp/7").exists());
@@ -432,7 +455,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let files = BlockFiles::open(dir.path()).unwrap();
         files.flush_all().unwrap();
-        let write = |n: usize| assert_eq!(files.write(BlockHash::of(&n.to_le_bytes()), &n.to_le_bytes()).unwrap().blocks, 1);
+        let write = |n: usize| assert_eq!(files.write(BlockHash::of(&n.to_le_bytes()), &n.to_le_bytes(), WriteBack::Later).unwrap().blocks, 1);
         (0..=FLUSH_SINGLY).for_each(write);
         assert!(!files.all_unflushed().is_flushed_singly());
         files.remove(BlockHash::of(&0usize.to_le_bytes())).unwrap();
@@ -441,6 +464,10 @@ mod tests {
         files.remove(BlockHash::of(&1usize.to_le_bytes())).unwrap();
         files.flush(&all).unwrap();
         assert!(!files.has_unflushed(), "one was collected meanwhile");
+        (0..=FLUSH_SINGLY as u8).for_each(|n| assert_eq!(files.write(BlockHash::of(&[n; BEGIN]), &[n; BEGIN], WriteBack::Begin).unwrap().blocks, 1));
+        assert!(files.all_unflushed().is_flushed_singly(), "the disk is at work on all of them");
+        files.flush(&files.all_unflushed()).unwrap();
+        assert!(!files.has_unflushed());
         write(1);
         std::fs::remove_file(files.path(BlockHash::of(&1usize.to_le_bytes()))).unwrap();
         assert!(files.flush(&files.all_unflushed()).is_err(), "nobody collected it");
@@ -453,7 +480,7 @@ mod tests {
         let hash = BlockHash::of(b"x");
         files.flush_all().unwrap();
         std::fs::remove_dir(files.path(hash).parent().unwrap()).unwrap();
-        assert!(files.write(hash, b"x").is_err());
+        assert!(files.write(hash, b"x", WriteBack::Later).is_err());
         assert_eq!(std::fs::read_dir(dir.path().join("tmp")).unwrap().count(), 1, "only the mark of the start");
         assert!(!files.has_unflushed());
     }

@@ -20,7 +20,7 @@ use dfs_common::{Error, ErrorKind, Result};
 use futures_util::future::{join, join_all};
 use tokio::time::Instant;
 
-use super::blocks::verify;
+use super::blocks::{WriteBack, verify};
 use super::index::is_embedded;
 use super::journal::Entry;
 use super::storage::Hold;
@@ -304,8 +304,9 @@ impl FileServer {
                 tokio::task::yield_now().await;
             }
             let small = content.len() <= INLINE_BYTES;
+            let write_back = if method == Method::Put { WriteBack::Begin } else { WriteBack::Later };
             let (storage, content) = (self.storage.clone(), content.clone());
-            let put = move || verify(hash, &content).and_then(|()| storage.put(hash, &content));
+            let put = move || verify(hash, &content).and_then(|()| storage.put(hash, &content, write_back));
             if small { put() } else { blocking(put).await }
         };
         join(forwards, store).await.1

@@ -12,6 +12,7 @@ use dfs_common::wire::{Method, Request};
 use dfs_common::{Error, ErrorKind, Result};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
+use super::blocks::WriteBack;
 use super::commit::Noted;
 use super::upload::{Parts, Upload};
 use super::{FileServer, blocking};
@@ -126,7 +127,7 @@ impl FileServer {
             match answer {
                 Ok(content) if BlockHash::of(&content) == hash => {
                     let (storage, block) = (self.storage.clone(), content.clone());
-                    blocking(move || storage.put(hash, &block)).await?;
+                    blocking(move || storage.put(hash, &block, WriteBack::Begin)).await?;
                     return Ok(content);
                 }
                 Ok(_) => problem = Error::new(ErrorKind::Corrupt, format!("file server {source} sent other bytes than block {hash}")),

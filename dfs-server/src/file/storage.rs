@@ -17,7 +17,7 @@ use dfs_common::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::blocks::{BlockFiles, Change, Found, Unflushed};
+use super::blocks::{BlockFiles, Change, Found, Unflushed, WriteBack};
 use super::index::{Claim, Index, Since, is_embedded, kept_blocks};
 use super::journal::{Entry, Journal, Note};
 use super::pins::{Pinner, Pins};
@@ -131,10 +131,10 @@ impl Storage {
             }
         };
         for (&hash, content) in &upload.inline {
-            self.files.write(hash, content)?;
+            self.files.write(hash, content, WriteBack::Later)?;
         }
         if !is_embedded(&upload.manifest) {
-            self.files.write(upload.hash, &upload.encoded)?;
+            self.files.write(upload.hash, &upload.encoded, WriteBack::Later)?;
         }
         if self.absent(what, &upload)?.is_empty() && self.add(what, &upload, Durability::Process)? {
             log::info!("version {} of inode {} was being published when the server ended", what.version, what.ino);
@@ -214,13 +214,13 @@ impl Storage {
     }
 
     /// Stores one block whose hash was checked.
-    pub(super) fn put(&self, hash: BlockHash, content: &[u8]) -> Result<()> {
+    pub(super) fn put(&self, hash: BlockHash, content: &[u8], write_back: WriteBack) -> Result<()> {
         let len = content.len() as u64;
         let full = self.limit.is_some_and(|limit| self.used() + len > limit) || !self.files.have_room(len)?;
         if full && self.files.len(hash).is_none() {
             return Err(Error::new(ErrorKind::NoSpace, format!("no room for {len} bytes beside the {} that blocks take", self.used())));
         }
-        let change = self.files.write(hash, content)?;
+        let change = self.files.write(hash, content, write_back)?;
         self.account(change);
         let mut discarded = self.discarded.lock();
         if !discarded.is_empty() {
@@ -232,10 +232,10 @@ impl Storage {
     /// Stores what came with `upload`, and its manifest.
     pub(super) fn put_upload(&self, upload: &Upload) -> Result<()> {
         for (&hash, content) in &upload.inline {
-            self.put(hash, content)?;
+            self.put(hash, content, WriteBack::Later)?;
         }
         if !is_embedded(&upload.manifest) {
-            self.put(upload.hash, &upload.encoded)?;
+            self.put(upload.hash, &upload.encoded, WriteBack::Later)?;
         }
         Ok(())
     }

@@ -242,7 +242,7 @@ fn reads_across_blocks_and_holes() {
     let b = Bench::new(None);
     let (block, size) = (BlockHash::of(&[7u8; 1 << 16]), (3 << 16) - 5);
     let manifest = Manifest::new(16, size, vec![(1, block)]).unwrap();
-    b.storage.put(block, &[7; 1 << 16]).unwrap();
+    b.storage.put(block, &[7; 1 << 16], WriteBack::Later).unwrap();
     let mut content = vec![0; 1 << 17];
     assert!(b.storage.read_into(&manifest, 1000, &mut content).unwrap().is_empty());
     let expected: Vec<u8> = (1000..1000 + (1 << 17)).map(|at| if at >> 16 == 1 { 7 } else { 0 }).collect();
