@@ -21,6 +21,8 @@ use crate::failpoint;
 const COPY: u64 = 256 << 20;
 /// Of these, as much as is copied while both contents are locked: a multiple of every block size.
 const COPY_STEP: u64 = 1 << 20;
+/// Up to this many bytes are copied by the thread that reads the request: handing them to another one takes longer.
+const COPY_INLINE: u64 = 128 << 10;
 
 /// How a program writes.
 #[derive(Clone, Copy, Debug)]
@@ -206,9 +208,12 @@ impl Vfs {
         loop {
             let (a, b) = (source.content.clone(), target.content.clone());
             let (from, to, len) = (from.1 + done, to.1 + done, len - done);
-            let now = self.now();
-            let copied = tokio::task::spawn_blocking(move || copy_steps((&a, from), (&b, to), len, now)).await;
-            let (copied, problem) = copied.map_err(|e| Error::new(ErrorKind::Internal, format!("copying: {e}")))?;
+            let (now, much) = (self.now(), len.min(a.size().saturating_sub(from)) > COPY_INLINE);
+            let copy = move || copy_steps((&a, from), (&b, to), len, now);
+            let (copied, problem) = match much {
+                true => tokio::task::spawn_blocking(copy).await.map_err(|e| Error::new(ErrorKind::Internal, format!("copying: {e}")))?,
+                false => copy(),
+            };
             done += copied;
             let overcome = match problem {
                 None => return Ok(done as u32),
