@@ -28,7 +28,7 @@ const BEGIN: usize = 128 << 10;
 /// Up to this many others are flushed each by itself, more by flushing the whole file system, with whatever else is dirty there …
 const FLUSH_SINGLY: usize = 64;
 /// … so many at a time: the disk is asked once for what waits together.
-const FLUSH_THREADS: usize = 32;
+const FLUSH_THREADS: usize = 16;
 
 /// Blocks of up to this many bytes are written in their place, which spares two of five system calls.
 const SMALL: usize = 16 << 10;
