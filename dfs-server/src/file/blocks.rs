@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{ErrorKind as IoKind, Write};
+use std::io::{ErrorKind as IoKind, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -238,10 +238,23 @@ impl BlockFiles {
         match std::fs::read(self.path(hash)) {
             Ok(bytes) if BlockHash::of(&bytes) == hash => Ok(Found::Block(bytes.into())),
             Ok(_) => Ok(Found::Corrupt),
-            Err(e) if e.kind() == IoKind::NotFound => Ok(Found::Missing),
-            // EIO of a bad sector: to everybody else the block is as good as changed.
-            Err(e) if e.raw_os_error() == Some(libc::EIO) => Ok(Found::Corrupt),
-            Err(e) => Err(Error::from_io(&e, format!("block {hash}"))),
+            Err(e) => unreadable(&e, hash),
+        }
+    }
+
+    /// The same, right to where it is wanted: a block of as many bytes as `to` has. What is there instead; `to` holds anything then.
+    pub(super) fn read_to(&self, hash: BlockHash, to: &mut [u8]) -> Result<Option<Found>> {
+        let read = File::open(self.path(hash)).and_then(|mut file| {
+            let is_long_enough = match file.read_exact(to) {
+                Err(e) if e.kind() == IoKind::UnexpectedEof => false,
+                read => read.map(|()| true)?,
+            };
+            Ok(is_long_enough && file.read(&mut [0])? == 0)
+        });
+        match read {
+            Ok(true) if BlockHash::of(to) == hash => Ok(None),
+            Ok(_) => Ok(Some(Found::Corrupt)),
+            Err(e) => unreadable(&e, hash).map(Some),
         }
     }
 
@@ -379,6 +392,16 @@ impl BlockFiles {
     }
 }
 
+/// What the error of a read means.
+fn unreadable(error: &std::io::Error, hash: BlockHash) -> Result<Found> {
+    match error.kind() {
+        IoKind::NotFound => Ok(Found::Missing),
+        // EIO of a bad sector: to everybody else the block is as good as changed.
+        _ if error.raw_os_error() == Some(libc::EIO) => Ok(Found::Corrupt),
+        _ => Err(Error::from_io(error, format!("block {hash}"))),
+    }
+}
+
 /// Does `work` with each of `items`, several at a time.
 fn each<T: Sync>(items: &[T], work: impl Fn(&T) -> Result<()> + Sync) -> Result<()> {
     let next = AtomicUsize::new(0);
@@ -415,7 +438,7 @@ mod tests {
             let files = BlockFiles::open(dir.path()).unwrap();
             let (content, bytes) = (vec![7; len], len as i64);
             let hash = BlockHash::of(&content);
-            assert_eq!(files.read(hash).unwrap(), Found::Missing);
+            assert_eq!((files.read(hash).unwrap(), files.read_to(hash, &mut [0]).unwrap()), (Found::Missing, Some(Found::Missing)));
             assert_eq!(files.write(hash, &content, WriteBack::Later).unwrap(), Change { blocks: 1, bytes });
             assert_eq!(files.write(hash, &content, WriteBack::Later).unwrap(), Change::default(), "stored once");
             assert!(files.has_unflushed());
@@ -423,11 +446,15 @@ mod tests {
             assert!(!files.has_unflushed());
             assert_eq!(files.remove_damaged(hash).unwrap(), Change::default(), "it is not");
             std::fs::write(files.path(hash), vec![8; len]).unwrap();
-            assert_eq!(files.read(hash).unwrap(), Found::Corrupt);
+            let mut place = vec![0; len];
+            assert_eq!((files.read(hash).unwrap(), files.read_to(hash, &mut place).unwrap()), (Found::Corrupt, Some(Found::Corrupt)));
             assert_eq!(files.write(hash, &content, WriteBack::Later).unwrap(), Change::default(), "one for one");
             assert_eq!(files.read(hash).unwrap(), Found::Block(content.clone().into()));
+            assert_eq!((files.read_to(hash, &mut place).unwrap(), &place), (None, &content));
+            assert_eq!(files.read_to(hash, &mut place[1..]).unwrap(), Some(Found::Corrupt), "it is longer");
             // As a writer leaves it that is killed.
             std::fs::write(files.path(hash), &content[1..]).unwrap();
+            assert_eq!(files.read_to(hash, &mut place).unwrap(), Some(Found::Corrupt), "it is shorter");
             assert_eq!(files.write(hash, &content, WriteBack::Later).unwrap(), Change { blocks: 0, bytes: 1 });
             assert_eq!(files.remove(hash).unwrap(), Change { blocks: -1, bytes: -bytes });
             assert_eq!(files.remove(hash).unwrap(), Change::default());

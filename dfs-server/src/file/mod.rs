@@ -9,6 +9,7 @@
 //! Invariant: a block that a live version names is never deleted, whatever the moment of a crash.
 
 mod blocks;
+mod buffers;
 mod commit;
 mod heartbeat;
 mod http;
@@ -37,6 +38,7 @@ use dfs_common::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 
+use self::buffers::Buffers;
 use self::read::Manifests;
 use self::readers::Readers;
 use self::storage::Storage;
@@ -81,6 +83,7 @@ pub struct FileServer {
     manifests: Mutex<Manifests>,
     readers: Mutex<Readers>,
     read_memory: Arc<Semaphore>,
+    buffers: Arc<Buffers>,
     /// Files of which it is unknown whether a version was published.
     doubtful: Mutex<BTreeSet<InodeId>>,
     /// Copies under way.
@@ -114,6 +117,7 @@ impl FileServer {
             manifests: Mutex::default(),
             readers: Mutex::default(),
             read_memory: Arc::new(Semaphore::new(READ_MEMORY)),
+            buffers: Arc::default(),
             doubtful: Mutex::default(),
             copying: Mutex::default(),
             corrupt: AtomicU64::new(0),

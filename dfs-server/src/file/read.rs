@@ -16,6 +16,7 @@ use lru::LruCache;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::blocks::Found;
+use super::buffers::Buffers;
 use super::storage::copy_block;
 use super::{FileServer, blocking};
 
@@ -64,7 +65,14 @@ impl Manifests {
 /// Bytes of a large answer; its share of the memory for reads is free once it is sent.
 struct Answer {
     content: Vec<u8>,
+    buffers: Arc<Buffers>,
     _memory: OwnedSemaphorePermit,
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        self.buffers.give(std::mem::take(&mut self.content));
+    }
 }
 
 impl AsRef<[u8]> for Answer {
@@ -100,7 +108,7 @@ impl FileServer {
         if let Ok(Found::Block(block)) = blocking(move || storage.files.read(hash)).await {
             content.extend_from_slice(&block);
         }
-        Ok(Bytes::from_owner(Answer { content, _memory: memory }))
+        Ok(Bytes::from_owner(Answer { content, buffers: self.buffers.clone(), _memory: memory }))
     }
 
     /// A version's content, or the part of it that `range` names.
@@ -122,8 +130,8 @@ impl FileServer {
 
     /// `len` bytes from `start`, which must lie in the version.
     async fn content(&self, what: VersionOf, manifest: Arc<Manifest>, start: u64, len: usize) -> Result<Bytes> {
-        let mut content = vec![0; len];
         if len <= INLINE_BYTES {
+            let mut content = vec![0; len];
             let bad = self.storage.read_into(&manifest, start, &mut content)?;
             self.heal(what, &manifest, bad, start, &mut content).await?;
             return Ok(content.into());
@@ -131,10 +139,14 @@ impl FileServer {
         let permits = len.div_ceil(1024) as u32;
         let memory = tokio::time::timeout(MEMORY_TIMEOUT, self.read_memory.clone().acquire_many_owned(permits)).await;
         let memory = memory.map_err(|_| Error::new(ErrorKind::Unavailable, "too many large reads at once"))?.expect("never closed");
-        let (storage, read) = (self.storage.clone(), manifest.clone());
-        let (mut content, bad) = blocking(move || storage.read_into(&read, start, &mut content).map(|bad| (content, bad))).await?;
+        let (storage, read, buffers) = (self.storage.clone(), manifest.clone(), self.buffers.clone());
+        let fill = move || {
+            let mut content = buffers.take(len);
+            storage.read_into(&read, start, &mut content).map(|bad| (content, bad))
+        };
+        let (mut content, bad) = blocking(fill).await?;
         self.heal(what, &manifest, bad, start, &mut content).await?;
-        Ok(Bytes::from_owner(Answer { content, _memory: memory }))
+        Ok(Bytes::from_owner(Answer { content, buffers: self.buffers.clone(), _memory: memory }))
     }
 
     /// Fetches the blocks in `bad` from other holders, stores them, and fills in `content`.

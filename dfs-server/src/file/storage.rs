@@ -348,10 +348,20 @@ impl Storage {
     pub(super) fn read_into(&self, manifest: &Manifest, start: u64, content: &mut [u8]) -> Result<Vec<(u32, Found)>> {
         let mut bad = Vec::new();
         for (index, hash) in blocks_of(manifest, start, content.len()) {
-            match self.files.read(hash)? {
-                Found::Block(block) => copy_block(manifest, index, &block, start, content),
-                other => bad.push((index, other)),
-            }
+            let (at, len) = (u64::from(index) << manifest.block_bits(), manifest.block_len(index));
+            let is_whole = at >= start && at + len as u64 <= start + content.len() as u64;
+            let problem = if is_whole {
+                self.files.read_to(hash, &mut content[(at - start) as usize..][..len])?
+            } else {
+                match self.files.read(hash)? {
+                    Found::Block(block) => {
+                        copy_block(manifest, index, &block, start, content);
+                        None
+                    }
+                    other => Some(other),
+                }
+            };
+            bad.extend(problem.map(|found| (index, found)));
         }
         Ok(bad)
     }
