@@ -20,6 +20,8 @@ impl Buffers {
         }
         let mut buffer = self.0.lock().pop().unwrap_or_default();
         buffer.clear();
+        // No more than that, or it may grow too large to be kept.
+        buffer.reserve_exact(len);
         buffer.resize(len, 0);
         buffer
     }
@@ -46,6 +48,8 @@ mod tests {
         buffers.give(first);
         let again = buffers.take(500);
         assert_eq!((again.as_ptr(), again), (at, vec![0; 500]));
+        buffers.give(vec![1; MAX * 2 / 3]);
+        assert_eq!(buffers.take(MAX).capacity(), MAX);
         buffers.give(vec![1; MAX + 1]);
         assert_eq!(buffers.take(MAX + 1), vec![0; MAX + 1]);
         (0..=KEPT).for_each(|_| buffers.give(vec![1; 10]));
