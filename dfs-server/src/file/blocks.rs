@@ -242,7 +242,7 @@ impl BlockFiles {
         }
     }
 
-    /// The same, right to where it is wanted: a block of as many bytes as `to` has. What is there instead; `to` holds anything then.
+    /// The same for a block of as many bytes as `to` has, right to there. What was found instead; `to` holds anything then.
     pub(super) fn read_to(&self, hash: BlockHash, to: &mut [u8]) -> Result<Option<Found>> {
         let read = File::open(self.path(hash)).and_then(|mut file| {
             let is_long_enough = match file.read_exact(to) {
@@ -327,7 +327,7 @@ impl BlockFiles {
 
     /// Returns when the disk has every block, and whatever else was written below the data directory.
     pub(super) fn flush_all(&self) -> Result<()> {
-        let written: Vec<(BlockHash, Written)> = self.unflushed.lock().iter().map(|(&hash, &write)| (hash, write)).collect();
+        let written = self.all_unflushed().blocks;
         for path in &self.flushed {
             let folder = File::open(path).map_err(|e| Error::from_io(&e, path.display()))?;
             rustix::fs::syncfs(&folder).map_err(|e| Error::from_io(&e.into(), "flushing blocks"))?;

@@ -108,7 +108,7 @@ impl FileServer {
         if let Ok(Found::Block(block)) = blocking(move || storage.files.read(hash)).await {
             content.extend_from_slice(&block);
         }
-        Ok(Bytes::from_owner(Answer { content, buffers: self.buffers.clone(), _memory: memory }))
+        Ok(self.large_answer(content, memory))
     }
 
     /// A version's content, or the part of it that `range` names.
@@ -146,7 +146,11 @@ impl FileServer {
         };
         let (mut content, bad) = blocking(fill).await?;
         self.heal(what, &manifest, bad, start, &mut content).await?;
-        Ok(Bytes::from_owner(Answer { content, buffers: self.buffers.clone(), _memory: memory }))
+        Ok(self.large_answer(content, memory))
+    }
+
+    fn large_answer(&self, content: Vec<u8>, memory: OwnedSemaphorePermit) -> Bytes {
+        Bytes::from_owner(Answer { content, buffers: self.buffers.clone(), _memory: memory })
     }
 
     /// Fetches the blocks in `bad` from other holders, stores them, and fills in `content`.

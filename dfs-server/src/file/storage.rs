@@ -344,21 +344,19 @@ impl Storage {
     }
 
     /// Fills `content`, which starts at byte `start` of the version, from the blocks here. Returns the places of
-    /// blocks that are missing or damaged; holes are left as they are.
+    /// blocks that are missing or damaged, where it holds anything then; holes are left as they are.
     pub(super) fn read_into(&self, manifest: &Manifest, start: u64, content: &mut [u8]) -> Result<Vec<(u32, Found)>> {
         let mut bad = Vec::new();
         for (index, hash) in blocks_of(manifest, start, content.len()) {
             let (at, len) = (u64::from(index) << manifest.block_bits(), manifest.block_len(index));
-            let is_whole = at >= start && at + len as u64 <= start + content.len() as u64;
-            let problem = if is_whole {
-                self.files.read_to(hash, &mut content[(at - start) as usize..][..len])?
-            } else {
-                match self.files.read(hash)? {
-                    Found::Block(block) => {
-                        copy_block(manifest, index, &block, start, content);
-                        None
-                    }
-                    other => Some(other),
+            let whole = at.checked_sub(start).and_then(|at| content.get_mut(at as usize..)?.get_mut(..len));
+            let problem = match whole {
+                Some(place) => self.files.read_to(hash, place)?,
+                None => {
+                    let mut block = vec![0; len];
+                    let problem = self.files.read_to(hash, &mut block)?;
+                    copy_block(manifest, index, &block, start, content);
+                    problem
                 }
             };
             bad.extend(problem.map(|found| (index, found)));
@@ -433,7 +431,7 @@ pub(super) fn blocks_of(manifest: &Manifest, start: u64, len: usize) -> impl Ite
 }
 
 /// Copies the part of block `index` that lies in `content`, which starts at byte `start`.
-pub(super) fn copy_block(manifest: &Manifest, index: u32, block: &Bytes, start: u64, content: &mut [u8]) {
+pub(super) fn copy_block(manifest: &Manifest, index: u32, block: &[u8], start: u64, content: &mut [u8]) {
     let at = u64::from(index) << manifest.block_bits();
     let from = start.max(at);
     let to = (start + content.len() as u64).min(at + block.len() as u64);
