@@ -59,6 +59,9 @@ pub(super) struct Since {
     pub(super) counted: BlockSet,
 }
 
+/// A row that is counted since another one, and what it keeps, if that can be read.
+type Dependent = (Claim, Option<Kept>, Row);
+
 /// Keys with their new values; `None` deletes.
 type Changes = BTreeMap<Key, Option<Value>>;
 
@@ -74,6 +77,42 @@ pub(super) fn is_embedded(manifest: &Manifest) -> bool {
 pub(super) fn kept_blocks(manifest: &Manifest, hash: BlockHash) -> BlockSet {
     let own = (!is_embedded(manifest)).then_some(hash);
     manifest.blocks().iter().map(|b| b.1).chain(own).collect()
+}
+
+/// What a version keeps, as [`kept_blocks`] lists it: two versions of a large file are compared without a set of either.
+#[derive(Clone, Debug)]
+pub(super) struct Kept {
+    manifest: Arc<Manifest>,
+    /// The manifest's own block.
+    own: Option<BlockHash>,
+}
+
+impl Kept {
+    /// By the version with `manifest`, which is called `hash`.
+    pub(super) fn new(manifest: Arc<Manifest>, hash: BlockHash) -> Self {
+        let own = (!is_embedded(&manifest)).then_some(hash);
+        Self { manifest, own }
+    }
+
+    /// What `base` lacks of it.
+    fn since(&self, base: Option<&Self>) -> BlockSet {
+        let Some(base) = base else { return self.manifest.blocks().iter().map(|row| row.1).chain(self.own).collect() };
+        let moved: Vec<BlockHash> = self.manifest.unlike(&base.manifest).map(|row| row.1).chain(self.own).collect();
+        let is_kept = base.names(moved.len());
+        moved.into_iter().filter(|hash| !is_kept(hash)).collect()
+    }
+
+    /// Tells whether a block is kept, for about so many `questions`.
+    fn names(&self, questions: usize) -> impl Fn(&BlockHash) -> bool + '_ {
+        let names = self.manifest.names(questions);
+        move |hash| self.own == Some(*hash) || names(hash)
+    }
+
+    /// Those of `blocks` that are kept, or are not.
+    fn among(&self, blocks: BlockSet, kept: bool) -> impl Iterator<Item = BlockHash> + '_ {
+        let names = self.names(blocks.len());
+        blocks.into_iter().filter(move |hash| names(hash) == kept)
+    }
 }
 
 /// The rows.
@@ -217,19 +256,19 @@ impl<'a> Pending<'a> {
 
     /// Takes `claim` out; false where it is not there, or has to stay until more manifests can be read. `read` gives what a row
     /// keeps, if its manifest can be read.
-    fn remove(&mut self, claim: Claim, read: &dyn Fn(Claim, &Row) -> Option<BlockSet>) -> Result<bool> {
+    fn remove(&mut self, claim: Claim, read: &dyn Fn(Claim, &Row) -> Option<Kept>) -> Result<bool> {
         let Some(row) = self.row(claim)? else { return Ok(false) };
         let base = match row.since {
-            None => Some(BlockSet::default()),
+            None => Some(None),
             Some((version, hash)) => {
                 let other = (VersionOf { version, ..claim.0 }, hash);
-                self.row(other)?.and_then(|row| read(other, &row))
+                self.row(other)?.and_then(|row| read(other, &row)).map(Some)
             }
         };
         let dependents = self.dependents(claim)?.into_iter().map(|(other, row)| (other, read(other, &row), row)).collect();
         let is_removed = match (read(claim, &row), base) {
             (Some(own), Some(base)) => {
-                self.pass_on(claim, row.since, (&own, &base), dependents);
+                self.pass_on(claim, row.since, (&own, base.as_ref()), dependents);
                 true
             }
             _ => self.give_up(claim, &row, dependents),
@@ -241,32 +280,42 @@ impl<'a> Pending<'a> {
     }
 
     /// Counts `dependents` of `claim`, each with what it keeps, since what that one was counted since, and takes its counts back.
-    fn pass_on(&mut self, claim: Claim, since: Option<Other>, (own, base): (&BlockSet, &BlockSet), dependents: Vec<(Claim, Option<BlockSet>, Row)>) {
-        let counted: BlockSet = own.difference(base).copied().collect();
-        for (other, blocks, row) in dependents {
-            match blocks {
-                Some(blocks) => {
-                    self.count(blocks.intersection(&counted).copied(), 1);
-                    self.count(blocks.intersection(base).filter(|hash| !own.contains(hash)).copied(), -1);
+    fn pass_on(&mut self, claim: Claim, since: Option<Other>, (own, base): (&Kept, Option<&Kept>), dependents: Vec<Dependent>) {
+        // One takes over what it keeps, which is nearly all: only the rest is counted at all.
+        let heir = dependents.iter().position(|(_, kept, _)| kept.is_some());
+        for (at, (other, kept, row)) in dependents.into_iter().enumerate() {
+            match &kept {
+                Some(kept) if heir == Some(at) => {
+                    let lost = own.since(Some(kept));
+                    match base {
+                        Some(base) => self.count(base.among(lost, false), -1),
+                        None => self.count(lost.into_iter(), -1),
+                    }
                 }
+                Some(kept) => self.count(kept.among(own.since(base), true), 1),
                 // It may need any of them.
-                None => self.count(counted.iter().copied(), 1),
+                None => self.count(own.since(base).into_iter(), 1),
+            }
+            if let (Some(kept), Some(base)) = (&kept, base) {
+                self.count(kept.among(base.since(Some(own)), true), -1);
             }
             self.set(other, Some((claim.0.version, claim.1)), Some(Row { since, ..row }));
         }
-        self.count(counted.into_iter(), -1);
+        if heir.is_none() {
+            self.count(own.since(base).into_iter(), -1);
+        }
     }
 
     /// The same where it is not known what `claim` counts for: that stays counted for good. Its `dependents` are counted as if they
     /// were alone, since they must not take back what others rely on, too. Where one of these cannot be read either, nothing is done.
-    fn give_up(&mut self, claim: Claim, row: &Row, dependents: Vec<(Claim, Option<BlockSet>, Row)>) -> bool {
+    fn give_up(&mut self, claim: Claim, row: &Row, dependents: Vec<Dependent>) -> bool {
         let near = format!("a manifest near version {} of inode {} is unreadable", claim.0.version, claim.0.ino);
-        if dependents.iter().any(|(_, blocks, _)| blocks.is_none()) {
+        if dependents.iter().any(|(_, kept, _)| kept.is_none()) {
             log::warn!("{near}, and one that is built on it: the version stays");
             return false;
         }
-        for (other, blocks, row) in dependents {
-            self.count(blocks.into_iter().flatten(), 1);
+        for (other, kept, row) in dependents {
+            self.count(kept.into_iter().flat_map(|kept| kept.since(None)), 1);
             self.set(other, Some((claim.0.version, claim.1)), Some(Row { since: None, ..row }));
         }
         if row.embedded.is_none() {
@@ -412,7 +461,7 @@ impl Index {
 
     /// Removes versions in one batch; returns the blocks that no version names any more. `read` gives what a row keeps, if
     /// that can be read; rows that are not there, or were added after `latest`, are passed over.
-    pub(super) fn remove(&self, claims: &[Claim], latest: u64, read: &dyn Fn(Claim, &Row) -> Option<BlockSet>) -> Result<Vec<BlockHash>> {
+    pub(super) fn remove(&self, claims: &[Claim], latest: u64, read: &dyn Fn(Claim, &Row) -> Option<Kept>) -> Result<Vec<BlockHash>> {
         let (free, gone) = self.change(Durability::Process, |view| {
             let (mut pending, mut gone) = (Pending::new(view), 0);
             for &claim in claims {

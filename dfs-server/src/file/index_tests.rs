@@ -21,12 +21,16 @@ fn what(ino: u64, version: u64) -> VersionOf {
     VersionOf { ino: InodeId(ino), version: Version(version) }
 }
 
+fn kept(m: &Manifest, hash: BlockHash) -> Kept {
+    Kept::new(Arc::new(m.clone()), hash)
+}
+
 fn add(index: &Index, what: VersionOf, m: &Manifest) -> bool {
     index.add((what, m.hash()), (m, &m.encode()), None, 1, Durability::Process).unwrap()
 }
 
 fn remove(index: &Index, what: VersionOf, m: &Manifest) -> BTreeSet<BlockHash> {
-    index.remove(&[(what, m.hash())], u64::MAX, &|_, _| Some(kept_blocks(m, m.hash()))).unwrap().into_iter().collect()
+    index.remove(&[(what, m.hash())], u64::MAX, &|_, _| Some(kept(m, m.hash()))).unwrap().into_iter().collect()
 }
 
 fn since_of(claim: Claim, m: &Manifest, other: Claim, base: &Manifest) -> Since {
@@ -149,7 +153,7 @@ proptest! {
                 }
                 Step::Remove(places) => {
                     let claims: Vec<Claim> = places.iter().filter_map(at).collect();
-                    let read = |claim: Claim, _: &Row| (!damaged.contains(&claim.1)).then(|| kept_blocks(&model[&claim], claim.1));
+                    let read = |claim: Claim, _: &Row| (!damaged.contains(&claim.1)).then(|| kept(&model[&claim], claim.1));
                     let free = index.remove(&claims, u64::MAX, &read).unwrap();
                     for claim in claims {
                         // What lies between versions that cannot be read stays.
@@ -199,7 +203,7 @@ fn a_change_counts_for_what_changed_and_outlives_what_it_is_counted_since() {
         (count(&*index.store, block(1)).unwrap(), count(&*index.store, block(3)).unwrap(), count(&*index.store, block(9)).unwrap()),
         (1, 2, 1)
     );
-    let read = |claim: Claim, _: &Row| versions.iter().find(|m| m.hash() == claim.1).map(|m| kept_blocks(m, claim.1));
+    let read = |claim: Claim, _: &Row| versions.iter().find(|m| m.hash() == claim.1).map(|m| kept(m, claim.1));
     let free = |n: usize| index.remove(&[claim(n)], u64::MAX, &read).unwrap().into_iter().collect::<BTreeSet<_>>();
     assert_eq!(free(1), [block(9), claim(1).1].into());
     assert_eq!(index.claims(claim(2).0).unwrap()[0].1.since, Some((Version(1), claim(0).1)));
@@ -224,7 +228,7 @@ fn with_two_dependents() -> (Index, [(Claim, Manifest); 3]) {
 #[test]
 fn what_is_counted_since_an_unreadable_version_takes_nothing_from_others() {
     let (index, versions) = with_two_dependents();
-    let read = |claim: Claim, _: &Row| versions[1..].iter().find(|v| v.0 == claim).map(|(_, m)| kept_blocks(m, claim.1));
+    let read = |claim: Claim, _: &Row| versions[1..].iter().find(|v| v.0 == claim).map(|(_, m)| kept(m, claim.1));
     for claim in [versions[0].0, versions[2].0] {
         assert!(index.remove(&[claim], u64::MAX, &read).unwrap().is_empty(), "the other version has them");
     }
@@ -239,7 +243,7 @@ fn a_version_between_unreadable_ones_stays_until_they_can_be_read() {
     let claim = versions[0].0;
     assert!(index.remove(&[claim], u64::MAX, &|_, _| None).unwrap().is_empty());
     assert_eq!((index.has(claim).unwrap(), index.versions()), (true, 3));
-    let read = |claim: Claim, _: &Row| versions.iter().find(|v| v.0 == claim).map(|(_, m)| kept_blocks(m, claim.1));
+    let read = |claim: Claim, _: &Row| versions.iter().find(|v| v.0 == claim).map(|(_, m)| kept(m, claim.1));
     let free = index.remove(&versions.each_ref().map(|v| v.0), u64::MAX, &read).unwrap().into_iter().collect::<BTreeSet<_>>();
     assert_eq!((free, index.versions()), ([0, 1, 2].map(block).into(), 0));
 }
@@ -285,7 +289,7 @@ fn what_a_removal_reads_does_not_grow_with_the_versions() {
             let since = n.checked_sub(1).map(|before| since_of(claim(n), m, claim(before), &manifests[before]));
             assert!(index.add(claim(n), (m, &m.encode()), since, 1, Durability::Process).unwrap());
         }
-        let read = |(what, hash): Claim, _: &Row| Some(kept_blocks(&manifests[what.version.0 as usize - 1], hash));
+        let read = |(what, hash): Claim, _: &Row| Some(kept(&manifests[what.version.0 as usize - 1], hash));
         let before = store.rows.load(Ordering::Relaxed);
         index.remove(&[claim(0)], u64::MAX, &read).unwrap();
         let rows = store.rows.load(Ordering::Relaxed) - before;

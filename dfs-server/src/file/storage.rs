@@ -4,6 +4,8 @@
 //! it, and both are looked at while no pin can be added. It knows no other server.
 //! Calls are synchronous; large ones belong on a thread of their own.
 
+use std::cell::RefCell;
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -14,11 +16,12 @@ use dfs_common::api::directory::VersionOf;
 use dfs_common::block::{BlockHash, BlockSet, Manifest};
 use dfs_common::ids::{SessionId, Version};
 use dfs_common::{Error, ErrorKind, Result};
+use lru::LruCache;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::blocks::{BlockFiles, Change, Found, Unflushed, WriteBack};
-use super::index::{Claim, Index, Since, is_embedded, kept_blocks};
+use super::index::{Claim, Index, Kept, Row, Since, is_embedded};
 use super::journal::{Entry, Journal, Note};
 use super::pins::{Pinner, Pins};
 use super::upload::Upload;
@@ -26,6 +29,9 @@ use crate::store::{Durability, Store};
 
 /// Of up to this many bytes a durable commit writes its blocks twice instead of flushing their files.
 const MAX_NOTED: usize = 256 << 10;
+
+/// So many manifests are at hand while versions are dropped: of one, of what it is counted since, and of what is counted since it.
+const RECENT: NonZeroUsize = NonZeroUsize::new(3).unwrap();
 
 /// Everything below one data directory.
 #[derive(Debug)]
@@ -324,10 +330,14 @@ impl Storage {
 
     /// The same, but for those that were added after `latest`, in seconds since 1970.
     pub(super) fn drop_older(&self, claims: &[Claim], latest: u64) -> Result<()> {
-        let free = self.index.remove(claims, latest, &|(_, hash), row| {
-            let manifest = self.manifest(hash, row.embedded.as_deref()).ok().flatten();
-            manifest.map(|manifest| kept_blocks(&manifest, hash))
-        })?;
+        // Each is compared with the next one, which is the next to go.
+        let recent = RefCell::new(LruCache::new(RECENT));
+        let read = |(_, hash): Claim, row: &Row| {
+            let mut recent = recent.borrow_mut();
+            let manifest = recent.try_get_or_insert(hash, || self.manifest(hash, row.embedded.as_deref()).ok().flatten().map(Arc::new).ok_or(()));
+            manifest.ok().map(|manifest| Kept::new(manifest.clone(), hash))
+        };
+        let free = self.index.remove(claims, latest, &read)?;
         self.unneeded(free);
         Ok(())
     }

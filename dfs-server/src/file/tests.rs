@@ -436,7 +436,11 @@ async fn a_version_whose_row_was_lost_is_indexed_again() {
     let server = &bench.files[0].server;
     // As after a crash between the directory's commit and this server's own.
     let manifest = bench.client.manifest(&entry).await.unwrap();
-    server.storage.index.remove(&[(what, manifest.hash())], u64::MAX, &|_, _| Some(index::kept_blocks(&manifest, manifest.hash()))).unwrap();
+    server
+        .storage
+        .index
+        .remove(&[(what, manifest.hash())], u64::MAX, &|_, _| Some(index::Kept::new(Arc::new(manifest.clone()), manifest.hash())))
+        .unwrap();
     assert!(bench.read_from(entry.layout.holders[0], &entry).await.unwrap() == content(400_000, 1));
     assert_eq!(server.storage.index.versions(), 1);
 }

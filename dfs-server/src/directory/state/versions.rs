@@ -22,7 +22,7 @@ const HELD_PAGE: usize = 1000;
 /// The most versions that one publish drops.
 const PRUNE: usize = 1000;
 /// How many rows of versions a publish looks at, on average, to find those beyond what is kept: where more are kept, it is not every publish that looks.
-const LOOKED_AT: usize = 256;
+const LOOKED_AT: usize = 8;
 /// Rows that one request looks at: other servers' versions lie between.
 const HELD_SCAN: usize = 4096;
 /// The most servers that one version may name.
