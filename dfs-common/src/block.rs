@@ -166,11 +166,27 @@ impl Manifest {
 
     /// The blocks of data that `base` has not in the same place and of the same length, in order.
     pub fn unlike<'a>(&'a self, base: &'a Self) -> impl Iterator<Item = &'a (u32, BlockHash)> {
-        let mut old = base.blocks.iter().peekable();
-        self.blocks.iter().filter(move |row| {
+        let (own, old) = self.apart(base);
+        let mut old = old.iter().peekable();
+        own.iter().filter(move |row| {
             while old.next_if(|old| old.0 < row.0).is_some() {}
             old.next_if(|old| old.0 == row.0) != Some(row) || base.block_len(row.0) != self.block_len(row.0)
         })
+    }
+
+    /// The blocks here and in `base` without the like ones that both begin and end with: a change of a large file leaves nearly all as they were.
+    fn apart<'a>(&'a self, base: &'a Self) -> (&'a [Row], &'a [Row]) {
+        let (own, old) = (&self.blocks[..], &base.blocks[..]);
+        if self.block_bits != base.block_bits {
+            return (own, old);
+        }
+        // Where the sizes differ one that is not full may be shorter there.
+        let full = self.size.min(base.size) >> self.block_bits;
+        let head = own.iter().zip(old).take_while(|(a, b)| a == b && u64::from(a.0) < full).count();
+        let (own, old) = (&own[head..], &old[head..]);
+        let ends = own.iter().rev().zip(old.iter().rev());
+        let tail = if self.size == base.size { ends.take_while(|(a, b)| a == b).count() } else { 0 };
+        (&own[..own.len() - tail], &old[..old.len() - tail])
     }
 
     /// Tells whether a block is named here, wherever. For more than [`FEW`] `questions` it makes a set of all, for a few that is not worth it.
@@ -187,17 +203,16 @@ impl Manifest {
         }
         let end = size.div_ceil(1 << block_bits);
         let mut blocks = Vec::with_capacity(base.blocks.len() + changes.len());
-        let mut old = base.blocks.iter().copied().take_while(|row| u64::from(row.0) < end).peekable();
+        let mut old = &base.blocks[..base.blocks.partition_point(|row| u64::from(row.0) < end)];
         for (index, hash) in changes {
-            while let Some(row) = old.next_if(|row| row.0 < index) {
-                blocks.push(row);
-            }
-            old.next_if(|row| row.0 == index);
+            let (before, from) = old.split_at(old.partition_point(|row| row.0 < index));
+            blocks.extend_from_slice(before);
+            old = &from[usize::from(from.first().is_some_and(|row| row.0 == index))..];
             if hash != HOLE {
                 blocks.push((index, hash));
             }
         }
-        blocks.extend(old);
+        blocks.extend_from_slice(old);
         Self::new(block_bits, size, blocks)
     }
 
@@ -317,6 +332,22 @@ mod tests {
             };
             let (old, new) = (manifest(sizes.0, |both| both.0), manifest(sizes.1, |both| both.1));
             prop_assert_eq!(Manifest::from_delta(&old, &new.encode_delta(&old)).unwrap(), new);
+        }
+
+        #[test]
+        fn what_is_unlike_is_what_is_not_the_same_in_the_same_place(
+            bits in (MIN_BLOCK_BITS..=MIN_BLOCK_BITS + 1, MIN_BLOCK_BITS..=MIN_BLOCK_BITS + 1), sizes in (0u64..40, 0u64..40), rests in (0u64..2, 0u64..2),
+            rows in proptest::collection::btree_map(0u32..40, (0u8..3, 0u8..9), 0..40),
+        ) {
+            // Most rows are alike; 0 is a hole.
+            let manifest = |bits: u8, size: u64, pick: fn((u8, u8)) -> u8| {
+                let rows = rows.iter().map(|(&i, &both)| (i, pick(both))).filter(|row| row.1 > 0 && u64::from(row.0) << bits < size);
+                Manifest::new(bits, size, rows.map(|(i, n)| (i, BlockHash([n; 32]))).collect()).unwrap()
+            };
+            let old = manifest(bits.0, (sizes.0 << bits.0) + rests.0, |both| both.0);
+            let new = manifest(bits.1, (sizes.1 << bits.1) + rests.1, |(old, new)| if new < 3 { new } else { old });
+            let is_unlike = |row: &&Row| old.get(row.0) != Some(row.1) || old.block_len(row.0) != new.block_len(row.0);
+            prop_assert_eq!(new.unlike(&old).collect::<Vec<_>>(), new.blocks().iter().filter(is_unlike).collect::<Vec<_>>());
         }
 
         #[test]
