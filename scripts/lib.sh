@@ -37,7 +37,8 @@ install_packages() {
     done
     [ ${#missing[@]} -gt 0 ] || return 0
     command -v apt-get >/dev/null || die "please install: ${missing[*]} (no apt-get here to do it)"
-    say "installing ${missing[*]}"
+    # What a script prints may be for another program.
+    say "installing ${missing[*]}" >&2
     as_root apt-get update -q >/dev/null || warn "apt-get update failed; trying with the old package lists"
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}" >/dev/null ||
         die "could not install: ${missing[*]}"
