@@ -1,7 +1,7 @@
 //! What FUSE itself costs: a file system in this process's memory that answers every
 //! request at once and lets the kernel keep whatever it can keep, for ever. Nobody
-//! else can change it, so nothing is ever checked; no file system below FUSE is quicker
-//! for `dfs bench` than this one, beside which it belongs:
+//! else can change it, so nothing is ever checked. What it takes for a row of `dfs bench`
+//! is about what the kernel and the way to it and back take; measured beside the others:
 //!
 //! ```text
 //! cargo run --release -p dfs-mount --example fuse_floor -- MOUNTPOINT

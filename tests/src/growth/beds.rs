@@ -223,9 +223,9 @@ impl Full {
         Ok(full)
     }
 
-    /// Waits until the file server holds no more than is kept. Of many the directory service drops a few at a time.
+    /// Waits until the file server holds no more than is kept. Of many the directory service drops some at a time.
     fn drop_old(&self) -> Result<()> {
-        let most = self.size + self.size / 256;
+        let most = self.size + (self.size / 8).min(63);
         let held = || Ok::<_, anyhow::Error>(http::call(self.cluster.url(Role::File(0)), self.cluster.token(), &file::Status {})?.versions);
         for _ in 0..LOOKS {
             if held()? <= most {

@@ -21,8 +21,10 @@ use crate::store::View;
 const HELD_PAGE: usize = 1000;
 /// The most versions that one publish drops.
 const PRUNE: usize = 1000;
-/// How many rows of versions a publish looks at, on average, to find those beyond what is kept: where more are kept, it is not every publish that looks.
+/// How many rows of versions a publish looks at, on average, to find those beyond what is kept: where more are kept, it is not every publish that looks …
 const LOOKED_AT: usize = 8;
+/// … but one of so many: what goes then goes at once.
+const SHARED_BY: usize = 64;
 /// Rows that one request looks at: other servers' versions lie between.
 const HELD_SCAN: usize = 4096;
 /// The most servers that one version may name.
@@ -142,7 +144,7 @@ fn supersede(change: &mut Change<'_>, what: VersionOf, by: &Publish) -> Result<(
 /// publishes share it, and so many more versions are there for a while.
 fn prune(change: &mut Change<'_>, ino: InodeId, current: Version) -> Result<()> {
     let before = change.policy.keep.versions.max(1) as usize - 1;
-    let every = (before / LOOKED_AT).clamp(1, PRUNE / 2) as u64;
+    let every = (before / LOOKED_AT).clamp(1, SHARED_BY) as u64;
     if current.0 <= before as u64 + 1 || !current.0.is_multiple_of(every) {
         return Ok(());
     }
