@@ -56,6 +56,11 @@ impl Pins {
         self.next_hold
     }
 
+    /// True where there is a hold for the content with the manifest `hash`.
+    pub(super) fn holds(&self, hash: BlockHash) -> bool {
+        self.holds.values().any(|upload| upload.hash == hash)
+    }
+
     /// True where no other hold is for the same content.
     pub(super) fn is_alone(&self, hold: u64) -> bool {
         let own = self.holds.get(&hold).map(|upload| upload.hash);

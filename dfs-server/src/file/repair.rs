@@ -107,7 +107,7 @@ impl FileServer {
     }
 
     /// Compares the rows behind `after` and up to `last` with `live`.
-    async fn compare(&self, live: &[Claim], after: Option<VersionOf>, last: Option<VersionOf>) -> Result<()> {
+    pub(super) async fn compare(&self, live: &[Claim], after: Option<VersionOf>, last: Option<VersionOf>) -> Result<()> {
         let mut lost: BTreeMap<VersionOf, BlockHash> = live.iter().copied().collect();
         let wanted = lost.clone();
         // The largest hash: behind every row of this version.
@@ -133,11 +133,31 @@ impl FileServer {
                 None => break,
             }
         }
-        for (what, hash) in lost {
+        for claim in lost {
+            self.find_again(claim).await?;
+        }
+        Ok(())
+    }
+
+    /// Indexes a version that was listed for this server and had no row, unless that is over by now: it is published before it
+    /// is indexed, and dropped before its row goes.
+    async fn find_again(&self, claim @ (what, hash): Claim) -> Result<()> {
+        // In this order: it is indexed before it ceases to be on its way.
+        let is_on_its_way = self.storage.is_on_its_way(hash);
+        if self.storage.index.has(claim)? {
+            return Ok(());
+        }
+        let before = VersionOf { version: Version(what.version.0.saturating_sub(1)), ..what };
+        let held = self.directory.call(&HeldVersions { server: self.id()?, after: Some(before), ino: Some(what.ino) }).await?;
+        if !held.versions.contains(&claim) {
+            return Ok(());
+        }
+        if !is_on_its_way {
             log::warn!("version {} of inode {} should be here and is not indexed", what.version, what.ino);
-            if let Err(e) = self.adopt(what, hash, &[]).await {
-                log::error!("version {} of inode {}: {e}", what.version, what.ino);
-            }
+        }
+        if let Err(e) = self.adopt(what, hash, &[]).await {
+            let level = if is_on_its_way { log::Level::Debug } else { log::Level::Error };
+            log::log!(level, "version {} of inode {}: {e}", what.version, what.ino);
         }
         Ok(())
     }

@@ -193,6 +193,11 @@ impl Storage {
         Hold { storage: self.clone(), number: Some(number) }
     }
 
+    /// True while a version with the manifest `hash` is on its way in.
+    pub(super) fn is_on_its_way(&self, hash: BlockHash) -> bool {
+        self.pins.lock().holds(hash)
+    }
+
     /// Keeps blocks for a client's upload, or for ten minutes where no session is named.
     pub(super) fn pin(&self, session: Option<SessionId>, hashes: &[BlockHash]) {
         let now = Instant::now();

@@ -27,6 +27,7 @@ use crate::store::memory::MemoryStore;
 use crate::store::sqlite::SqliteStore;
 
 mod power;
+mod reconciled;
 
 const SECRET: &str = "0123456789abcdef";
 const BITS: u8 = 16;
@@ -425,24 +426,6 @@ async fn a_commit_hands_on_the_leases_that_publishing_gave() {
     assert_eq!(reply.status, 200);
     let granted: Granted = serde_json::from_str(reply.meta.as_deref().unwrap()).unwrap();
     assert!(granted.event > claimed.event && !granted.nothing && granted.except.is_empty());
-}
-
-#[tokio::test]
-async fn a_version_whose_row_was_lost_is_indexed_again() {
-    let bench = Bench::start(1, 1, 1).await;
-    let file = bench.create("f").await;
-    let entry = bench.write(&file, &content(400_000, 1)).await.unwrap();
-    let what = VersionOf { ino: entry.attributes.ino, version: entry.attributes.version };
-    let server = &bench.files[0].server;
-    // As after a crash between the directory's commit and this server's own.
-    let manifest = bench.client.manifest(&entry).await.unwrap();
-    server
-        .storage
-        .index
-        .remove(&[(what, manifest.hash())], u64::MAX, &|_, _| Some(index::Kept::new(Arc::new(manifest.clone()), manifest.hash())))
-        .unwrap();
-    assert!(bench.read_from(entry.layout.holders[0], &entry).await.unwrap() == content(400_000, 1));
-    assert_eq!(server.storage.index.versions(), 1);
 }
 
 /// Finds a block to be damaged.
