@@ -7,6 +7,15 @@ use proptest::prelude::*;
 use super::*;
 use crate::store::memory::MemoryStore;
 
+impl Index {
+    /// Makes every version an old one.
+    pub(crate) fn age(&self) {
+        let rows = self.store.scan(b"v", b"w", usize::MAX).unwrap().into_iter();
+        let aged = rows.map(|(key, row)| (key, Some(encode_row(&Row { made: 0, ..decode_row(&row).unwrap() }))));
+        self.store.commit(&Batch { changes: aged.collect(), ..Batch::default() }, Durability::Process).unwrap();
+    }
+}
+
 fn block(n: u8) -> BlockHash {
     BlockHash::of(&[n])
 }

@@ -86,24 +86,28 @@ pub(super) async fn collect(storage: Arc<Storage>) {
 impl FileServer {
     /// Compares all rows with what the directory says: rows of versions that are gone leave, lost rows return.
     pub(super) async fn reconcile(&self) -> Result<()> {
-        let (server, mut after) = (self.id()?, None);
+        self.compare_pages(None).await
+    }
+
+    /// The same for one file, young rows included where another manifest was published in their place.
+    pub(super) async fn settle(&self, ino: InodeId) -> Result<()> {
+        self.compare_pages(Some(ino)).await
+    }
+
+    /// Compares the rows of `ino`, or all, page by page: of what lies behind a page nothing is known.
+    async fn compare_pages(&self, ino: Option<InodeId>) -> Result<()> {
+        let server = self.id()?;
+        let at = |version: u64| ino.map(|ino| VersionOf { ino, version: Version(version) });
+        let (mut after, last) = (at(0), at(u64::MAX));
         loop {
-            let page = self.directory.call(&HeldVersions { server, after, ino: None }).await?;
-            self.compare(&page.versions, after, page.next).await?;
+            let page = self.directory.call(&HeldVersions { server, after, ino }).await?;
+            self.compare(&page.versions, after, page.next.or(last)).await?;
             match page.next {
                 Some(next) if Some(next) > after => after = Some(next),
                 Some(_) => return Err(Error::new(ErrorKind::Corrupt, "pages of held versions go backwards")),
                 None => return Ok(()),
             }
         }
-    }
-
-    /// The same for one file, young rows included where another manifest was published in their place.
-    pub(super) async fn settle(&self, ino: InodeId) -> Result<()> {
-        let first = VersionOf { ino, version: Version(0) };
-        let last = VersionOf { ino, version: Version(u64::MAX) };
-        let held = self.directory.call(&HeldVersions { server: self.id()?, after: None, ino: Some(ino) }).await?;
-        self.compare(&held.versions, Some(first), Some(last)).await
     }
 
     /// Compares the rows behind `after` and up to `last` with `live`.

@@ -87,13 +87,18 @@ async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
 
 impl Bench {
     async fn start(servers: usize, copies: u32, min_copies: u32) -> Self {
+        Self::keeping(2, servers, copies, min_copies).await
+    }
+
+    /// With so many versions of each file.
+    async fn keeping(versions: u32, servers: usize, copies: u32, min_copies: u32) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let nobody = Arc::new(Http1::new(&url(1), &token()).unwrap());
         let lock = LockService::open(&crate::lock::Config::default(), Arc::new(MemoryStore::default()), nobody).unwrap();
         let lock = Running::start(0, lock).await;
         let config = directory::Config {
             copies,
-            keep: directory::Keep { versions: 2, removed: Duration::ZERO, ..directory::Keep::default() },
+            keep: directory::Keep { versions, removed: Duration::ZERO, ..directory::Keep::default() },
             lease: Duration::from_secs(30),
             heartbeat: Duration::from_millis(50),
             lock_url: url(lock.port),

@@ -37,3 +37,16 @@ async fn a_version_that_was_dropped_since_it_was_listed_stays_dropped() {
     assert!(!storage.index.has(claim).unwrap());
     drop(kept);
 }
+
+#[tokio::test]
+async fn a_file_of_more_versions_than_a_page_has_keeps_all_of_them() {
+    let bench = Bench::keeping(2000, 1, 1, 1).await;
+    let mut entry = bench.create("f").await;
+    for n in 0..1010u32 {
+        entry = bench.write(&entry, &n.to_le_bytes()).await.unwrap();
+    }
+    let server = &bench.files[0].server;
+    server.storage.index.age();
+    server.settle(entry.attributes.ino).await.unwrap();
+    assert_eq!(server.storage.index.versions(), 1010);
+}
