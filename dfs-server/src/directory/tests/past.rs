@@ -350,17 +350,19 @@ async fn versions_are_counted_and_go_by_age_and_the_current_one_stays() {
 #[tokio::test]
 async fn where_many_versions_are_kept_not_every_publish_counts_them() {
     let (mut client, server) = client().await;
-    client.restart(and(|keep| keep.versions = 33));
-    let ino = client.file(ROOT, "f").await;
-    let mut most = 0;
-    for base in 0..68 {
-        client.publish_at(100, Publish { token: Token(1), ..client.version(ino, base, &[server]) }).await;
-        if base > 28 {
-            most = most.max(client.kept_versions(ino).await.len());
+    for (kept, shared_by, last) in [(33, 4, 68), (1025, 64, 1152)] {
+        client.restart(and(|keep| keep.versions = kept as u32));
+        let ino = client.file(ROOT, &format!("f{kept}")).await;
+        let mut most = 0;
+        for base in 0..last {
+            client.publish_at(100, Publish { token: Token(1), ..client.version(ino, base, &[server]) }).await;
+            if base > kept - 5 {
+                most = most.max(client.kept_versions(ino).await.len());
+            }
         }
+        assert_eq!(most as u64, kept + shared_by - 1, "one publish in {shared_by} counts");
+        assert_eq!(client.kept_versions(ino).await, (last - kept + 1..=last).collect::<Vec<u64>>());
     }
-    assert_eq!(most, 33 + 3, "every fourth publish counts");
-    assert_eq!(client.kept_versions(ino).await, (36..=68).collect::<Vec<u64>>());
 }
 
 #[tokio::test]
