@@ -73,45 +73,44 @@ pub(super) fn is_embedded(manifest: &Manifest) -> bool {
     manifest.blocks().len() <= MAX_EMBEDDED
 }
 
-/// The blocks that a version keeps: those it names, and the manifest where that is one.
-pub(super) fn kept_blocks(manifest: &Manifest, hash: BlockHash) -> BlockSet {
-    let own = (!is_embedded(manifest)).then_some(hash);
-    manifest.blocks().iter().map(|b| b.1).chain(own).collect()
+/// The block that a manifest is, which its version keeps like those that it names.
+fn own_block(manifest: &Manifest, hash: BlockHash) -> Option<BlockHash> {
+    (!is_embedded(manifest)).then_some(hash)
 }
 
-/// What a version keeps, as [`kept_blocks`] lists it: two versions of a large file are compared without a set of either.
+/// The blocks that a version keeps: those it names, and the manifest where that is one.
+pub(super) fn kept_blocks(manifest: &Manifest, hash: BlockHash) -> BlockSet {
+    manifest.blocks().iter().map(|b| b.1).chain(own_block(manifest, hash)).collect()
+}
+
+/// The same of a version that is compared with others: of large files, without a set of all for each.
 #[derive(Clone, Debug)]
 pub(super) struct Kept {
     manifest: Arc<Manifest>,
-    /// The manifest's own block.
-    own: Option<BlockHash>,
+    hash: BlockHash,
 }
 
 impl Kept {
     /// By the version with `manifest`, which is called `hash`.
     pub(super) fn new(manifest: Arc<Manifest>, hash: BlockHash) -> Self {
-        let own = (!is_embedded(&manifest)).then_some(hash);
-        Self { manifest, own }
+        Self { manifest, hash }
     }
 
     /// What `base` lacks of it.
     fn since(&self, base: Option<&Self>) -> BlockSet {
-        let Some(base) = base else { return self.manifest.blocks().iter().map(|row| row.1).chain(self.own).collect() };
-        let moved: Vec<BlockHash> = self.manifest.unlike(&base.manifest).map(|row| row.1).chain(self.own).collect();
-        let is_kept = base.names(moved.len());
-        moved.into_iter().filter(|hash| !is_kept(hash)).collect()
-    }
-
-    /// Tells whether a block is kept, for about so many `questions`.
-    fn names(&self, questions: usize) -> impl Fn(&BlockHash) -> bool + '_ {
-        let names = self.manifest.names(questions);
-        move |hash| self.own == Some(*hash) || names(hash)
+        let Some(base) = base else { return kept_blocks(&self.manifest, self.hash) };
+        let moved = self.manifest.unlike(&base.manifest).map(|row| row.1).chain(own_block(&self.manifest, self.hash));
+        base.among(moved.collect::<Vec<_>>(), false).collect()
     }
 
     /// Those of `blocks` that are kept, or are not.
-    fn among(&self, blocks: BlockSet, kept: bool) -> impl Iterator<Item = BlockHash> + '_ {
-        let names = self.names(blocks.len());
-        blocks.into_iter().filter(move |hash| names(hash) == kept)
+    pub(super) fn among<B>(&self, blocks: B, kept: bool) -> impl Iterator<Item = BlockHash> + use<'_, B>
+    where
+        B: IntoIterator<Item = BlockHash, IntoIter: ExactSizeIterator>,
+    {
+        let blocks = blocks.into_iter();
+        let (own, names) = (own_block(&self.manifest, self.hash), self.manifest.names(blocks.len()));
+        blocks.filter(move |hash| (own == Some(*hash) || names(hash)) == kept)
     }
 }
 

@@ -11,7 +11,7 @@ use dfs_common::block::{BlockHash, BlockSet, BlockTable, FEW, Manifest};
 use dfs_common::patch::Patch;
 use dfs_common::{Error, ErrorKind, Result};
 
-use super::index::is_embedded;
+use super::index::{Kept, is_embedded};
 
 /// How a body is made up, in this order.
 #[derive(Clone, Debug, Default)]
@@ -131,10 +131,8 @@ impl Upload {
     /// The manifest that it came as a change of, and what it keeps that a version with that one does not.
     pub(super) fn kept_since(&self) -> Option<(BlockHash, BlockSet)> {
         let (base_hash, base) = self.base.as_ref().filter(|_| !is_embedded(&self.manifest))?;
-        let is_kept = base.names(self.fresh.len());
-        let is_base = |hash: &BlockHash| hash == base_hash && !is_embedded(base);
-        let own = self.fresh.iter().chain([&self.hash]).filter(|hash| !is_base(hash) && !is_kept(hash));
-        Some((*base_hash, own.copied().collect()))
+        let kept: Vec<BlockHash> = self.fresh.iter().chain([&self.hash]).copied().collect();
+        Some((*base_hash, Kept::new(base.clone(), *base_hash).among(kept, false).collect()))
     }
 
     /// From a manifest's stored form.
