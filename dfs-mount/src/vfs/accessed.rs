@@ -20,6 +20,8 @@ use super::node::Node;
 
 /// An access moves the time where the last one was longer ago than this, whatever has changed since.
 const OLD: Duration = Duration::from_secs(24 * 60 * 60);
+/// The service's clock as it is known here is behind by less than this: by the way of an answer.
+const BEHIND: Duration = Duration::from_secs(1);
 /// Times that wait to be sent; beyond, further ones are passed over until some have been.
 const PENDING_MAX: usize = 2 * Accessed::MAX;
 /// A batch may take this long.
@@ -58,6 +60,13 @@ fn is_due(attributes: &Attributes, now: Timestamp) -> bool {
     atime <= mtime || atime <= ctime || now.0.saturating_sub(atime.0) >= OLD.as_nanos() as i64
 }
 
+/// The time of an access where the clock stands at `now`: after the change that it follows, which the service may have
+/// put a little later than the clock says here. Otherwise the access would count again the next time.
+fn after_change(ctime: Timestamp, now: Timestamp) -> Timestamp {
+    let ahead = ctime.0.saturating_sub(now.0);
+    if (0..BEHIND.as_nanos() as i64).contains(&ahead) { Timestamp(ctime.0 + 1) } else { now }
+}
+
 impl Vfs {
     /// What is behind `id` is opened for reading.
     pub fn accessed(&self, id: u64) {
@@ -71,12 +80,13 @@ impl Vfs {
         if attributes.nlink == 0 || !is_due(&attributes, now) {
             return;
         }
+        let time = after_change(attributes.ctime, now);
         let count = {
             let mut pending = self.accesses.pending.lock();
             if pending.len() >= PENDING_MAX && !pending.contains_key(&node.ino) {
                 return;
             }
-            pending.insert(node.ino, now);
+            pending.insert(node.ino, time);
             pending.len()
         };
         self.forget_attributes(id);
@@ -144,5 +154,14 @@ mod tests {
         assert!(due(5, 5, 4, 6) && due(5, 4, 5, 6) && due(3, 5, 5, 6));
         assert!(!due(6, 5, 5, 7) && !due(6, 5, 5, day + 5) && due(6, 5, 5, day + 6));
         assert!(!due(i64::MAX, 5, 5, 7), "set to a time to come");
+    }
+
+    #[test]
+    fn an_access_is_after_the_change_that_it_follows() {
+        let at = |ctime: i64, now: i64| after_change(Timestamp(ctime), Timestamp(now)).0;
+        let second = BEHIND.as_nanos() as i64;
+        assert_eq!((at(5, 9), at(9, 9), at(12, 9)), (9, 10, 13));
+        assert_eq!(at(9 + second, 9), 9, "the service's clock was wrong once: the file is not read in times to come");
+        assert_eq!((at(i64::MAX, 9), at(i64::MIN, 9)), (9, 9));
     }
 }
