@@ -17,6 +17,7 @@ pub mod ids;
 pub mod name;
 pub mod patch;
 pub mod transport;
+pub mod tree;
 pub mod user;
 pub mod wire;
 pub mod xattr;

@@ -24,7 +24,7 @@ use super::blocks::{WriteBack, verify};
 use super::index::is_embedded;
 use super::journal::Entry;
 use super::storage::Hold;
-use super::upload::{Parts, Upload, patched_block};
+use super::upload::{Parts, Upload};
 use super::{FileServer, PUBLISH_TIMEOUT, blocking};
 use crate::store::Durability;
 
@@ -191,7 +191,7 @@ impl FileServer {
         let (storage, body) = (self.storage.clone(), body.clone());
         let blocks = base.as_ref().map_or(0, |base| base.blocks().len());
         let is_small = body.len() <= INLINE_BYTES && blocks <= INLINE_BLOCKS && parts.patches.len() <= 1;
-        let parse = move || Upload::parse(&body, &parts, base, |hash| storage.files.unchecked(hash)).map(Arc::new);
+        let parse = move || Upload::parse(&body, &parts, base, |patch| storage.patch(patch)).map(Arc::new);
         if is_small { parse() } else { blocking(parse).await }
     }
 
@@ -294,7 +294,8 @@ impl FileServer {
         if sent.len() > MAX_BLOCK_SIZE + patch::HEADER {
             return Err(Error::new(ErrorKind::TooBig, format!("a block has at most {MAX_BLOCK_SIZE} bytes")));
         }
-        let content = if method == Method::Post { self.patched(hash, &sent).await? } else { sent.clone() };
+        let is_patch = method == Method::Post;
+        let content = if is_patch { self.patched(hash, &sent).await? } else { sent.clone() };
         let own = self.id().ok();
         self.storage.pin(session, &[hash]);
         let others = replicas.iter().filter(|r| Some(**r) != own);
@@ -304,9 +305,11 @@ impl FileServer {
                 tokio::task::yield_now().await;
             }
             let small = content.len() <= INLINE_BYTES;
-            let write_back = if method == Method::Put { WriteBack::Begin } else { WriteBack::Later };
             let (storage, content) = (self.storage.clone(), content.clone());
-            let put = move || verify(hash, &content).and_then(|()| storage.put(hash, &content, write_back));
+            let put = move || match is_patch {
+                true => storage.put(hash, &content, WriteBack::Later),
+                false => verify(hash, &content).and_then(|()| storage.put(hash, &content, WriteBack::Begin)),
+            };
             if small { put() } else { blocking(put).await }
         };
         join(forwards, store).await.1
@@ -317,11 +320,11 @@ impl FileServer {
         let (storage, patch) = (self.storage.clone(), Patch::decode(sent)?);
         let is_small = patch.len as usize <= INLINE_BYTES;
         let make = move || {
-            let block = patched_block(&patch, |base| storage.files.unchecked(base))?;
-            match BlockHash::of(&block) == hash {
-                true => Ok(block),
-                false => Err(Error::new(ErrorKind::NotFound, format!("the patch does not make block {hash} of what is stored here"))),
+            let (made, block) = storage.patch(&patch)?;
+            if made != hash {
+                return Err(Error::new(ErrorKind::NotFound, format!("the patch does not make block {hash} of what is stored here")));
             }
+            Ok(block)
         };
         if is_small { make() } else { blocking(make).await }
     }

@@ -15,6 +15,7 @@ mod heartbeat;
 mod http;
 mod index;
 mod journal;
+mod patched;
 mod pins;
 mod read;
 mod readers;

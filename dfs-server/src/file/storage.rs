@@ -15,6 +15,7 @@ use bytes::Bytes;
 use dfs_common::api::directory::VersionOf;
 use dfs_common::block::{BlockHash, BlockSet, Manifest};
 use dfs_common::ids::{SessionId, Version};
+use dfs_common::patch::Patch;
 use dfs_common::{Error, ErrorKind, Result};
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -23,6 +24,7 @@ use tokio::sync::Notify;
 use super::blocks::{BlockFiles, Change, Found, Unflushed, WriteBack};
 use super::index::{Claim, Index, Kept, Row, Since, is_embedded};
 use super::journal::{Entry, Journal, Note};
+use super::patched::Patched;
 use super::pins::{Pinner, Pins};
 use super::upload::Upload;
 use crate::store::{Durability, Store};
@@ -39,6 +41,7 @@ pub(super) struct Storage {
     pub(super) files: BlockFiles,
     pub(super) index: Index,
     pub(super) journal: Arc<Journal>,
+    patched: Patched,
     pins: Mutex<Pins>,
     /// Blocks that nothing seemed to need when they were put here.
     unneeded: Mutex<BlockSet>,
@@ -105,6 +108,7 @@ impl Storage {
             files,
             index,
             journal,
+            patched: Patched::default(),
             pins: Mutex::default(),
             unneeded: Mutex::default(),
             discarded: Mutex::default(),
@@ -128,7 +132,7 @@ impl Storage {
 
     /// Makes of a version that an earlier process noted what it was to become, if that is still possible.
     fn take_noted(&self, Note { what, parts, body, .. }: Note) -> Result<()> {
-        let upload = match Upload::parse(&body, &parts, None, |_| Ok(None)) {
+        let upload = match Upload::parse(&body, &parts, None, |patch| self.patch(patch)) {
             Ok(upload) => upload,
             Err(e) => {
                 // Nobody waited for its flush, or it would be whole.
@@ -238,6 +242,11 @@ impl Storage {
             discarded.remove(&hash);
         }
         Ok(())
+    }
+
+    /// The block that `patch` makes of one that is here, and its name; `NotFound` where that is not here.
+    pub(super) fn patch(&self, patch: &Patch) -> Result<(BlockHash, Bytes)> {
+        self.patched.make(patch, |hash| self.files.unchecked(hash))
     }
 
     /// Stores what came with `upload`, and its manifest.

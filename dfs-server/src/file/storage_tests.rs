@@ -46,7 +46,7 @@ fn upload(letters: &str) -> Arc<Upload> {
     let lengths: Vec<u32> = blocks.iter().map(|b| b.len() as u32).collect();
     let body = [encoded.clone(), blocks.concat()].concat();
     let parts = Parts { manifest_len: encoded.len() as u32, inline: lengths, ..Parts::default() };
-    Arc::new(Upload::parse(&body.into(), &parts, None, |_| Ok(None)).unwrap())
+    Arc::new(Upload::parse(&body.into(), &parts, None, |_| unreachable!("nothing is patched")).unwrap())
 }
 
 /// The same without its blocks.

@@ -60,13 +60,13 @@ pub(super) struct Upload {
 }
 
 impl Upload {
-    /// From a body made up of `parts`; `base` is the manifest that they are a change of, and `read` gives what is stored as a block, which nobody
-    /// has checked. `NotFound` where a patch does not make a block of the manifest.
+    /// From a body made up of `parts`; `base` is the manifest that they are a change of, and `make` gives the block that a patch makes, with its
+    /// name. `NotFound` where a patch does not make a block of the manifest.
     pub(super) fn parse(
         body: &Bytes,
         parts: &Parts,
         base: Option<Arc<Manifest>>,
-        mut read: impl FnMut(BlockHash) -> Result<Option<Vec<u8>>>,
+        mut make: impl FnMut(&Patch) -> Result<(BlockHash, Bytes)>,
     ) -> Result<Self> {
         let all = [parts.manifest_len].into_iter().chain(parts.inline.iter().copied()).chain(parts.patches.iter().copied());
         let lengths: u64 = all.map(u64::from).sum();
@@ -93,8 +93,8 @@ impl Upload {
             if patched > MAX_PATCHED {
                 return Err(Error::new(ErrorKind::TooBig, format!("the patches of one commit make at most {MAX_PATCHED} bytes")));
             }
-            let block = patched_block(&patch, &mut read)?;
-            if !upload.add(BlockHash::of(&block), block) {
+            let (hash, block) = make(&patch)?;
+            if !upload.add(hash, block) {
                 return Err(Error::new(ErrorKind::NotFound, "a patch does not make a block of the manifest from what is stored here"));
             }
         }
@@ -180,15 +180,6 @@ impl Upload {
     }
 }
 
-/// The block that `patch` makes of what `read` gives; `NotFound` where that is nothing.
-pub(super) fn patched_block(patch: &Patch, mut read: impl FnMut(BlockHash) -> Result<Option<Vec<u8>>>) -> Result<Bytes> {
-    let base = match patch.base {
-        None => Vec::new(),
-        Some(hash) => read(hash)?.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("block {hash} is not here to be patched")))?,
-    };
-    Ok(patch.apply(base))
-}
-
 /// What a client sends is its mistake, not a broken disk.
 fn of_client(e: Error) -> Error {
     match e.kind() {
@@ -206,7 +197,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::index::kept_blocks;
+    use super::super::patched::Patched;
     use super::*;
+
+    /// Makes blocks of what is stored, whatever the base's name.
+    fn of(stored: Option<Vec<u8>>) -> impl FnMut(&Patch) -> Result<(BlockHash, Bytes)> {
+        move |patch| Patched::default().make(patch, |_| Ok(stored.clone()))
+    }
 
     fn sample() -> (Manifest, Bytes, Bytes) {
         let (a, b) = (vec![1u8; 1 << 16], vec![2u8; 10]);
@@ -223,7 +220,7 @@ mod tests {
     }
 
     fn parse(parts: &[&[u8]], lengths: &Parts) -> Result<Upload> {
-        Upload::parse(&body(parts), lengths, None, |_| Ok(None))
+        Upload::parse(&body(parts), lengths, None, of(None))
     }
 
     #[test]
@@ -245,7 +242,7 @@ mod tests {
         Patch { base: Some(BlockHash::of(b"old")), len: 1 << 16, offset: 1, bytes: a.slice(1..) }.encode(&mut patch);
         let lengths = Parts { manifest_base: Some(old.hash()), ..parts(delta.len() as u32, &[10], &[patch.len() as u32]) };
         let sent = body(&[&delta, &b, &patch]);
-        let upload = Upload::parse(&sent, &lengths, Some(Arc::new(old.clone())), |_| Ok(Some(vec![1; 7]))).unwrap();
+        let upload = Upload::parse(&sent, &lengths, Some(Arc::new(old.clone())), of(Some(vec![1; 7]))).unwrap();
         assert_eq!((upload.hash, upload.inline[&BlockHash::of(&a)].clone()), (manifest.hash(), a.clone()));
         assert_eq!(upload.kept_since().map(|since| since.0), None, "small manifests lie in their rows");
         let (whole, lengths) = upload.whole();
@@ -254,7 +251,7 @@ mod tests {
         // What is stored is another block, or nothing.
         for stored in [Some(vec![2; 7]), None] {
             let lengths = Parts { manifest_base: Some(old.hash()), ..parts(delta.len() as u32, &[10], &[patch.len() as u32]) };
-            let refused = Upload::parse(&sent, &lengths, Some(Arc::new(old.clone())), |_| Ok(stored.clone())).unwrap_err();
+            let refused = Upload::parse(&sent, &lengths, Some(Arc::new(old.clone())), of(stored)).unwrap_err();
             assert_eq!(refused.kind(), ErrorKind::NotFound);
         }
     }
@@ -318,7 +315,7 @@ mod tests {
     proptest! {
         #[test]
         fn arbitrary_bodies_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100), len in any::<u32>(), inline in proptest::collection::vec(any::<u32>(), 0..4)) {
-            prop_assert!(Upload::parse(&bytes.into(), &parts(len, &inline, &[]), None, |_| Ok(None)).is_err());
+            prop_assert!(Upload::parse(&bytes.into(), &parts(len, &inline, &[]), None, of(None)).is_err());
         }
     }
 }
