@@ -32,6 +32,7 @@ use super::arriving::{Arriving, Claim};
 use super::file::{modified, read_full};
 use super::journal::Journal;
 use super::record::{Begun, Owned, Record, runs};
+use super::trees::Trees;
 use crate::failpoint;
 use crate::system;
 use crate::turn::Turn;
@@ -120,6 +121,7 @@ pub struct Content {
     pub(crate) arriving: Arriving,
     /// Held while a version is committed.
     pub(crate) commit: Turn,
+    trees: Arc<Trees>,
 }
 
 impl Content {
@@ -152,7 +154,13 @@ impl Content {
             fill: Turn::default(),
             arriving: Arriving::default(),
             commit: Turn::default(),
+            trees: Arc::default(),
         }
+    }
+
+    /// The same, which shares what is known of hashes.
+    pub(super) fn sharing(self, trees: &Arc<Trees>) -> Self {
+        Self { trees: trees.clone(), ..self }
     }
 
     /// The version that this content is, or is built on.

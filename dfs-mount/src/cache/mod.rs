@@ -19,6 +19,7 @@ pub mod map;
 pub mod record;
 pub mod restore;
 pub mod shelf;
+mod trees;
 
 pub use content::Content;
 pub use map::BlockMap;

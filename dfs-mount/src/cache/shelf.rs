@@ -24,6 +24,7 @@ use super::content::set_aside;
 use super::file::open_file;
 use super::journal::Journal;
 use super::record::{History, Owned, Record, Run};
+use super::trees::Trees;
 use super::{BlockMap, Content};
 use crate::{failpoint, system};
 
@@ -59,6 +60,7 @@ pub struct Shelf {
     /// Files that nobody needs any more, for [`Shelf::sweep`].
     gone: Mutex<Vec<PathBuf>>,
     journal: Arc<Journal>,
+    trees: Arc<Trees>,
     /// What earlier mounts left in the journal.
     left: History,
     _lock: File,
@@ -121,6 +123,7 @@ impl Shelf {
             inner: Mutex::new(Inner { closed: LruCache::unbounded(), used: 0 }),
             gone: Mutex::default(),
             journal: Arc::new(journal),
+            trees: Arc::default(),
             left,
             _lock: lock,
         };
@@ -279,7 +282,7 @@ impl Shelf {
             closed
         };
         match open_file(&closed.path, false) {
-            Ok(file) => Some(Content::new(file, closed.path, closed.version, closed.map)),
+            Ok(file) => Some(Content::new(file, closed.path, closed.version, closed.map).sharing(&self.trees)),
             // It is as good as before, and the next open may find a descriptor.
             Err(e) if e.kind() == ErrorKind::TooManyOpen => {
                 let mut inner = self.inner.lock();
@@ -301,7 +304,7 @@ impl Shelf {
         if map.size() > 0 {
             file.set_len(map.size()).map_err(io("cache file"))?;
         }
-        Ok(Content::new(file, path, version, map))
+        Ok(Content::new(file, path, version, map).sharing(&self.trees))
     }
 
     /// Must be called before the first change: from now on a crash loses nothing. `path` is where people see the file.

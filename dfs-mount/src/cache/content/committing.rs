@@ -70,7 +70,10 @@ impl Content {
         let lengths = blocks.iter().map(|&block| map.span(block).1 as u64);
         if lengths.sum::<u64>() <= KEPT {
             let read = blocks.iter().map(|&block| Ok((block, self.block(map, block)?))).collect::<Result<Vec<_>>>()?;
-            let hashes = read.iter().map(|(_, bytes)| BlockHash::of(bytes)).collect();
+            // Stores to a mapping of the cache file may be anywhere, and go on while this is read.
+            let is_known = !self.is_mapped();
+            let changed = |block| if is_known { map.changed_of(block) } else { None };
+            let hashes = read.iter().map(|(block, bytes)| self.trees.hash(changed(*block), bytes)).collect();
             self.state.lock().hashed = read;
             return Ok(hashes);
         }
