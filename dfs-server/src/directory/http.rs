@@ -361,9 +361,15 @@ impl Directory {
             self.submit(Terms::default(), move |change| state::confirm_dropped(change, server, &dropped).map(|()| Reply::default())).await?;
         }
         let now = self.now().clock;
-        // Tables before the store, as the writer locks them.
-        let mut tables = self.tables.lock();
-        let orders = state::orders(&*self.store.snapshot(), &mut tables, &self.policy, server, now)?;
+        let orders = {
+            // Tables before the store, as the writer locks them.
+            let mut tables = self.tables.lock();
+            state::orders(&*self.store.snapshot(), &mut tables, &self.policy, server, now)?
+        };
+        if !orders.drop.is_empty() {
+            // Where the power failed before, they would be alive again.
+            self.submit(Terms { durable: true, ..Terms::default() }, |_| Ok(Reply::default())).await?;
+        }
         Ok(Response::json(&orders))
     }
 

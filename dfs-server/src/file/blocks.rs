@@ -76,6 +76,14 @@ struct Written {
     number: u64,
     /// The disk was told to begin, so it costs little to wait for this one alone.
     begun: bool,
+    /// The disk has its bytes elsewhere.
+    noted: bool,
+}
+
+impl Written {
+    fn is_latest(self, unflushed: &HashMap<BlockHash, Self>, hash: BlockHash) -> bool {
+        unflushed.get(&hash).is_some_and(|latest| latest.number == self.number)
+    }
 }
 
 /// Blocks that the disk may not have.
@@ -205,7 +213,7 @@ impl BlockFiles {
         });
         written.map_err(|e| Error::from_io(&e, format!("block {hash}")))?;
         let number = self.next_name.fetch_add(1, Ordering::Relaxed);
-        self.unflushed.lock().insert(hash, Written { number, begun: false });
+        self.unflushed.lock().insert(hash, Written { number, begun: false, noted: false });
         Ok(Change { blocks: removed.blocks + 1, bytes: removed.bytes + content.len() as i64 })
     }
 
@@ -221,7 +229,7 @@ impl BlockFiles {
         let written = File::create_new(&temporary).and_then(|mut file| {
             file.write_all(content)?;
             let begun = write_back == WriteBack::Begin && content.len() >= BEGIN && begin_write_back(&file).is_ok();
-            self.unflushed.lock().insert(hash, Written { number, begun });
+            self.unflushed.lock().insert(hash, Written { number, begun, noted: false });
             std::fs::rename(&temporary, &path)
         });
         if let Err(e) = written {
@@ -306,7 +314,7 @@ impl BlockFiles {
         let context = |e: std::io::Error, hash: BlockHash| Error::from_io(&e, format!("flushing block {hash}"));
         each(&wanted.blocks, |&(hash, write)| match File::open(self.path(hash)).and_then(|file| file.sync_data()) {
             // Collected in the meantime.
-            Err(e) if e.kind() == IoKind::NotFound && self.unflushed.lock().get(&hash) != Some(&write) => Ok(()),
+            Err(e) if e.kind() == IoKind::NotFound && !write.is_latest(&self.unflushed.lock(), hash) => Ok(()),
             result => result.map_err(|e| context(e, hash)),
         })?;
         let folders: HashMap<u8, BlockHash> = wanted.blocks.iter().map(|(hash, _)| (hash.0[0], *hash)).collect();
@@ -346,10 +354,22 @@ impl BlockFiles {
         let mut unflushed = self.unflushed.lock();
         for (hash, write) in flushed {
             // A block that was written again meanwhile stays.
-            if unflushed.get(hash) == Some(write) {
+            if write.is_latest(&unflushed, *hash) {
                 unflushed.remove(hash);
             }
         }
+    }
+
+    /// The disk has the bytes of a block elsewhere until its file is flushed.
+    pub(super) fn noted(&self, hash: BlockHash) {
+        if let Some(write) = self.unflushed.lock().get_mut(&hash) {
+            write.noted = true;
+        }
+    }
+
+    /// True where a loss of power would take a block.
+    pub(super) fn may_be_lost(&self, hash: BlockHash) -> bool {
+        self.unflushed.lock().get(&hash).is_some_and(|write| !write.noted)
     }
 
     /// Calls `each` with every block that was there when the process started, and its length.

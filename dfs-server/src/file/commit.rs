@@ -259,7 +259,9 @@ impl FileServer {
             blocking(move || storage.files.flush(&unflushed)).await
         };
         let (synced, stored) = join(sync, store).await;
-        stored.and(synced.map(Noted::Entry))
+        stored?;
+        self.storage.files.noted(upload.hash);
+        synced.map(Noted::Entry)
     }
 
     /// The same with a note where that is worth it and there is room: its row follows while the directory is asked.

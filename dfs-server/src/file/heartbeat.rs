@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use dfs_common::api::directory::{CopyOrder, Heartbeat, Liveness, Orders, RegisterServer, Registered, VersionOf};
 use dfs_common::{Error, ErrorKind, Result};
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 
 use super::{FileServer, blocking};
 
@@ -129,19 +130,20 @@ fn random_name() -> Result<String> {
 /// Until the directory does not know this server any more.
 async fn send_heartbeats(server: &Arc<FileServer>, registered: &Registered, copies: &Arc<Semaphore>) {
     let interval = Duration::from_millis(registered.heartbeat_ms.max(10));
-    let mut dropped: Vec<VersionOf> = Vec::new();
-    let mut failing = false;
+    let (mut drops, mut failing) = (Drops::default(), false);
     loop {
         let (start, mut busy) = (Instant::now(), false);
+        drops.look();
         let (capacity, used) = (server.storage.capacity(), server.storage.used());
-        let beat = Heartbeat { server: registered.server, capacity, used, dropped: dropped.clone() };
+        let beat = Heartbeat { server: registered.server, capacity, used, dropped: drops.gone.clone() };
         match server.directory.call_within(&beat, ATTEMPT).await {
             Ok(orders) => {
                 if std::mem::take(&mut failing) {
                     log::info!("{} answers again", server.directory.peer());
                 }
-                busy = !orders.drop.is_empty() || !orders.copy.is_empty();
-                dropped = obey(server, orders, copies).await;
+                drops.gone.clear();
+                busy = drops.begin(server, &orders.drop) || !orders.copy.is_empty();
+                obey(server, orders, copies);
                 server.settle_doubts().await;
             }
             Err(e) if e.kind() == ErrorKind::NotFound => return,
@@ -157,8 +159,55 @@ async fn send_heartbeats(server: &Arc<FileServer>, registered: &Registered, copi
     }
 }
 
-/// Carries out what it can at once, starts the rest; returns the versions that are gone.
-async fn obey(server: &Arc<FileServer>, orders: Orders, copies: &Arc<Semaphore>) -> Vec<VersionOf> {
+/// Orders to drop, each of which is repeated until the directory has heard that it was carried out.
+#[derive(Default)]
+struct Drops {
+    under_way: HashSet<VersionOf>,
+    tasks: JoinSet<(Vec<VersionOf>, Result<()>)>,
+    /// What the directory shall hear of.
+    gone: Vec<VersionOf>,
+}
+
+impl Drops {
+    /// Begins with those of `versions` that are new; true where there are any.
+    fn begin(&mut self, server: &Arc<FileServer>, versions: &[VersionOf]) -> bool {
+        let new: Vec<VersionOf> = versions.iter().copied().filter(|what| self.under_way.insert(*what)).collect();
+        let any = !new.is_empty();
+        if any {
+            let server = server.clone();
+            self.tasks.spawn(async move {
+                let result = server.drop_versions(&new).await;
+                (new, result)
+            });
+        }
+        any
+    }
+
+    /// Takes note of those that have ended.
+    fn look(&mut self) {
+        while let Some(ended) = self.tasks.try_join_next() {
+            match ended {
+                Ok((versions, result)) => {
+                    for what in &versions {
+                        self.under_way.remove(what);
+                    }
+                    match result {
+                        Ok(()) => self.gone.extend(versions),
+                        Err(e) => log::error!("dropping versions: {e}"),
+                    }
+                }
+                // Nobody knows which: all of them may be ordered again.
+                Err(e) => {
+                    log::error!("dropping versions: {e}");
+                    self.under_way.clear();
+                }
+            }
+        }
+    }
+}
+
+/// Takes over addresses and starts copies.
+fn obey(server: &Arc<FileServer>, orders: Orders, copies: &Arc<Semaphore>) {
     if let Err(e) = server.peers.update(&orders.servers) {
         log::warn!("addresses of file servers: {e}");
     }
@@ -166,13 +215,6 @@ async fn obey(server: &Arc<FileServer>, orders: Orders, copies: &Arc<Semaphore>)
     server.unreachable.lock().dead = dead;
     for order in orders.copy {
         start_copy(server, order, copies);
-    }
-    match server.drop_versions(&orders.drop).await {
-        Ok(()) => orders.drop,
-        Err(e) => {
-            log::error!("dropping versions: {e}");
-            Vec::new()
-        }
     }
 }
 

@@ -45,6 +45,7 @@ pub(super) async fn flush(storage: Arc<Storage>) {
     loop {
         // A pause that ends early when the journal needs the room.
         let _ = tokio::time::timeout(FLUSH_INTERVAL, storage.journal.turned.notified()).await;
+        let number = storage.flush_begins();
         if storage.has_unflushed() {
             let (done, flushed) = oneshot::channel();
             if ask.send(done).is_err() {
@@ -53,8 +54,10 @@ pub(super) async fn flush(storage: Arc<Storage>) {
             }
             if let Ok(Err(e)) = flushed.await {
                 log::error!("{e}");
+                continue;
             }
         }
+        storage.flush_ends(number);
     }
 }
 
@@ -175,13 +178,19 @@ impl FileServer {
         Ok(())
     }
 
-    /// Drops all rows of versions that are no longer alive.
+    /// Drops all rows of versions that are no longer alive, once the disk has those that came after them: where the power fails before,
+    /// they are what is left. What the disk does not have either goes at once, and is never written there.
     pub(super) async fn drop_versions(&self, versions: &[VersionOf]) -> Result<()> {
         let mut claims = Vec::new();
         for &what in versions {
             claims.extend(self.storage.index.claims(what)?.into_iter().map(|(hash, _)| (what, hash)));
         }
-        self.drop_older(claims, u64::MAX).await
+        let (lost, left) = claims.into_iter().partition(|(_, manifest)| self.storage.files.may_be_lost(*manifest));
+        self.drop_older(lost, u64::MAX).await?;
+        if !left.is_empty() {
+            self.storage.flushed().await;
+        }
+        self.drop_older(left, u64::MAX).await
     }
 
     /// Makes a version one of this server's: its manifest from here or elsewhere, then the blocks that are missing.

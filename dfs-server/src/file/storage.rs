@@ -19,7 +19,7 @@ use dfs_common::patch::Patch;
 use dfs_common::{Error, ErrorKind, Result};
 use lru::LruCache;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::blocks::{BlockFiles, Change, Found, Unflushed, WriteBack};
 use super::index::{Claim, Index, Kept, Row, Since, is_embedded};
@@ -35,6 +35,14 @@ const MAX_NOTED: usize = 256 << 10;
 /// So many manifests are at hand while versions are dropped: of one, of what it is counted since, and of what is counted since it.
 const RECENT: NonZeroUsize = NonZeroUsize::new(3).unwrap();
 
+/// The flushes of what no fsync asked for, counted.
+#[derive(Clone, Copy, Debug, Default)]
+struct Flushes {
+    begun: u64,
+    /// The last one that succeeded.
+    done: u64,
+}
+
 /// Everything below one data directory.
 #[derive(Debug)]
 pub(super) struct Storage {
@@ -42,6 +50,7 @@ pub(super) struct Storage {
     pub(super) index: Index,
     pub(super) journal: Arc<Journal>,
     patched: Patched,
+    flushes: watch::Sender<Flushes>,
     pins: Mutex<Pins>,
     /// Blocks that nothing seemed to need when they were put here.
     unneeded: Mutex<BlockSet>,
@@ -109,6 +118,7 @@ impl Storage {
             index,
             journal,
             patched: Patched::default(),
+            flushes: watch::Sender::default(),
             pins: Mutex::default(),
             unneeded: Mutex::default(),
             discarded: Mutex::default(),
@@ -283,6 +293,31 @@ impl Storage {
         }
         self.journal.settle(over);
         Ok(())
+    }
+
+    /// Begins one of the flushes that [`Storage::flushed`] waits for; its number.
+    pub(super) fn flush_begins(&self) -> u64 {
+        self.flushes.send_modify(|flushes| flushes.begun += 1);
+        self.flushes.borrow().begun
+    }
+
+    /// It has succeeded.
+    pub(super) fn flush_ends(&self, number: u64) {
+        self.flushes.send_modify(|flushes| flushes.done = number);
+    }
+
+    /// Returns when the disk has all that was stored before: after the next flush, where it has not by now.
+    pub(super) async fn flushed(&self) {
+        if self.has_unflushed() {
+            let mut flushes = self.flushes.subscribe();
+            let next = flushes.borrow().begun + 1;
+            flushes.wait_for(|flushes| flushes.done >= next).await.expect("the sender lives as long as this");
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_waited_for(&self) -> bool {
+        self.flushes.receiver_count() > 0
     }
 
     /// True where [`Storage::flush`] has something to do.

@@ -59,7 +59,7 @@ pub struct VersionOf {
 /// What the directory wants from a file server. `NotFound` for an unknown id: register again.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Orders {
-    /// Versions that are no longer alive; repeated until reported as dropped. At most 1,000 a time.
+    /// Versions that are no longer alive; repeated until reported as dropped. At most 4,000 a time.
     pub drop: Vec<VersionOf>,
     /// Versions to copy from another server. At most 100 a time.
     pub copy: Vec<CopyOrder>,

@@ -21,7 +21,7 @@ use super::tables::{Policy, Tables};
 use crate::store::View;
 
 /// Orders to drop in one answer.
-const DROPS: usize = 1000;
+const DROPS: usize = 4000;
 /// Orders to copy in one answer.
 const COPIES: usize = 100;
 /// Files that one heartbeat, or one look at the repairs, goes through.

@@ -1,7 +1,52 @@
-//! What a restart must not change, on SQLite.
+//! What a restart must not change, on SQLite; what the disk has before others are told.
+
+use parking_lot::Mutex;
 
 use super::*;
-use crate::store::SqliteStore;
+use crate::store::{Batch, Durability, Key, SqliteStore, Value, View};
+
+/// In memory; it knows whether a disk would have everything.
+#[derive(Debug, Default)]
+struct Watched {
+    inner: MemoryStore,
+    durability: Mutex<Durability>,
+}
+
+impl View for Watched {
+    fn get(&self, key: &[u8]) -> Result<Option<Value>> {
+        self.inner.get(key)
+    }
+
+    fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Key, Value)>> {
+        self.inner.scan(from, to, limit)
+    }
+}
+
+impl Store for Watched {
+    fn commit(&self, batch: &Batch, durability: Durability) -> Result<u64> {
+        *self.durability.lock() = durability;
+        self.inner.commit(batch, durability)
+    }
+
+    fn snapshot(&self) -> Box<dyn View + '_> {
+        self.inner.snapshot()
+    }
+}
+
+#[tokio::test]
+async fn a_version_is_ordered_to_be_dropped_when_the_disk_knows_that_it_is_not_alive() {
+    let store = Arc::new(Watched::default());
+    let mut client = Client::with(config(), store.clone());
+    client.open_session().await;
+    let server = client.register("a").await;
+    let ino = client.file(ROOT, "f").await;
+    for base in 0..4 {
+        client.call(&client.version(ino, base, &[server])).await.unwrap();
+        let dropped = client.heartbeat(server).await.drop;
+        let expected = if base == 3 { (vec![VersionOf { ino, version: Version(1) }], Durability::Disk) } else { (Vec::new(), Durability::Process) };
+        assert_eq!((dropped, *store.durability.lock()), expected);
+    }
+}
 
 fn open(dir: &tempfile::TempDir) -> Client {
     Client::with(config(), Arc::new(SqliteStore::open(&dir.path().join("directory.sqlite")).unwrap()))
