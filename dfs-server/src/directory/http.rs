@@ -368,7 +368,7 @@ impl Directory {
         };
         if !orders.drop.is_empty() {
             // Where the power failed before, they would be alive again.
-            self.submit(Terms { durable: true, ..Terms::default() }, |_| Ok(Reply::default())).await?;
+            self.sync(Sync {}).await?;
         }
         Ok(Response::json(&orders))
     }

@@ -25,7 +25,7 @@ impl Transport for Watched {
             let servers: Vec<_> = self.servers.lock().iter().filter_map(Weak::upgrade).collect();
             let holders = servers.iter().filter(|server| publish.holders.contains(&server.id().unwrap()));
             let safe = holders.filter(|server| server.storage.journal.is_on_disk()).count();
-            assert!(!publish.durable || safe == publish.holders.len(), "{safe} of {} disks have it", publish.holders.len());
+            assert!(publish.durable && safe == publish.holders.len(), "{safe} of {} disks have it", publish.holders.len());
         }
         self.inner.send(request)
     }
@@ -45,15 +45,24 @@ impl Bench {
         old.port
     }
 
-    /// Server `n`, which flushes nothing on its own.
+    /// Server `n`, on whose way to the directory it is seen that what is published is durable, and on the disks of `servers`.
     async fn start_watched(&mut self, n: usize, port: u16, servers: &Servers) {
+        let directory = Watched { inner: self.to_directory(), servers: servers.clone() };
+        self.start_unflushed(n, port, Arc::new(directory)).await;
+        servers.lock().push(Arc::downgrade(&self.files[n].server));
+    }
+
+    fn to_directory(&self) -> Http1 {
+        Http1::new(&url(self.directory.port), &token()).unwrap()
+    }
+
+    /// Server `n`, which flushes nothing on its own.
+    async fn start_unflushed(&mut self, n: usize, port: u16, directory: Arc<dyn Transport>) {
         let data = self.data(n);
         let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
         let store = Arc::new(SqliteStore::open(&data.join("index.db")).unwrap());
         let config = Config { name: format!("file-{n}"), url: url(port), data, capacity: None, min_copies: self.min_copies, always_sync: false };
-        let directory = Arc::new(Watched { inner: Http1::new(&url(self.directory.port), &token()).unwrap(), servers: servers.clone() });
         let server = FileServer::open(config, store, directory, connect_http1(&token())).unwrap();
-        servers.lock().push(Arc::downgrade(&server));
         let mut running = Running { port, stop: watch::Sender::new(false), tasks: JoinSet::new() };
         running.tasks.spawn(crate::shell::run(listener, token().into(), server.clone(), running.stop.subscribe()));
         let (mut stop, talking) = (running.stop.subscribe(), heartbeat::serve_directory(server.clone()));
@@ -117,7 +126,7 @@ async fn what_is_durable_is_on_the_disks_of_all_copies_before_the_directory_hear
 async fn a_version_is_dropped_when_the_disk_has_what_came_after_it() {
     let mut bench = Bench::keeping(1, 1, 1, 1).await;
     let port = bench.end(0).await;
-    bench.start_watched(0, port, &Servers::default()).await;
+    bench.start_unflushed(0, port, Arc::new(bench.to_directory())).await;
     let server = bench.files[0].server.id().unwrap();
     let storage = bench.files[0].server.storage.clone();
     let is_here = |what: VersionOf| !storage.index.claims(what).unwrap().is_empty();
