@@ -6,6 +6,8 @@
 //! filled up with zeros to its length, with those bytes in place. Nothing here says that the
 //! result is right: whoever builds it compares its hash with the name that it shall have.
 
+use std::ops::Range;
+
 use bytes::{Bytes, BytesMut};
 
 use crate::block::{BlockHash, MAX_BLOCK_SIZE};
@@ -32,10 +34,14 @@ impl Changed {
         HEADER + (self.end - self.first) as usize
     }
 
-    /// The patch that makes `block`.
-    pub fn patch(&self, block: &Bytes) -> Patch {
-        let bytes = block.slice(self.first as usize..self.end as usize);
-        Patch { base: self.base, len: block.len() as u32, offset: self.first, bytes }
+    /// Where it changes bytes.
+    pub fn range(&self) -> Range<usize> {
+        self.first as usize..self.end as usize
+    }
+
+    /// The patch that makes a block of `len` bytes, of which `bytes` are those of [`Self::range`].
+    pub fn patch(&self, len: usize, bytes: Bytes) -> Patch {
+        Patch { base: self.base, len: len as u32, offset: self.first, bytes }
     }
 }
 
@@ -131,7 +137,7 @@ mod tests {
             made[first..end].copy_from_slice(&block[first..end]);
             let hash = BlockHash::of(&base);
             let changed = Changed { base: Some(hash), first: first as u32, end: end as u32 };
-            let patch = changed.patch(&made.clone().into());
+            let patch = changed.patch(made.len(), Bytes::copy_from_slice(&made[changed.range()]));
             let bytes = stored(&patch);
             prop_assert_eq!(bytes.len(), changed.encoded_len());
             prop_assert_eq!(Patch::decode(&bytes).unwrap(), patch.clone());

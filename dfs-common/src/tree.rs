@@ -2,8 +2,10 @@
 //! content, so where the inner nodes are kept, a small change needs only the leaves it touches.
 //! Pure.
 //!
-//! What a leaf stands for is taken from who made the tree: [`Tree::change`] does not look at
-//! bytes outside of the change.
+//! What a leaf stands for is taken from who made the tree: nobody needs the bytes outside of
+//! [`Tree::touched`].
+
+use std::ops::Range;
 
 use blake3::Hasher;
 use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
@@ -36,23 +38,33 @@ impl Tree {
         self.hash
     }
 
-    /// Follows a change of the block: it is `block` now, which is what it was, cut or filled up with zeros to its new length, but for
-    /// bytes `first..end`.
-    pub fn change(&mut self, block: &[u8], first: usize, end: usize) {
-        if self.leaves.is_empty() || block.len() <= LEAF {
-            *self = Self::of(block);
+    /// The bytes to be hashed after a change of the block: it has `len` bytes now and is what it was, cut or filled up with zeros, but
+    /// for bytes `first..end`. Whole leaves; none where nothing has changed.
+    pub fn touched(&self, len: usize, first: usize, end: usize) -> Range<usize> {
+        if self.leaves.is_empty() || len <= LEAF {
+            return 0..len;
+        }
+        let mut touched = first..end.max(first);
+        if len != self.len {
+            // The last leaf of the shorter one becomes longer or shorter, and those behind are new.
+            let (short, long) = (len.min(self.len), len.max(self.len));
+            let differ = short / LEAF * LEAF..long.min(len);
+            touched = if touched.is_empty() { differ } else { touched.start.min(differ.start)..touched.end.max(differ.end) };
+        }
+        if touched.is_empty() { 0..0 } else { touched.start / LEAF * LEAF..touched.end.next_multiple_of(LEAF).min(len) }
+    }
+
+    /// Follows a change of the block to `len` bytes, of which `bytes`, at `touched.start`, are those of [`Self::touched`].
+    pub fn change(&mut self, len: usize, touched: &Range<usize>, bytes: &[u8]) {
+        if self.leaves.is_empty() || len <= LEAF {
+            *self = Self::of(bytes);
             return;
         }
-        let before = self.len;
-        let span = |n: usize, len: usize| (n * LEAF).min(len)..((n + 1) * LEAF).min(len);
-        self.len = block.len();
-        self.leaves.resize(block.len().div_ceil(LEAF), [0; 32]);
-        for (n, known) in self.leaves.iter_mut().enumerate() {
-            let now = span(n, block.len());
-            let is_touched = first < end && first < now.end && now.start < end;
-            if is_touched || now != span(n, before) {
-                *known = leaf(n, &block[now]);
-            }
+        self.len = len;
+        self.leaves.resize(len.div_ceil(LEAF), [0; 32]);
+        let first = touched.start / LEAF;
+        for (n, bytes) in bytes.chunks(LEAF).enumerate() {
+            self.leaves[first + n] = leaf(first + n, bytes);
         }
         self.hash = root(&self.leaves);
     }
@@ -90,6 +102,12 @@ mod tests {
 
     use super::*;
 
+    fn change(tree: &mut Tree, block: &[u8], first: usize, end: usize) -> Range<usize> {
+        let touched = tree.touched(block.len(), first, end);
+        tree.change(block.len(), &touched, &block[touched.clone()]);
+        touched
+    }
+
     fn bytes(len: usize) -> Vec<u8> {
         (0..len).map(|at| ((at * 31) >> 3) as u8).collect()
     }
@@ -105,15 +123,26 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_touch_a_leaf_does_not_look_at_it() {
+    fn no_more_is_hashed_than_the_leaves_that_change() {
         let mut block = bytes(4 * LEAF);
         let mut tree = Tree::of(&block);
         block[2 * LEAF] ^= 1;
-        let unseen = block.clone();
-        tree.change(&unseen, LEAF, 2 * LEAF);
+        assert_eq!(change(&mut tree, &block, LEAF, 2 * LEAF), LEAF..2 * LEAF);
         assert_eq!(tree.hash(), BlockHash::of(&bytes(4 * LEAF)));
-        tree.change(&block, 2 * LEAF, 2 * LEAF + 1);
+        assert_eq!(change(&mut tree, &block, 2 * LEAF, 2 * LEAF + 1), 2 * LEAF..3 * LEAF);
         assert_eq!(tree.hash(), BlockHash::of(&block));
+        for (len, first, end, touched) in [
+            (4 * LEAF, 7, 7, 0..0),
+            (4 * LEAF + 1, 4 * LEAF, 4 * LEAF + 1, 4 * LEAF..4 * LEAF + 1),
+            (5 * LEAF + 9, 4 * LEAF + 1, 4 * LEAF + 2, 4 * LEAF..5 * LEAF + 9),
+            (5 * LEAF, 0, 0, 0..0),
+            (5 * LEAF - 1, 0, 0, 4 * LEAF..5 * LEAF - 1),
+            (LEAF, 0, 0, 0..LEAF),
+        ] {
+            block.resize(len, 0);
+            assert_eq!(change(&mut tree, &block, first, end), touched, "{len} bytes");
+            assert_eq!(tree.hash(), BlockHash::of(&block), "{len} bytes");
+        }
     }
 
     proptest! {
@@ -129,7 +158,7 @@ mod tests {
                 block.resize(len, 0);
                 let (first, end) = (a.min(b).min(len), a.max(b).min(len));
                 block[first..end].fill(with);
-                tree.change(&block, first, end);
+                change(&mut tree, &block, first, end);
                 prop_assert_eq!(tree.hash(), BlockHash::of(&block));
                 prop_assert_eq!(&tree, &Tree::of(&block));
             }

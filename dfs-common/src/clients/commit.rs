@@ -37,6 +37,11 @@ pub trait BlockSource: Send + Sync {
     fn changed(&self, _index: u32) -> Option<Changed> {
         None
     }
+
+    /// The bytes of block `index` that differ from that one.
+    fn read_changed(&self, index: u32, changed: &Changed) -> Result<Bytes> {
+        Ok(self.read(index)?.slice(changed.range()))
+    }
 }
 
 /// A block that has to travel.
@@ -219,7 +224,8 @@ impl Cluster {
             body.extend_from_slice(&source.read(fresh.index)?);
         }
         for (fresh, changed) in patches.iter().filter_map(|fresh| fresh.changed.map(|changed| (fresh, changed))) {
-            changed.patch(&source.read(fresh.index)?).encode(&mut body);
+            let bytes = source.read_changed(fresh.index, &changed)?;
+            changed.patch(new.manifest.block_len(fresh.index), bytes).encode(&mut body);
         }
         let request = Request::new(Method::Post, COMMIT).session(Some(self.id())).meta(&commit).body(body.freeze());
         let reply = self.peers.send(primary, request).await?;
@@ -259,7 +265,7 @@ impl Cluster {
         let request = |method| Request::new(method, format!("{BLOCKS}{hash}{query}")).session(Some(self.id()));
         if let Some(changed) = changed {
             let mut patch = BytesMut::with_capacity(changed.encoded_len());
-            changed.patch(&content).encode(&mut patch);
+            changed.patch(content.len(), content.slice(changed.range())).encode(&mut patch);
             match self.peers.send(primary, request(Method::Post).body(patch.freeze())).await?.into_bytes() {
                 Err(e) if e.kind() == ErrorKind::NotFound => {}
                 other => return other.map(|_| ()),

@@ -17,6 +17,7 @@ use std::sync::atomic::AtomicBool;
 
 pub use ahead::Taken;
 use bytes::Bytes;
+use committing::Hashed;
 pub use committing::Plan;
 pub use copying::CopyNotYet;
 use dfs_common::attributes::Timestamp;
@@ -57,8 +58,8 @@ struct State {
     /// When the content last changed, or the time that a program set.
     mtime: Option<Timestamp>,
     committing: bool,
-    /// While a commit is under way: blocks that were read to be hashed, and are going to be sent.
-    hashed: Vec<(u32, Bytes)>,
+    /// While a commit is under way: what was read to be hashed, and is going to be sent.
+    hashed: Vec<Hashed>,
     /// A write(2) or copy_file_range(2) since the last commit has made the kernel forget size, times and blocks, and answers on their way.
     written: bool,
     /// The version's blocks as the servers have them.

@@ -64,7 +64,7 @@ impl Model {
             let expected = piece(&self.truth, block);
             let changed = dirty.changed(expected.len() as u32);
             let base = changed.base.map_or_else(Vec::new, |hash| self.stored[&hash].clone());
-            let patch = changed.patch(&Bytes::copy_from_slice(expected));
+            let patch = changed.patch(expected.len(), Bytes::copy_from_slice(&expected[changed.range()]));
             assert!(patch.apply(base.into()) == expected, "block {block}: {dirty:?}");
             assert!(dirty.hash().is_none_or(|hash| hash == BlockHash::of(expected)), "block {block}");
         }

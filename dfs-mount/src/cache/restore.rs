@@ -191,11 +191,23 @@ mod tests {
                 }
                 Step::Commit => {
                     if let Some(plan) = content.begin_commit(now, false).unwrap() {
+                        self.check_sent(content, &plan.manifest);
                         content.end_commit(Some((Version(plan.base.0 + 1), &plan.manifest, true)));
                         self.base = self.truth.clone();
                     }
                 }
                 Step::Copy(from, to, len) => self.copy(content, from, to, len),
+            }
+        }
+
+        /// What a commit says of blocks, and what it sends of those that changed a little.
+        fn check_sent(&self, content: &Content, manifest: &Manifest) {
+            for (block, expected) in (0..).zip(self.truth.chunks(BLOCK)) {
+                assert!(manifest.get(block).is_none_or(|hash| hash == BlockHash::of(expected)), "block {block}");
+                if let Some(changed) = content.changed(block) {
+                    let sent = content.read_changed(block, &changed).unwrap();
+                    assert!(sent == expected[changed.range()], "block {block}: {changed:?}");
+                }
             }
         }
 

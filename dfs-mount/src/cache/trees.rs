@@ -2,7 +2,10 @@
 //! again and again, like the last one of a log, each close hashes only what was written.
 
 use std::num::NonZeroUsize;
+use std::ops::Range;
 
+use bytes::Bytes;
+use dfs_common::Result;
 use dfs_common::block::BlockHash;
 use dfs_common::patch::Changed;
 use dfs_common::tree::Tree;
@@ -25,41 +28,65 @@ impl Default for Trees {
 }
 
 impl Trees {
-    /// The hash of `block`, which differs from another one as `changed` says.
-    pub(super) fn hash(&self, changed: Option<Changed>, block: &[u8]) -> BlockHash {
-        let Some(Changed { base: Some(base), first, end }) = changed.filter(|_| block.len() >= WORTH) else { return BlockHash::of(block) };
+    /// The hash of a block of `len` bytes, which differs from another one as `changed` says, and what `read` gave of it: all that has
+    /// changed at least, from the offset that stands with it.
+    pub(super) fn hash(
+        &self,
+        changed: Option<Changed>,
+        len: usize,
+        read: impl FnOnce(Range<usize>) -> Result<Bytes>,
+    ) -> Result<(BlockHash, usize, Bytes)> {
+        let Some((changed, base)) = changed.filter(|_| len >= WORTH).and_then(|changed| Some((changed, changed.base?))) else {
+            let block = read(0..len)?;
+            return Ok((BlockHash::of(&block), 0, block));
+        };
         let known = self.0.lock().pop(&base);
         let mut tree = known.unwrap_or_else(|| Tree::of(&[]));
-        tree.change(block, first as usize, end as usize);
+        let touched = tree.touched(len, changed.first as usize, changed.end as usize);
+        let bytes = read(touched.clone())?;
+        tree.change(len, &touched, &bytes);
         let hash = tree.hash();
         self.0.lock().put(hash, tree);
-        hash
+        Ok((hash, touched.start, bytes))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
     #[test]
     fn what_was_changed_before_is_not_hashed_again() {
-        let (trees, mut block) = (Trees::default(), vec![7; 4 * WORTH]);
+        let (trees, mut block, reads) = (Trees::default(), vec![7; 4 * WORTH], Cell::new(0));
+        let hash = |changed, block: &[u8]| {
+            let read = |range: Range<usize>| {
+                reads.set(reads.get() + range.len());
+                Ok(Bytes::copy_from_slice(&block[range]))
+            };
+            let (hash, at, bytes) = trees.hash(changed, block.len(), read).unwrap();
+            assert_eq!(bytes, block[at..][..bytes.len()]);
+            assert!(changed.is_none_or(|Changed { first, end, .. }| at <= first as usize && end as usize <= at + bytes.len()));
+            hash
+        };
         let changed = |base, at: usize| Some(Changed { base: Some(base), first: at as u32, end: at as u32 + 1 });
         let mut base = BlockHash::of(&block);
         for at in [0, WORTH, 3 * WORTH] {
             block[at] = 1;
-            let hash = trees.hash(changed(base, at), &block);
-            assert_eq!(hash, BlockHash::of(&block));
-            base = hash;
+            let now = hash(changed(base, at), &block);
+            assert_eq!(now, BlockHash::of(&block));
+            base = now;
         }
+        assert!(reads.get() < block.len() + WORTH, "the first time all of it");
         let right = block.clone();
         // It is taken at its word where the block has changed.
         block[2 * WORTH] ^= 1;
-        assert_eq!(trees.hash(changed(base, 0), &block), BlockHash::of(&right));
-        assert_eq!(trees.hash(None, &block), BlockHash::of(&block));
+        assert_eq!(hash(changed(base, 0), &block), BlockHash::of(&right));
+        assert_eq!(hash(None, &block), BlockHash::of(&block));
         assert_eq!(trees.0.lock().len(), 1);
-        assert_eq!(trees.hash(changed(BlockHash::of(b"another"), 0), &block), BlockHash::of(&block));
+        assert_eq!(hash(changed(BlockHash::of(b"another"), 0), &block), BlockHash::of(&block));
         block.truncate(WORTH - 1);
-        assert_eq!(trees.hash(changed(base, 0), &block), BlockHash::of(&block));
+        assert_eq!(hash(changed(base, 0), &block), BlockHash::of(&block));
     }
 }

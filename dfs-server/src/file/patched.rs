@@ -45,7 +45,8 @@ impl Patched {
         let made = match patch.base.and_then(|base| self.recent.lock().take(base)) {
             Some(Made { block, mut tree }) => {
                 let (block, first) = (patch.apply(block), patch.offset as usize);
-                tree.change(&block, first, first + patch.bytes.len());
+                let touched = tree.touched(block.len(), first, first + patch.bytes.len());
+                tree.change(block.len(), &touched, &block[touched.clone()]);
                 Made { block, tree }
             }
             None => {

@@ -1,6 +1,7 @@
 //! A commit, as the content sees it: the moment at which nothing changes, the hashes of what
 //! has changed before, and what of it servers have already.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -21,7 +22,24 @@ use crate::turn::until;
 const HASH_ALONE: u64 = 4 << 20;
 
 /// Changes of up to so many bytes stay in memory from when they are hashed until they are sent.
-const KEPT: u64 = 256 << 10;
+const KEPT: usize = 256 << 10;
+
+/// What a commit has read of a block to hash it, and is going to send.
+#[derive(Debug)]
+pub(super) struct Hashed {
+    block: u32,
+    /// Where in the block `bytes` begin.
+    at: usize,
+    bytes: Bytes,
+}
+
+impl Hashed {
+    /// Those bytes of the block, where they were read.
+    fn get(&self, range: Range<usize>) -> Option<Bytes> {
+        let within = range.start.checked_sub(self.at)?..range.end - self.at;
+        (within.end <= self.bytes.len()).then(|| self.bytes.slice(within))
+    }
+}
 
 /// What a commit needs to know of the moment at which it began.
 #[derive(Debug)]
@@ -67,14 +85,17 @@ impl Content {
 
     /// The hashes of `blocks`, in their order; by two threads where it is much.
     fn hashes(&self, map: &BlockMap, blocks: &[u32]) -> Result<Vec<BlockHash>> {
-        let lengths = blocks.iter().map(|&block| map.span(block).1 as u64);
-        if lengths.sum::<u64>() <= KEPT {
-            let read = blocks.iter().map(|&block| Ok((block, self.block(map, block)?))).collect::<Result<Vec<_>>>()?;
+        let lengths = blocks.iter().map(|&block| map.span(block).1);
+        if lengths.sum::<usize>() <= KEPT {
             // Stores to a mapping of the cache file may be anywhere, and go on while this is read.
             let is_known = !self.is_mapped();
-            let changed = |block| if is_known { map.changed_of(block) } else { None };
-            let hashes = read.iter().map(|(block, bytes)| self.trees.hash(changed(*block), bytes)).collect();
-            self.state.lock().hashed = read;
+            let mut hashes = Vec::with_capacity(blocks.len());
+            for &block in blocks {
+                let ((start, len), changed) = (map.span(block), if is_known { map.changed_of(block) } else { None });
+                let (hash, at, bytes) = self.trees.hash(changed, len, |range| self.bytes((start + range.start as u64, range.len())))?;
+                hashes.push(hash);
+                self.state.lock().hashed.push(Hashed { block, at, bytes });
+            }
             return Ok(hashes);
         }
         let hash = |blocks: &[u32]| blocks.iter().map(|&block| Ok(BlockHash::of(&self.block(map, block)?))).collect::<Result<Vec<_>>>();
@@ -120,6 +141,23 @@ impl Content {
         self.committed.notify_waiters();
     }
 
+    /// Those bytes of a block that a commit is about to send.
+    fn read_range(&self, index: u32, range: Range<usize>) -> Result<Bytes> {
+        failpoint::reach("commit.sending");
+        let start = {
+            let state = self.state.lock();
+            let hashed = state.hashed.iter().find(|hashed| hashed.block == index);
+            if let Some(bytes) = hashed.and_then(|hashed| hashed.get(range.clone())) {
+                return Ok(bytes);
+            }
+            if state.map.is_missing(index) {
+                return Err(Error::new(ErrorKind::Unavailable, format!("block {index} is in no cache and on no server that answers")));
+            }
+            state.map.span(index).0
+        };
+        self.bytes((start + range.start as u64, range.len()))
+    }
+
     /// Waits until no commit is under way.
     pub async fn commit_done(&self) {
         until(&self.committed, || !self.state.lock().committing).await;
@@ -128,18 +166,8 @@ impl Content {
 
 impl BlockSource for Content {
     fn read(&self, index: u32) -> Result<Bytes> {
-        failpoint::reach("commit.sending");
-        let span = {
-            let state = self.state.lock();
-            if let Some((_, bytes)) = state.hashed.iter().find(|(block, _)| *block == index) {
-                return Ok(bytes.clone());
-            }
-            if state.map.is_missing(index) {
-                return Err(Error::new(ErrorKind::Unavailable, format!("block {index} is in no cache and on no server that answers")));
-            }
-            state.map.span(index)
-        };
-        self.bytes(span)
+        let len = self.state.lock().map.span(index).1;
+        self.read_range(index, 0..len)
     }
 
     fn is_stored(&self, index: u32) -> bool {
@@ -148,5 +176,9 @@ impl BlockSource for Content {
 
     fn changed(&self, index: u32) -> Option<Changed> {
         self.state.lock().map.changed_of(index)
+    }
+
+    fn read_changed(&self, index: u32, changed: &Changed) -> Result<Bytes> {
+        self.read_range(index, changed.range())
     }
 }
