@@ -401,6 +401,7 @@ fn file_resources_check_hashes_ranges_and_metadata() {
     let manifest = data.replace("/data", "/manifest");
     for start in ["", "0", "2", "1,2", "a", "-1"] {
         refused(&send("GET", &format!("{manifest}?start={start}"), "", b""), start);
+        refused(&send("GET", &format!("{data}?unchecked={start}"), "", b""), start);
     }
     let stored = send("GET", &manifest, "", b"").body;
     let begun = send("GET", &format!("{manifest}?start=1"), "", b"").body;

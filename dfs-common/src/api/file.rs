@@ -8,7 +8,7 @@
 //! | `POST /v1/file/blocks/HASH?replicas=2,3` | the same as a [`crate::patch::Patch`] | [`super::Done`] |
 //! | `GET /v1/file/blocks/HASH` | | one block (between servers) |
 //! | `GET /v1/file/versions/INO/VERSION/manifest`, optional `?start=1` | | the manifest's stored form; with `start` followed by the first block |
-//! | `GET /v1/file/versions/INO/VERSION/data`, optional `Range` | | content, holes as zeros; 206 for a range |
+//! | `GET /v1/file/versions/INO/VERSION/data`, optional `Range`, `?unchecked=1` | | content, holes as zeros; 206 for a range; with `unchecked` the reader compares hashes |
 //! | `POST /v1/file/missing` | [`Missing`] | [`MissingBlocks`] |
 //! | `POST /v1/file/status` | [`Status`] | [`FileStatus`] |
 

@@ -12,6 +12,7 @@ use dfs_common::{Error, ErrorKind, Result};
 use futures_util::future::{BoxFuture, FutureExt};
 
 use super::FileServer;
+use super::blocks::Check;
 
 /// The most servers in a `replicas` parameter.
 const MAX_REPLICAS: usize = 16;
@@ -41,14 +42,13 @@ impl FileServer {
             self.admit_reader(&request, what.ino).await?;
             return match (request.method, part) {
                 (Method::Get, Part::Manifest) => {
-                    let with_start = match request.query_value("start") {
-                        None => false,
-                        Some("1") => true,
-                        Some(other) => return Err(Error::new(ErrorKind::Invalid, format!("start={other}: expected start=1"))),
-                    };
+                    let with_start = flag(&request, "start")?;
                     self.manifest_bytes(what, with_start).await.map(|bytes| Response::bytes(200, bytes))
                 }
-                (Method::Get, Part::Data) => self.data(what, request.range.as_deref()).await,
+                (Method::Get, Part::Data) => {
+                    let check = if flag(&request, "unchecked")? { Check::Length } else { Check::Hash };
+                    self.data(what, request.range.as_deref(), check).await
+                }
                 _ => Err(wrong_method(&path, "GET")),
             };
         }
@@ -122,6 +122,15 @@ fn same_session(request: &Request, session: dfs_common::ids::SessionId) -> Resul
             Err(Error::new(ErrorKind::Invalid, format!("the request speaks for session {session}, its header for session {header}")))
         }
         _ => Ok(()),
+    }
+}
+
+/// True for `name=1` in the query, false without it.
+fn flag(request: &Request, name: &str) -> Result<bool> {
+    match request.query_value(name) {
+        None => Ok(false),
+        Some("1") => Ok(true),
+        Some(other) => Err(Error::new(ErrorKind::Invalid, format!("{name}={other}: expected {name}=1"))),
     }
 }
 

@@ -1,5 +1,5 @@
-//! Reads: a version's manifest and content, verified block by block; what is damaged or
-//! missing is fetched from another holder and repaired on the way.
+//! Reads: a version's manifest and content, verified block by block, here or by who reads;
+//! what is damaged or missing is fetched from another holder and repaired on the way.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,7 +15,7 @@ use dfs_common::{Error, ErrorKind, Result};
 use lru::LruCache;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::blocks::Found;
+use super::blocks::{Check, Found};
 use super::buffers::Buffers;
 use super::storage::copy_block;
 use super::{FileServer, blocking};
@@ -95,7 +95,8 @@ impl FileServer {
         }
     }
 
-    /// The stored form of a version's manifest, with the content of its first block behind it if that is asked for and is at hand.
+    /// The stored form of a version's manifest, with the content of its first block behind it if that is asked for and is at hand: as it
+    /// is, for what is wrong with it is found, and made up for, when it is read by itself.
     pub(super) async fn manifest_bytes(&self, what: VersionOf, with_start: bool) -> Result<Bytes> {
         let manifest = self.version(what).await?;
         let mut content = manifest.encode();
@@ -104,15 +105,18 @@ impl FileServer {
         let memory = start.and_then(|hash| Some((hash, self.read_memory.clone().try_acquire_many_owned(permits).ok()?)));
         let Some((hash, memory)) = memory else { return Ok(content.into()) };
         let storage = self.storage.clone();
-        // What is wrong with it is found, and made up for, when it is read by itself.
-        if let Ok(Found::Block(block)) = blocking(move || storage.files.read(hash)).await {
-            content.extend_from_slice(&block);
+        let start = content.len();
+        content.resize(start + manifest.block_len(0), 0);
+        let read = move || storage.files.read_to(hash, &mut content[start..], Check::Length).map(|problem| (content, problem));
+        let (mut content, problem) = blocking(read).await?;
+        if problem.is_some() {
+            content.truncate(start);
         }
         Ok(self.large_answer(content, memory))
     }
 
     /// A version's content, or the part of it that `range` names.
-    pub(super) async fn data(&self, what: VersionOf, range: Option<&str>) -> Result<Response> {
+    pub(super) async fn data(&self, what: VersionOf, range: Option<&str>, check: Check) -> Result<Response> {
         let manifest = self.version(what).await?;
         let (status, start, end) = match range {
             None => (200, 0, manifest.size()),
@@ -124,15 +128,15 @@ impl FileServer {
         if end - start > MAX_READ {
             return Err(Error::new(ErrorKind::TooBig, format!("one answer has at most {MAX_READ} bytes: read the {} bytes in ranges", end - start)));
         }
-        let content = self.content(what, manifest, start, (end - start) as usize).await?;
+        let content = self.content(what, manifest, (start, (end - start) as usize), check).await?;
         Ok(Response::bytes(status, content))
     }
 
     /// `len` bytes from `start`, which must lie in the version.
-    async fn content(&self, what: VersionOf, manifest: Arc<Manifest>, start: u64, len: usize) -> Result<Bytes> {
+    async fn content(&self, what: VersionOf, manifest: Arc<Manifest>, (start, len): (u64, usize), check: Check) -> Result<Bytes> {
         if len <= INLINE_BYTES {
             let mut content = vec![0; len];
-            let bad = self.storage.read_into(&manifest, start, &mut content)?;
+            let bad = self.storage.read_into(&manifest, start, &mut content, check)?;
             self.heal(what, &manifest, bad, start, &mut content).await?;
             return Ok(content.into());
         }
@@ -142,7 +146,7 @@ impl FileServer {
         let (storage, read, buffers) = (self.storage.clone(), manifest.clone(), self.buffers.clone());
         let fill = move || {
             let mut content = buffers.take(len);
-            storage.read_into(&read, start, &mut content).map(|bad| (content, bad))
+            storage.read_into(&read, start, &mut content, check).map(|bad| (content, bad))
         };
         let (mut content, bad) = blocking(fill).await?;
         self.heal(what, &manifest, bad, start, &mut content).await?;

@@ -21,7 +21,7 @@ use lru::LruCache;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
-use super::blocks::{BlockFiles, Change, Found, Unflushed, WriteBack};
+use super::blocks::{BlockFiles, Change, Check, Found, Unflushed, WriteBack};
 use super::index::{Claim, Index, Kept, Row, Since, is_embedded};
 use super::journal::{Entry, Journal, Note};
 use super::patched::Patched;
@@ -403,23 +403,26 @@ impl Storage {
     }
 
     /// Fills `content`, which starts at byte `start` of the version, from the blocks here. Returns the places of
-    /// blocks that are missing or damaged, where it holds anything then; holes are left as they are.
-    pub(super) fn read_into(&self, manifest: &Manifest, start: u64, content: &mut [u8]) -> Result<Vec<(u32, Found)>> {
-        let mut bad = Vec::new();
+    /// blocks that are missing or damaged, where it holds anything then.
+    pub(super) fn read_into(&self, manifest: &Manifest, start: u64, content: &mut [u8], check: Check) -> Result<Vec<(u32, Found)>> {
+        let (mut bad, mut filled) = (Vec::new(), 0);
         for (index, hash) in blocks_of(manifest, start, content.len()) {
             let (at, len) = (u64::from(index) << manifest.block_bits(), manifest.block_len(index));
+            content[filled..at.saturating_sub(start) as usize].fill(0);
+            filled = content.len().min((at + len as u64).saturating_sub(start) as usize);
             let whole = at.checked_sub(start).and_then(|at| content.get_mut(at as usize..)?.get_mut(..len));
             let problem = match whole {
-                Some(place) => self.files.read_to(hash, place)?,
+                Some(place) => self.files.read_to(hash, place, check)?,
                 None => {
                     let mut block = vec![0; len];
-                    let problem = self.files.read_to(hash, &mut block)?;
+                    let problem = self.files.read_to(hash, &mut block, check)?;
                     copy_block(manifest, index, &block, start, content);
                     problem
                 }
             };
             bad.extend(problem.map(|found| (index, found)));
         }
+        content[filled..].fill(0);
         Ok(bad)
     }
 

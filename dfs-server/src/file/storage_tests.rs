@@ -243,12 +243,21 @@ fn reads_across_blocks_and_holes() {
     let (block, size) = (BlockHash::of(&[7u8; 1 << 16]), (3 << 16) - 5);
     let manifest = Manifest::new(16, size, vec![(1, block)]).unwrap();
     b.storage.put(block, &[7; 1 << 16], WriteBack::Later).unwrap();
-    let mut content = vec![0; 1 << 17];
-    assert!(b.storage.read_into(&manifest, 1000, &mut content).unwrap().is_empty());
+    let mut content = vec![9; 1 << 17];
+    assert!(b.storage.read_into(&manifest, 1000, &mut content, Check::Hash).unwrap().is_empty());
     let expected: Vec<u8> = (1000..1000 + (1 << 17)).map(|at| if at >> 16 == 1 { 7 } else { 0 }).collect();
     assert_eq!(content, expected);
+    content.fill(9);
+    assert!(b.storage.read_into(&manifest, 2 << 16, &mut content[..100], Check::Hash).unwrap().is_empty(), "the hole behind it");
+    assert_eq!(content[..101], [vec![0; 100], vec![9]].concat());
+    assert!(b.storage.read_into(&manifest, (1 << 16) + 9, &mut content[..100], Check::Length).unwrap().is_empty(), "within the block");
+    assert_eq!(content[..101], [vec![7; 100], vec![9]].concat());
+    let mut found = |check| b.storage.read_into(&manifest, 1000, &mut content, check).unwrap();
+    std::fs::write(b.storage.files.path(block), vec![8; 1 << 16]).unwrap();
+    assert_eq!(found(Check::Hash), [(1, Found::Corrupt)]);
+    assert_eq!(found(Check::Length), [], "who reads finds that");
     std::fs::write(b.storage.files.path(block), b"rubbish").unwrap();
+    assert_eq!(found(Check::Length), [(1, Found::Corrupt)]);
     b.storage.discard(block);
-    assert_eq!(b.storage.read_into(&manifest, 1000, &mut content).unwrap(), [(1, Found::Missing)]);
-    assert!(b.storage.read_into(&manifest, 2 << 16, &mut content[..100]).unwrap().is_empty(), "the hole behind it");
+    assert_eq!(found(Check::Length), [(1, Found::Missing)]);
 }

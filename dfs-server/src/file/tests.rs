@@ -330,15 +330,38 @@ async fn damage_is_repaired_from_another_holder() {
 }
 
 #[tokio::test]
+async fn what_a_reader_finds_damaged_is_mended() {
+    let bench = Bench::start(2, 2, 2).await;
+    let file = bench.create("f").await;
+    let data = content(500_000, 9);
+    let mut entry = bench.write(&file, &data).await.unwrap();
+    let manifest = bench.client.manifest(&entry).await.unwrap();
+    let last = manifest.blocks().len() as u32 - 1;
+    entry.layout.holders.truncate(1);
+    let server = &bench.files[bench.server(entry.layout.holders[0])].server;
+    std::fs::write(server.storage.files.path(manifest.blocks()[1].1), content(65_536, 0)).unwrap();
+    std::fs::remove_file(server.storage.files.path(manifest.blocks()[2].1)).unwrap();
+    assert!(bench.client.blocks(&entry, &manifest, 0, last).await.unwrap() == data);
+    assert_eq!(server.status().corrupt, 1);
+    for &(_, hash) in manifest.blocks() {
+        assert_eq!(BlockHash::of(&std::fs::read(server.storage.files.path(hash)).unwrap()), hash);
+    }
+}
+
+#[tokio::test]
 async fn damage_without_another_copy_is_an_error_and_never_wrong_bytes() {
     let bench = Bench::start(1, 1, 1).await;
     let file = bench.create("f").await;
     let entry = bench.write(&file, &content(200_000, 9)).await.unwrap();
     let manifest = bench.client.manifest(&entry).await.unwrap();
     let storage = &bench.files[0].server.storage;
-    std::fs::write(storage.files.path(manifest.blocks()[1].1), content(65_536, 0)).unwrap();
+    let spoil = || std::fs::write(storage.files.path(manifest.blocks()[1].1), content(65_536, 0)).unwrap();
+    spoil();
     let problem = bench.read_from(entry.layout.holders[0], &entry).await.unwrap_err();
     assert_eq!(problem.kind(), ErrorKind::Corrupt);
+    // It was taken away, so that nobody counts on it.
+    spoil();
+    assert_eq!(bench.client.blocks(&entry, &manifest, 1, 1).await.unwrap_err().kind(), ErrorKind::Corrupt);
     assert!(bench.client.beginning(&entry).await.unwrap().1.is_some());
     damage(storage, manifest.blocks()[0].1);
     assert_eq!(bench.client.beginning(&entry).await.unwrap(), (manifest, None));

@@ -8,6 +8,7 @@ use dfs_common::api::directory::Publish;
 use futures_util::future::BoxFuture;
 
 use super::*;
+use crate::file::blocks::Check;
 
 type Servers = Arc<Mutex<Vec<Weak<FileServer>>>>;
 
@@ -116,7 +117,7 @@ async fn what_is_durable_is_on_the_disks_of_all_copies_before_the_directory_hear
             let claims = storage.index.claims(*what).unwrap();
             assert_eq!(claims.iter().map(|claim| claim.0).collect::<Vec<_>>(), [manifest.hash()], "{what:?} on server {n}");
             let mut found = vec![0; expected.len()];
-            assert_eq!(storage.read_into(manifest, 0, &mut found).unwrap(), []);
+            assert_eq!(storage.read_into(manifest, 0, &mut found, Check::Hash).unwrap(), []);
             assert!(found == *expected);
         }
     }
