@@ -30,7 +30,7 @@ use tokio::sync::Notify;
 use self::ahead::Run;
 use super::BlockMap;
 use super::arriving::{Arriving, Claim};
-use super::file::{modified, read_full};
+use super::file::{modified, read_at};
 use super::journal::Journal;
 use super::record::{Begun, Owned, Record, runs};
 use super::trees::Trees;
@@ -343,10 +343,7 @@ impl Content {
             }
             state.map.size().saturating_sub(offset).min(len) as usize
         };
-        let mut buffer = vec![0; len];
-        let done = read_full(&self.file, &mut buffer, offset).map_err(|e| NotYet::Failed(Error::from_io(&e, "cache file")))?;
-        buffer.truncate(done);
-        Ok(buffer)
+        read_at(&self.file, offset, len).map_err(|e| NotYet::Failed(Error::from_io(&e, "cache file")))
     }
 
     /// Writes `data` at `offset`, or at the end of the file with `append`, for a write(2).
@@ -533,9 +530,9 @@ impl Content {
     }
 
     fn bytes(&self, (start, len): (u64, usize)) -> Result<Bytes> {
-        let mut bytes = vec![0; len];
+        let mut bytes = read_at(&self.file, start, len).map_err(|e| Error::from_io(&e, "cache file"))?;
         // Behind the last write the cache file may be shorter than the file: zeros.
-        read_full(&self.file, &mut bytes, start).map_err(|e| Error::from_io(&e, "cache file"))?;
+        bytes.resize(len, 0);
         Ok(bytes.into())
     }
 }

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use dfs_common::attributes::Timestamp;
 use dfs_common::{Error, ErrorKind, Result};
+use rustix::buffer::spare_capacity;
+use rustix::io::{Errno, pread};
 
 use crate::system;
 
@@ -60,6 +62,22 @@ pub(super) fn read_full(file: &File, buffer: &mut [u8], offset: u64) -> std::io:
         }
     }
     Ok(done)
+}
+
+/// `len` bytes from `offset`, fewer where the file ends; into memory that is not cleared before.
+pub(super) fn read_at(file: &File, offset: u64, len: usize) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(len);
+    while bytes.len() < len {
+        let at = offset + bytes.len() as u64;
+        match pread(file, spare_capacity(&mut bytes), at) {
+            Ok(0) => break,
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    // Memory may have been given for more.
+    bytes.truncate(len);
+    Ok(bytes)
 }
 
 /// The cache file's own modification time, which every change of its bytes moves.
