@@ -32,6 +32,8 @@ use crate::store::Durability;
 const MAX_REPLICAS: usize = 16;
 /// Up to this many bytes a block is hashed and written on the runtime's thread.
 const INLINE_BYTES: usize = 256 << 10;
+/// The same of blocks that come one after the other by themselves: small requests need not wait for those.
+const INLINE_PUT: usize = 64 << 10;
 /// Up to this many blocks a manifest is changed there.
 const INLINE_BLOCKS: usize = 2048;
 
@@ -306,7 +308,7 @@ impl FileServer {
             if !replicas.is_empty() {
                 tokio::task::yield_now().await;
             }
-            let small = content.len() <= INLINE_BYTES;
+            let small = content.len() <= if is_patch { INLINE_BYTES } else { INLINE_PUT };
             let (storage, content) = (self.storage.clone(), content.clone());
             let put = move || match is_patch {
                 true => storage.put(hash, &content, WriteBack::Later),
