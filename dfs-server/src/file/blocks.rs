@@ -17,6 +17,8 @@ use bytes::Bytes;
 use dfs_common::block::{BlockHash, MAX_BLOCK_SIZE};
 use dfs_common::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
 use crate::system::begin_write_back;
@@ -239,15 +241,24 @@ impl BlockFiles {
             file.write_all(content)?;
             let begun = write_back == WriteBack::Begin && content.len() >= BEGIN && begin_write_back(&file).is_ok();
             self.unflushed.lock().insert(hash, Written { number, begun, noted: false });
-            std::fs::rename(&temporary, &path)
+            rename_new(&temporary, &path)
         });
-        if let Err(e) = written {
-            self.unflushed.lock().remove(&hash);
+        if written.is_err() {
             // The error that matters is the first one.
             let _ = std::fs::remove_file(&temporary);
-            return Err(Error::from_io(&e, format!("block {hash}")));
         }
-        Ok(Change { blocks: removed.blocks + 1, bytes: removed.bytes + content.len() as i64 })
+        match written {
+            Ok(()) => Ok(Change { blocks: removed.blocks + 1, bytes: removed.bytes + content.len() as i64 }),
+            // Somebody else has written the same meanwhile, and counts it.
+            Err(e) if e.kind() == IoKind::AlreadyExists => Ok(removed),
+            Err(e) => {
+                let mut unflushed = self.unflushed.lock();
+                if unflushed.get(&hash).is_some_and(|write| write.number == number) {
+                    unflushed.remove(&hash);
+                }
+                Err(Error::from_io(&e, format!("block {hash}")))
+            }
+        }
     }
 
     /// Reads and verifies a block.
@@ -421,6 +432,14 @@ impl BlockFiles {
     }
 }
 
+/// Renames to a name that nothing has, where the file system can promise that.
+fn rename_new(from: &Path, to: &Path) -> std::io::Result<()> {
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Err(Errno::INVAL | Errno::NOSYS) => std::fs::rename(from, to),
+        renamed => Ok(renamed?),
+    }
+}
+
 /// What the error of a read means.
 fn unreadable(error: &std::io::Error, hash: BlockHash) -> Result<Found> {
     match error.kind() {
@@ -527,6 +546,25 @@ mod tests {
         write(1);
         std::fs::remove_file(files.path(BlockHash::of(&1usize.to_le_bytes()))).unwrap();
         assert!(files.flush(&files.all_unflushed()).is_err(), "nobody collected it");
+    }
+
+    #[test]
+    fn what_several_write_at_once_counts_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = BlockFiles::open(dir.path()).unwrap();
+        for n in 0..50 {
+            let content = vec![n; 4 * SMALL];
+            let hash = BlockHash::of(&content);
+            let write = || files.write(hash, &content, WriteBack::Begin).unwrap();
+            let changes: Vec<Change> = std::thread::scope(|scope| {
+                let writers: Vec<_> = (0..4).map(|_| scope.spawn(write)).collect();
+                writers.into_iter().map(|writer| writer.join().unwrap()).collect()
+            });
+            let sum = changes.iter().fold((0, 0), |(blocks, bytes), change| (blocks + change.blocks, bytes + change.bytes));
+            assert_eq!(sum, (1, content.len() as i64));
+            assert_eq!(files.read(hash).unwrap(), Found::Block(content.into()));
+        }
+        assert_eq!(std::fs::read_dir(dir.path().join("tmp")).unwrap().count(), 1, "only the mark of the start");
     }
 
     #[test]

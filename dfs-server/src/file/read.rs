@@ -107,12 +107,13 @@ impl FileServer {
         let storage = self.storage.clone();
         let start = content.len();
         content.resize(start + manifest.block_len(0), 0);
-        let read = move || storage.files.read_to(hash, &mut content[start..], Check::Length).map(|problem| (content, problem));
-        let (mut content, problem) = blocking(read).await?;
-        if problem.is_some() {
-            content.truncate(start);
-        }
-        Ok(self.large_answer(content, memory))
+        let read = move || {
+            if !matches!(storage.files.read_to(hash, &mut content[start..], Check::Length), Ok(None)) {
+                content.truncate(start);
+            }
+            Ok(content)
+        };
+        Ok(self.large_answer(blocking(read).await?, memory))
     }
 
     /// A version's content, or the part of it that `range` names.
