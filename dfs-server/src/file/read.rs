@@ -175,7 +175,9 @@ impl FileServer {
                     copy_block(manifest, index, &block, start, content);
                 }
                 Err(e) => {
-                    let kind = if found == Found::Corrupt { ErrorKind::Corrupt } else { ErrorKind::NotFound };
+                    // Blocks go after their version. What was damaged is missing from then on, too.
+                    let is_held = !self.storage.index.claims(what)?.is_empty();
+                    let kind = if is_held { ErrorKind::Corrupt } else { ErrorKind::NotFound };
                     return Err(Error::new(kind, format!("block {hash} is {} and could not be repaired: {e}", word(&found))));
                 }
             }

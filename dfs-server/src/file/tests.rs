@@ -355,12 +355,10 @@ async fn damage_without_another_copy_is_an_error_and_never_wrong_bytes() {
     let entry = bench.write(&file, &content(200_000, 9)).await.unwrap();
     let manifest = bench.client.manifest(&entry).await.unwrap();
     let storage = &bench.files[0].server.storage;
-    let spoil = || std::fs::write(storage.files.path(manifest.blocks()[1].1), content(65_536, 0)).unwrap();
-    spoil();
+    std::fs::write(storage.files.path(manifest.blocks()[1].1), content(65_536, 0)).unwrap();
     let problem = bench.read_from(entry.layout.holders[0], &entry).await.unwrap_err();
     assert_eq!(problem.kind(), ErrorKind::Corrupt);
-    // It was taken away, so that nobody counts on it.
-    spoil();
+    // It was taken away, so that nobody counts on it, and is missing now.
     assert_eq!(bench.client.blocks(&entry, &manifest, 1, 1).await.unwrap_err().kind(), ErrorKind::Corrupt);
     assert!(bench.client.beginning(&entry).await.unwrap().1.is_some());
     damage(storage, manifest.blocks()[0].1);
