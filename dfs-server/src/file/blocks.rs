@@ -243,14 +243,14 @@ impl BlockFiles {
             self.unflushed.lock().insert(hash, Written { number, begun, noted: false });
             rename_new(&temporary, &path)
         });
-        if written.is_err() {
+        if !matches!(written, Ok(true)) {
             // The error that matters is the first one.
             let _ = std::fs::remove_file(&temporary);
         }
         match written {
-            Ok(()) => Ok(Change { blocks: removed.blocks + 1, bytes: removed.bytes + content.len() as i64 }),
+            Ok(true) => Ok(Change { blocks: removed.blocks + 1, bytes: removed.bytes + content.len() as i64 }),
             // Somebody else has written the same meanwhile, and counts it.
-            Err(e) if e.kind() == IoKind::AlreadyExists => Ok(removed),
+            Ok(false) => Ok(removed),
             Err(e) => {
                 let mut unflushed = self.unflushed.lock();
                 if unflushed.get(&hash).is_some_and(|write| write.number == number) {
@@ -432,11 +432,12 @@ impl BlockFiles {
     }
 }
 
-/// Renames to a name that nothing has, where the file system can promise that.
-fn rename_new(from: &Path, to: &Path) -> std::io::Result<()> {
+/// Renames to a name that nothing has, where the file system can promise that; false where something has it.
+fn rename_new(from: &Path, to: &Path) -> std::io::Result<bool> {
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        Err(Errno::INVAL | Errno::NOSYS) => std::fs::rename(from, to),
-        renamed => Ok(renamed?),
+        Err(Errno::EXIST) => Ok(false),
+        Err(Errno::INVAL | Errno::NOSYS) => std::fs::rename(from, to).map(|()| true),
+        renamed => Ok(renamed.map(|()| true)?),
     }
 }
 
@@ -565,6 +566,15 @@ mod tests {
             assert_eq!(files.read(hash).unwrap(), Found::Block(content.into()));
         }
         assert_eq!(std::fs::read_dir(dir.path().join("tmp")).unwrap().count(), 1, "only the mark of the start");
+    }
+
+    #[test]
+    fn what_stands_where_a_block_is_written_first_is_not_that_block() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = BlockFiles::open(dir.path()).unwrap();
+        let (content, next) = (vec![7; 4 * SMALL], files.next_name.load(Ordering::Relaxed));
+        std::fs::write(files.temporary.join(next.to_string()), b"left behind").unwrap();
+        assert!(files.write(BlockHash::of(&content), &content, WriteBack::Later).is_err());
     }
 
     #[test]
