@@ -30,7 +30,7 @@ use tokio::sync::Notify;
 use self::ahead::Run;
 use super::BlockMap;
 use super::arriving::{Arriving, Claim};
-use super::file::{modified, read_at};
+use super::file::{modified, read_at, read_filled};
 use super::journal::Journal;
 use super::record::{Begun, Owned, Record, runs};
 use super::trees::Trees;
@@ -530,10 +530,7 @@ impl Content {
     }
 
     fn bytes(&self, (start, len): (u64, usize)) -> Result<Bytes> {
-        let mut bytes = read_at(&self.file, start, len).map_err(|e| Error::from_io(&e, "cache file"))?;
-        // Behind the last write the cache file may be shorter than the file: zeros.
-        bytes.resize(len, 0);
-        Ok(bytes.into())
+        read_filled(&self.file, start, len).map(Bytes::from).map_err(|e| Error::from_io(&e, "cache file"))
     }
 }
 

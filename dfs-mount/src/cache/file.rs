@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -50,18 +49,11 @@ fn spare_descriptors(file: &File) -> Result<()> {
     Ok(())
 }
 
-/// Reads until `buffer` is full or the file ends; returns how much it got.
-pub(super) fn read_full(file: &File, buffer: &mut [u8], offset: u64) -> std::io::Result<usize> {
-    let mut done = 0;
-    while done < buffer.len() {
-        match file.read_at(&mut buffer[done..], offset + done as u64) {
-            Ok(0) => break,
-            Ok(n) => done += n,
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(done)
+/// `len` bytes from `offset`. Behind its end a cache file stands for zeros.
+pub(super) fn read_filled(file: &File, offset: u64, len: usize) -> std::io::Result<Vec<u8>> {
+    let mut bytes = read_at(file, offset, len)?;
+    bytes.resize(len, 0);
+    Ok(bytes)
 }
 
 /// `len` bytes from `offset`, fewer where the file ends; into memory that is not cleared before.

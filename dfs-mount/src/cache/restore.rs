@@ -10,7 +10,7 @@ use dfs_common::attributes::Timestamp;
 use dfs_common::block::{BlockHash, Manifest};
 use dfs_common::{Error, Result};
 
-use super::file::{modified, open_file, read_full};
+use super::file::{modified, open_file, read_filled};
 use super::record::Left;
 use super::{BlockMap, Content};
 use crate::system;
@@ -59,12 +59,10 @@ fn cut_unfinished(file: &File, base: &Manifest, missing: &BTreeSet<u32>) -> std:
 pub(super) fn compare(file: &File, base: &Manifest, size: u64, missing: BTreeSet<u32>) -> std::io::Result<BlockMap> {
     let block_size = base.block_size();
     let (mut dirty, mut gone) = (BTreeSet::new(), BTreeSet::new());
-    let mut buffer = vec![0; block_size as usize];
     let mut look = |block: u32| -> std::io::Result<()> {
         let start = u64::from(block) * block_size;
-        let bytes = &mut buffer[..size.saturating_sub(start).min(block_size) as usize];
-        read_full(file, bytes, start)?;
-        if base.get(block) == Some(BlockHash::of(bytes)) {
+        let bytes = read_filled(file, start, size.saturating_sub(start).min(block_size) as usize)?;
+        if base.get(block) == Some(BlockHash::of(&bytes)) {
         } else if bytes.iter().any(|&b| b != 0) {
             dirty.insert(block);
         } else if base.get(block).is_some() {

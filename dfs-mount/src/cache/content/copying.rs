@@ -10,7 +10,7 @@ use dfs_common::{Error, Result};
 
 use super::{Content, NotYet, State, check_size, set_aside};
 use crate::cache::copy::{self, Piece};
-use crate::cache::file::read_full;
+use crate::cache::file::read_filled;
 use crate::system;
 
 /// Bytes that are copied at once where the kernel does not copy.
@@ -108,8 +108,7 @@ fn copy_bytes(source: &File, mut from: u64, target: &File, mut to: u64, len: u64
             Ok(0) => return system::punch_hole(target, to, end - to),
             Ok(copied) => copied,
             Err(_) => {
-                let mut buffer = vec![0; (end - to).min(COPY_BUFFER) as usize];
-                read_full(source, &mut buffer, from)?;
+                let buffer = read_filled(source, from, (end - to).min(COPY_BUFFER) as usize)?;
                 target.write_all_at(&buffer, to)?;
                 buffer.len() as u64
             }
