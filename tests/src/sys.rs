@@ -98,6 +98,12 @@ pub fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T 
     begun.recv().expect("a thread begins").join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
+/// From now on the calling thread runs when all others have had their share (nice 19).
+pub fn run_last() {
+    // SAFETY: takes numbers only; 0 is the calling thread.
+    check(i64::from(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) })).expect("anybody may be nicer");
+}
+
 /// close(2) with its error, which dropping a [`File`] hides.
 pub fn close(file: File) -> io::Result<()> {
     // SAFETY: the descriptor was owned by `file` and is given up here.

@@ -1,9 +1,9 @@
 //! What two mounts promise each other: close-to-open, whole versions, names, orphans.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{FileExt, MetadataExt};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use dfs_common::ErrorKind;
@@ -125,6 +125,66 @@ fn readers_beside_a_busy_writer_never_see_a_torn_file() {
     let reads = count.into_inner();
     assert!(reads >= 20, "{reads} reads beside {written} writes in {:?}", start.elapsed());
     assert!(fs::read(reader.at("f")).unwrap() == version(written));
+}
+
+/// Attributes that are on their way to a kernel which is told meanwhile to forget them are not taken in. A reader that is seldom
+/// scheduled meets that with every answer, and would go on with the size that the file had before.
+#[test]
+fn a_reader_who_is_rarely_scheduled_reads_all_there_is_beside_many_changes() {
+    const READS: u32 = 800;
+    let (_cluster, [reader, writer, changer]) = mounts();
+    let (stop, published) = (AtomicBool::new(false), AtomicU64::new(0));
+    let stopped = || stop.load(Ordering::Relaxed);
+    // In the upper half the number of the file, in the lower one what it has at least.
+    let file = || {
+        let now = published.load(Ordering::SeqCst);
+        (format!("f{}", now >> 32), now & u64::from(u32::MAX))
+    };
+    put(&writer.at("f0"), b"");
+    std::thread::scope(|scope| {
+        let ending = Ending(&stop);
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !stopped() {
+                    std::hint::spin_loop()
+                }
+            });
+        }
+        scope.spawn(|| {
+            for number in 0.. {
+                put(&writer.at(format!("f{number}")), b"");
+                for size in (1..60).map(|n| n * 1000) {
+                    if stopped() {
+                        return;
+                    }
+                    let mut file = OpenOptions::new().append(true).open(writer.at(format!("f{number}"))).unwrap();
+                    file.write_all(&[b'x'; 1000]).unwrap();
+                    sys::close(file).unwrap();
+                    published.store(number << 32 | size, Ordering::SeqCst);
+                }
+            }
+        });
+        for mode in 0o600..0o603 {
+            let (changer, stopped, file) = (&changer, &stopped, &file);
+            scope.spawn(move || {
+                while !stopped() {
+                    fs::set_permissions(changer.at(file().0), Permissions::from_mode(mode)).unwrap()
+                }
+            });
+        }
+        let reads = scope.spawn(|| {
+            sys::run_last();
+            let mut buffer = vec![0; 128 << 10];
+            for _ in 0..READS {
+                let (name, least) = file();
+                let got = File::open(reader.at(&name)).and_then(|mut file| file.read(&mut buffer)).unwrap();
+                assert!(got as u64 >= least, "{got} bytes of {name}, which had {least} before it was opened");
+            }
+        });
+        let result = reads.join();
+        drop(ending);
+        result.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
 }
 
 #[test]

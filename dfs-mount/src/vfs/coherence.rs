@@ -442,10 +442,12 @@ impl Telling<'_> {
             // A name leads to a node by a number that need not be the inode's: that is heard with the attributes alone.
             && (told.place.is_none() || node.id == node.ino.0)
             && self.leases.covers(&told.stamp, node.ino)
-            // What is written here changes without a word to anybody.
-            && node.state.lock().writers == u32::from(told.is_new)
         {
-            keep.attributes = self.believed.min(self.vfs.settings.attr_ttl);
+            let mut state = node.state.lock();
+            // What is written here changes without a word to anybody.
+            if state.writers == u32::from(told.is_new) && state.keeps_attributes(self.now) {
+                keep.attributes = self.believed.min(self.vfs.settings.attr_ttl);
+            }
         }
         if let Some(Place { directory, name }) = &told.place
             && self.leases.covers_entry(&told.stamp, directory.ino, name)
@@ -512,12 +514,15 @@ impl Telling<'_> {
                 // A newer version gets a node of its own: names must no longer lead to this one.
                 None => is_overtaken = (state.opens > 0 || is_opening) && state.writers == 0,
             }
+            let is_kept = state.forgets_attributes(self.now);
             drop(state);
             names.into_iter().for_each(|name| clear.entries.add(Place { directory: node.clone(), name }));
             if is_overtaken {
                 self.uncover(&node, &mut clear.entries);
             }
-            clear.attributes.push(node);
+            if is_kept {
+                clear.attributes.push(node);
+            }
         }
     }
 }

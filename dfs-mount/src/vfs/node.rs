@@ -7,6 +7,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use dfs_common::Error;
 use dfs_common::attributes::{Attributes, Entry, FileKind};
@@ -31,6 +32,8 @@ pub(crate) const CAPABILITY: &[u8] = b"security.capability";
 pub(crate) const ROOT_ID: u64 = 1;
 /// A path of more names than this is shown by its end.
 const DEPTH_MAX: usize = 100;
+/// For so long the kernel keeps no attributes of a file that it had to forget: an answer to it takes less than that.
+const SETTLES: Duration = Duration::from_secs(1);
 /// Ids of nodes that had to differ from their inode's number have this bit.
 const ALIAS_BIT: u64 = 1 << 62;
 
@@ -67,6 +70,10 @@ pub(crate) struct State {
     pub(crate) places: Vec<(InodeId, Name)>,
     /// The version whose size the kernel believes.
     pub(crate) told: Version,
+    /// The kernel keeps the attributes: it was told that it may, and not yet to forget them.
+    kept: bool,
+    /// When it was told to forget them, until it has taken in others.
+    forgot: Option<Instant>,
     /// The version that the kernel's page cache holds pages of.
     pub(crate) pages: Option<Version>,
     /// References that the kernel holds.
@@ -138,6 +145,35 @@ impl State {
         self.as_of = self.as_of.max(number);
     }
 
+    /// The kernel is about to be told the attributes. True where it may keep them.
+    ///
+    /// While it is told to forget them it takes in no answer that is on its way. If the next one could meet the same fate, and the
+    /// next, a reader would go on with the size from before. So the first answers after that are not for keeping: nothing has
+    /// to be forgotten, and they arrive.
+    pub(crate) fn keeps_attributes(&mut self, now: Instant) -> bool {
+        match self.forgot.filter(|_| self.entry.attributes.kind == FileKind::File) {
+            Some(at) => {
+                if now.saturating_duration_since(at) >= SETTLES {
+                    self.forgot = None;
+                }
+                false
+            }
+            None => {
+                self.kept = true;
+                true
+            }
+        }
+    }
+
+    /// The attributes are old. True where the kernel keeps them, and has to be told so.
+    pub(crate) fn forgets_attributes(&mut self, now: Instant) -> bool {
+        let kept = std::mem::take(&mut self.kept);
+        if kept {
+            self.forgot = Some(now);
+        }
+        kept
+    }
+
     /// Numbers start anew.
     pub(crate) fn renumber(&mut self) {
         self.as_of = 0;
@@ -203,6 +239,8 @@ impl Node {
     fn new(id: u64, entry: Entry) -> Self {
         let state = State {
             told: entry.attributes.version,
+            kept: false,
+            forgot: None,
             as_of: 0,
             leased: false,
             xattrs: HashMap::new(),
@@ -493,6 +531,24 @@ mod tests {
         assert!(nodes.get(5).is_none());
         nodes.forget(alias, 2);
         assert_eq!(nodes.introduce(&entry(5, 3), None, false).id, 5);
+    }
+
+    #[test]
+    fn a_file_whose_attributes_were_forgotten_is_not_kept_at_once_again() {
+        let nodes = Nodes::default();
+        let (file, now) = (nodes.introduce(&entry(5, 1), None, true), Instant::now());
+        let mut state = file.state.lock();
+        assert!(!state.forgets_attributes(now), "what was never kept need not be forgotten");
+        assert!(state.keeps_attributes(now) && state.forgets_attributes(now) && !state.forgets_attributes(now));
+        for half in 1..=2 {
+            assert!(!state.keeps_attributes(now + half * SETTLES / 2), "what it is told now must arrive");
+        }
+        assert!(state.keeps_attributes(now + SETTLES), "it has arrived");
+        let root = Entry { attributes: Attributes::bare(ROOT, FileKind::Directory), layout: Layout::default() };
+        nodes.add_root(root);
+        let directory = nodes.get(ROOT_ID).unwrap();
+        let mut state = directory.state.lock();
+        assert!(state.keeps_attributes(now) && state.forgets_attributes(now) && state.keeps_attributes(now), "every path leads through it");
     }
 
     #[test]
