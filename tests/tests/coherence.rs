@@ -26,6 +26,12 @@ fn put(path: &std::path::Path, content: &[u8]) {
     sys::close(file).unwrap();
 }
 
+fn append(path: &std::path::Path, bytes: &[u8]) {
+    let mut file = OpenOptions::new().append(true).open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    file.write_all(bytes).unwrap();
+    sys::close(file).unwrap();
+}
+
 #[test]
 fn an_open_after_a_close_elsewhere_reads_the_new_content() {
     let (_cluster, [a, b]) = mounts();
@@ -142,7 +148,7 @@ fn a_reader_who_is_rarely_scheduled_reads_all_there_is_beside_many_changes() {
     };
     put(&writer.at("f0"), b"");
     std::thread::scope(|scope| {
-        let ending = Ending(&stop);
+        let _ending = Ending(&stop);
         for _ in 0..4 {
             scope.spawn(|| {
                 while !stopped() {
@@ -157,9 +163,7 @@ fn a_reader_who_is_rarely_scheduled_reads_all_there_is_beside_many_changes() {
                     if stopped() {
                         return;
                     }
-                    let mut file = OpenOptions::new().append(true).open(writer.at(format!("f{number}"))).unwrap();
-                    file.write_all(&[b'x'; 1000]).unwrap();
-                    sys::close(file).unwrap();
+                    append(&writer.at(format!("f{number}")), &[b'x'; 1000]);
                     published.store(number << 32 | size, Ordering::SeqCst);
                 }
             }
@@ -181,9 +185,7 @@ fn a_reader_who_is_rarely_scheduled_reads_all_there_is_beside_many_changes() {
                 assert!(got as u64 >= least, "{got} bytes of {name}, which had {least} before it was opened");
             }
         });
-        let result = reads.join();
-        drop(ending);
-        result.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        reads.join().unwrap();
     });
 }
 
@@ -331,17 +333,11 @@ fn mapped_stores_arrive_on_the_other_mount() {
 fn appends_by_processes_of_two_mounts_all_arrive() {
     let (_cluster, [a, b]) = mounts();
     put(&a.at("log"), b"");
-    let append = |mount: &Mount, who: &str| {
-        for n in 0..40 {
-            let mut file = OpenOptions::new().append(true).open(mount.at("log")).unwrap();
-            file.write_all(format!("{who} {n}\n").as_bytes()).unwrap();
-            sys::close(file).unwrap();
-        }
-    };
+    let log = |mount: &Mount, who: &str| (0..40).for_each(|n| append(&mount.at("log"), format!("{who} {n}\n").as_bytes()));
     std::thread::scope(|scope| {
-        scope.spawn(|| append(&a, "a"));
-        scope.spawn(|| append(&a, "A"));
-        scope.spawn(|| append(&b, "b"));
+        scope.spawn(|| log(&a, "a"));
+        scope.spawn(|| log(&a, "A"));
+        scope.spawn(|| log(&b, "b"));
     });
     let text = fs::read_to_string(b.at("log")).unwrap();
     for who in ["a", "A", "b"] {

@@ -445,8 +445,8 @@ impl Telling<'_> {
         {
             let mut state = node.state.lock();
             // What is written here changes without a word to anybody.
-            if state.writers == u32::from(told.is_new) && state.keeps_attributes(self.now) {
-                keep.attributes = self.believed.min(self.vfs.settings.attr_ttl);
+            if state.writers == u32::from(told.is_new) {
+                keep.attributes = state.keep_for(self.believed.min(self.vfs.settings.attr_ttl), self.now);
             }
         }
         if let Some(Place { directory, name }) = &told.place
@@ -514,7 +514,7 @@ impl Telling<'_> {
                 // A newer version gets a node of its own: names must no longer lead to this one.
                 None => is_overtaken = (state.opens > 0 || is_opening) && state.writers == 0,
             }
-            let is_kept = state.forgets_attributes(self.now);
+            let is_kept = state.forgets(self.now);
             drop(state);
             names.into_iter().for_each(|name| clear.entries.add(Place { directory: node.clone(), name }));
             if is_overtaken {

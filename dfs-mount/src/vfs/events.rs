@@ -205,7 +205,8 @@ impl Vfs {
         }
     }
 
-    /// The attributes that the kernel keeps of a node changed by what this mount did.
+    /// The attributes that the kernel keeps of a node changed by what this mount did. The size it knows from the calls that did it,
+    /// so no harm is done where it does not take in an answer meanwhile.
     pub(crate) fn forget_attributes(&self, id: u64) {
         if let Some(kernel) = self.kernel.get() {
             report(kernel.forget_attributes(id));

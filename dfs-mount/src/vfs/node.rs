@@ -52,6 +52,17 @@ pub(crate) struct Node {
     pub(crate) opening: Turn,
 }
 
+/// What the kernel does with a node's attributes after it was told them.
+#[derive(Clone, Copy, Debug)]
+enum Keeping {
+    /// It asks each time.
+    Nothing,
+    /// It was told that it may keep them, and not yet to forget them.
+    Attributes,
+    /// It asks each time, because it was told to forget them then.
+    Forgot(Instant),
+}
+
 #[derive(Debug)]
 pub(crate) struct State {
     /// What the directory said last.
@@ -70,10 +81,8 @@ pub(crate) struct State {
     pub(crate) places: Vec<(InodeId, Name)>,
     /// The version whose size the kernel believes.
     pub(crate) told: Version,
-    /// The kernel keeps the attributes: it was told that it may, and not yet to forget them.
-    kept: bool,
-    /// When it was told to forget them, until it has taken in others.
-    forgot: Option<Instant>,
+    /// What the kernel does with the attributes.
+    keeping: Keeping,
     /// The version that the kernel's page cache holds pages of.
     pub(crate) pages: Option<Version>,
     /// References that the kernel holds.
@@ -145,31 +154,32 @@ impl State {
         self.as_of = self.as_of.max(number);
     }
 
-    /// The kernel is about to be told the attributes. True where it may keep them.
+    /// How long the kernel, which is about to be told the attributes, may keep them, of the time `wanted`.
     ///
     /// While it is told to forget them it takes in no answer that is on its way. If the next one could meet the same fate, and the
     /// next, a reader would go on with the size from before. So the first answers after that are not for keeping: nothing has
     /// to be forgotten, and they arrive.
-    pub(crate) fn keeps_attributes(&mut self, now: Instant) -> bool {
-        match self.forgot.filter(|_| self.entry.attributes.kind == FileKind::File) {
-            Some(at) => {
+    pub(crate) fn keep_for(&mut self, wanted: Duration, now: Instant) -> Duration {
+        match self.keeping {
+            Keeping::Forgot(at) if self.entry.attributes.kind == FileKind::File => {
                 if now.saturating_duration_since(at) >= SETTLES {
-                    self.forgot = None;
+                    self.keeping = Keeping::Nothing;
                 }
-                false
+                Duration::ZERO
             }
-            None => {
-                self.kept = true;
-                true
+            _ if wanted.is_zero() => wanted,
+            _ => {
+                self.keeping = Keeping::Attributes;
+                wanted
             }
         }
     }
 
     /// The attributes are old. True where the kernel keeps them, and has to be told so.
-    pub(crate) fn forgets_attributes(&mut self, now: Instant) -> bool {
-        let kept = std::mem::take(&mut self.kept);
+    pub(crate) fn forgets(&mut self, now: Instant) -> bool {
+        let kept = matches!(self.keeping, Keeping::Attributes);
         if kept {
-            self.forgot = Some(now);
+            self.keeping = Keeping::Forgot(now);
         }
         kept
     }
@@ -239,8 +249,7 @@ impl Node {
     fn new(id: u64, entry: Entry) -> Self {
         let state = State {
             told: entry.attributes.version,
-            kept: false,
-            forgot: None,
+            keeping: Keeping::Nothing,
             as_of: 0,
             leased: false,
             xattrs: HashMap::new(),
@@ -538,17 +547,20 @@ mod tests {
         let nodes = Nodes::default();
         let (file, now) = (nodes.introduce(&entry(5, 1), None, true), Instant::now());
         let mut state = file.state.lock();
-        assert!(!state.forgets_attributes(now), "what was never kept need not be forgotten");
-        assert!(state.keeps_attributes(now) && state.forgets_attributes(now) && !state.forgets_attributes(now));
+        let minute = Duration::from_secs(60);
+        assert!(!state.forgets(now), "what was never kept need not be forgotten");
+        assert!(state.keep_for(Duration::ZERO, now).is_zero() && !state.forgets(now), "nor what is kept for no time");
+        assert!(state.keep_for(minute, now) == minute && state.forgets(now) && !state.forgets(now));
         for half in 1..=2 {
-            assert!(!state.keeps_attributes(now + half * SETTLES / 2), "what it is told now must arrive");
+            assert!(state.keep_for(minute, now + half * SETTLES / 2).is_zero(), "what it is told now must arrive");
         }
-        assert!(state.keeps_attributes(now + SETTLES), "it has arrived");
+        assert_eq!(state.keep_for(minute, now + SETTLES), minute, "it has arrived");
         let root = Entry { attributes: Attributes::bare(ROOT, FileKind::Directory), layout: Layout::default() };
         nodes.add_root(root);
         let directory = nodes.get(ROOT_ID).unwrap();
         let mut state = directory.state.lock();
-        assert!(state.keeps_attributes(now) && state.forgets_attributes(now) && state.keeps_attributes(now), "every path leads through it");
+        assert!(state.keep_for(minute, now) == minute && state.forgets(now));
+        assert_eq!(state.keep_for(minute, now), minute, "every path leads through it");
     }
 
     #[test]
