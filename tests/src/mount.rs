@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::Cluster;
-use crate::process::{binary, find, peak_rss, rss, with_descriptors};
+use crate::process::{Stopped, binary, find, peak_rss, rss, with_descriptors};
 use crate::shell;
 use crate::sys;
 use crate::wait::within;
@@ -119,6 +119,12 @@ impl Mount {
     /// Sends a signal to the driver.
     pub fn signal(&self, signal: i32) {
         sys::signal(self.pid, signal);
+    }
+
+    /// The driver stands still until what is returned is dropped.
+    #[must_use]
+    pub fn stop(&self) -> Stopped {
+        Stopped::new(self.pid)
     }
 
     /// Runs a script in the mount's root; panics with its output where it fails.

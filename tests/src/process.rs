@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use crate::sys;
-use crate::wait::within;
+use crate::wait::{eventually, within};
 
 /// Where the binaries of this build are; `DFS_TEST_BINARIES` names another directory.
 ///
@@ -153,6 +153,12 @@ impl Daemon {
         sys::signal(self.pid(), signal);
     }
 
+    /// It stands still until what is returned is dropped.
+    #[must_use]
+    pub fn stop(&self) -> Stopped {
+        Stopped::new(self.pid())
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name
@@ -185,6 +191,34 @@ pub fn tail(name: &str, text: &str, lines: usize) -> String {
     let all: Vec<&str> = text.lines().collect();
     let from = all.len().saturating_sub(lines);
     format!("---- {name}\n{}\n", all[from..].join("\n"))
+}
+
+/// A process that stands still until this is dropped. A test that fails meanwhile has files to close, which would wait for it for ever:
+/// so this has to be dropped before the files that it serves.
+#[derive(Debug)]
+pub struct Stopped(i32);
+
+impl Stopped {
+    /// SIGSTOP, and waits until each of its threads has stopped: where the processors are busy they go on working for a while.
+    pub fn new(pid: i32) -> Self {
+        let stopped = Self(pid);
+        sys::signal(pid, libc::SIGSTOP);
+        eventually(10, "it stands still", || {
+            let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap_or_else(|e| panic!("process {pid}: {e}"));
+            // Some may have ended since.
+            let is_stopped = |thread: PathBuf| {
+                std::fs::read_to_string(thread.join("status")).map_or(true, |status| status.lines().any(|line| line.starts_with("State:\tT")))
+            };
+            threads.flatten().all(|thread| is_stopped(thread.path()))
+        });
+        stopped
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        sys::signal(self.0, libc::SIGCONT);
+    }
 }
 
 /// Resident memory of a process in bytes.

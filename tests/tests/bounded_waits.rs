@@ -290,7 +290,7 @@ fn why_works_without_the_services_and_a_wait_can_be_interrupted() {
     other.run("mkdir d");
     mount.run("stat d");
     let path = mount.at("d/never").display().to_string();
-    cluster.daemon(Role::Directory).signal(libc::SIGSTOP);
+    let stopped = cluster.daemon(Role::Directory).stop();
     for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGKILL] {
         let mut stat = spawn("stat", &[&path]);
         let start = Instant::now();
@@ -319,7 +319,7 @@ fn why_works_without_the_services_and_a_wait_can_be_interrupted() {
     let text = cluster.dfs(&["why", &mount.path().display().to_string()]);
     assert!(text.contains(&format!("{} does not answer", cluster.source())), "{text}");
     assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
-    cluster.daemon(Role::Directory).signal(libc::SIGCONT);
+    drop(stopped);
     assert!(!fs::exists(mount.at("d/never")).unwrap());
 }
 
@@ -329,7 +329,7 @@ fn a_download_can_be_interrupted() {
     let (mount, other) = (cluster.mount(), cluster.mount());
     other.run("head -c 3000000 /dev/urandom > big");
     mount.run("stat big > /dev/null");
-    cluster.daemon(Role::File(0)).signal(libc::SIGSTOP);
+    let stopped = cluster.daemon(Role::File(0)).stop();
     for write in [false, true] {
         let path = mount.at("big").display().to_string();
         let mut program = if write { spawn("dd", &["if=/dev/null", &format!("of={path}"), "conv=notrunc"]) } else { spawn("cat", &[&path]) };
@@ -340,7 +340,7 @@ fn a_download_can_be_interrupted() {
         let status = ended(&mut program, Duration::from_secs(5)).expect("a signal ends the wait");
         assert_eq!(status.signal(), Some(libc::SIGINT), "{status}");
     }
-    cluster.daemon(Role::File(0)).signal(libc::SIGCONT);
+    drop(stopped);
     let mut text = Vec::new();
     File::open(mount.at("big")).unwrap().read_to_end(&mut text).unwrap();
     assert_eq!(text, fs::read(other.at("big")).unwrap());
@@ -398,7 +398,7 @@ fn why_names_the_client_whose_acknowledgement_is_missing() {
     let (a, b) = (cluster.mount(), cluster.mount());
     a.run("echo start > f");
     b.run("cat f");
-    b.signal(libc::SIGSTOP);
+    let stopped = b.stop();
     let path = a.at("f").display().to_string();
     let mut chmod = spawn("chmod", &["600", &path]);
     let inode = cluster.inode("f").0;
@@ -413,7 +413,7 @@ fn why_names_the_client_whose_acknowledgement_is_missing() {
     println!("{text}");
     assert!(text.contains(&format!("which waits for session {}", change["waits_for"][0])), "{text}");
     assert!(text.contains(&format!("process {} on", b.pid())), "{text}");
-    b.signal(libc::SIGCONT);
+    drop(stopped);
     assert!(ended(&mut chmod, Duration::from_secs(30)).is_some_and(|status| status.success()));
     eventually(10, "nothing waits any more", || why(&cluster, &path)["changes"].as_array().unwrap().is_empty());
 }

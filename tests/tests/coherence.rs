@@ -273,9 +273,9 @@ fn an_open_file_outlives_the_session_in_which_it_was_opened_and_then_its_removal
             rows.iter().filter(|row| row.client.pid as i32 == mount.pid()).map(|row| (row.session, row.leases)).collect()
         };
         let before = leased(cluster)[0].0;
-        mount.signal(libc::SIGSTOP);
+        let stopped = mount.stop();
         eventually(60, "its session expires", || leased(cluster).is_empty());
-        mount.signal(libc::SIGCONT);
+        drop(stopped);
         eventually(60, "it has another one", || leased(cluster).iter().any(|row| row.0 != before));
         // Another name is looked up, so that it has claimed its leases.
         eventually(60, "leases are claimed", || fs::metadata(mount.at("g")).is_ok() && leased(cluster)[0].1 > 0);

@@ -54,18 +54,16 @@ fn fault(run: &Contention, cluster: &mut Cluster, mounts: &mut [Mount], proxy: &
             cluster.restart(role);
         }),
         2 => run.disturbing(None, || {
-            cluster.daemon(Role::Lock).signal(libc::SIGSTOP);
+            let _stopped = cluster.daemon(Role::Lock).stop();
             last(short);
-            cluster.daemon(Role::Lock).signal(libc::SIGCONT);
         }),
         3 => run.disturbing(Some(client), || {
             mounts[client].kill();
             mounts[client].start().unwrap();
         }),
         kind @ 4..=5 => run.disturbing(Some(client), || {
-            mounts[client].signal(libc::SIGSTOP);
+            let _stopped = mounts[client].stop();
             last(if kind == 4 { short } else { beyond });
-            mounts[client].signal(libc::SIGCONT);
         }),
         // Client 0 reaches the directory service through a proxy.
         _ => run.disturbing(Some(0), || {

@@ -166,10 +166,9 @@ fn a_holder_stopped_past_its_lease_gets_estale_and_its_content_is_recoverable() 
     first.run("echo before > f; chmod 640 f");
     let mut held = OpenOptions::new().write(true).truncate(true).open(first.at("f")).unwrap();
     held.write_all(b"of the holder").unwrap();
-    first.signal(libc::SIGSTOP);
-    // By this thread: a process that it starts would close what it inherits, and wait for the mount that is stopped.
+    let stopped = first.stop();
     fs::write(second.at("f"), "of the other\n").unwrap();
-    first.signal(libc::SIGCONT);
+    drop(stopped);
     assert_eq!(sys::errno(held.sync_all()), libc::ESTALE, "{}", first.log());
     for mount in [&first, &second] {
         assert_eq!(fs::read_to_string(mount.at("f")).unwrap(), "of the other\n", "an open after the refusal");

@@ -212,9 +212,8 @@ fn mounts_stand_still_for_longer_than_their_lease() {
     Trial::new("mount stopped", &mounts).faults(4, &[libc::EIO, libc::ETIMEDOUT, libc::ESTALE], |rng| {
         let one = rng.pick(&mounts);
         last(between(rng, 100, 700));
-        one.signal(libc::SIGSTOP);
+        let _stopped = one.stop();
         last(ms(LEASE * 1000 * 2) + between(rng, 0, 1000));
-        one.signal(libc::SIGCONT);
     });
     cluster.assert_no_panics();
 }
@@ -226,9 +225,8 @@ fn services_stand_still() {
     Trial::new("services stopped", &mounts).faults(3, ERRORS, |rng| {
         let role = *rng.pick(&[Role::Directory, Role::Lock, Role::File(0)]);
         last(between(rng, 100, 500));
-        cluster.daemon(role).signal(libc::SIGSTOP);
+        let _stopped = cluster.daemon(role).stop();
         last(between(rng, 500, LEASE * 2000));
-        cluster.daemon(role).signal(libc::SIGCONT);
     });
     cluster.assert_no_panics();
 }

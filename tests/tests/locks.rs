@@ -191,7 +191,7 @@ fn a_vanished_holder_loses_its_lock_when_its_lease_ends() {
     let (mut a, b) = (cluster.mount(), cluster.mount());
     fs::write(a.at("f"), "start\n").unwrap();
     let file = writer(&a.at("f"));
-    sys::signal(a.pid(), libc::SIGSTOP);
+    let _stopped = a.stop();
     let start = Instant::now();
     let second = writer(&b.at("f"));
     println!("the next in line had it after {:?}", start.elapsed());

@@ -175,7 +175,7 @@ fn a_stopped_server_is_as_good_as_none() {
     let mut cluster = Cluster::builder().lease_seconds(3).start();
     let mount = cluster.mount_with("timeout=3");
     mount.run("echo one > f");
-    cluster.daemon(Role::Directory).signal(libc::SIGSTOP);
+    let stopped = cluster.daemon(Role::Directory).stop();
     let start = Instant::now();
     let error = fs::File::create(mount.at("g")).expect_err("nobody answers");
     println!("{error} after {:?}", start.elapsed());
@@ -184,6 +184,6 @@ fn a_stopped_server_is_as_good_as_none() {
         "{error} after {:?}",
         start.elapsed()
     );
-    cluster.daemon(Role::Directory).signal(libc::SIGCONT);
+    drop(stopped);
     eventually(20, "all works again", || fs::read_to_string(mount.at("f")).is_ok_and(|t| t == "one\n") && append(&mount.at("h"), "x").is_ok());
 }

@@ -3,11 +3,10 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Write};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::sync::Barrier;
 
 use dfs_common::api::directory::Status;
@@ -267,15 +266,11 @@ fn what_is_made_while_services_are_away_is_there_when_they_are_back() {
         let mut cluster = Cluster::builder().file_servers(1).start();
         let (one, two) = (cluster.mount(), cluster.mount());
         own(&cluster, &one);
-        // Another process: what this one has open, each daemon that it starts would inherit, and close.
-        let script = "set -e; exec 3>d/f; printf content >&3; echo; read go; exec 3>&-";
-        let mut writer =
-            Command::new("sh").args(["-c", script]).current_dir(one.path()).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        writer.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
+        let file = begin(&one.at("d/f"));
         cluster.kill(role);
-        writer.stdin.take().unwrap().write_all(b"\n").unwrap();
+        let closing = std::thread::spawn(move || sys::close(file));
         cluster.restart(role);
-        assert!(writer.wait().unwrap().success(), "{role:?}");
+        closing.join().unwrap().unwrap_or_else(|e| panic!("{role:?}: {e}"));
         for mount in [&one, &two] {
             assert_eq!(fs::read(mount.at("d/f")).unwrap(), b"content", "{role:?}");
             assert_eq!(names(&mount.at("d")), ["f", "first"], "{role:?}");
@@ -305,13 +300,13 @@ fn who_was_stopped_past_the_lease_publishes_unless_the_name_is_taken() {
         let (one, two) = (cluster.mount(), cluster.mount());
         own(&cluster, &one);
         let file = begin(&one.at("d/f"));
-        one.signal(libc::SIGSTOP);
+        let stopped = one.stop();
         // Waits for the lease of the one that is stopped.
         assert_eq!(names(&two.at("d")), ["first"]);
         if taken {
             fs::write(two.at("d/f"), "of the other").unwrap();
         }
-        one.signal(libc::SIGCONT);
+        drop(stopped);
         let closed = sys::close(file);
         assert_eq!(closed.is_err(), taken, "{closed:?}\n{}", one.log());
         let expected: &[u8] = if taken { b"of the other" } else { b"content" };

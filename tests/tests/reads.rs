@@ -43,16 +43,12 @@ fn cached(mount: &Mount, name: &str, content: &[u8]) {
 /// What `work` finds while the mount's program stands still: what it does must not pass through that. Where it does all the same,
 /// it would wait for ever, and nobody could look at the process; so the program goes on after a while, and the test has failed.
 fn while_stopped<T>(mount: &Mount, work: impl FnOnce() -> T) -> T {
-    mount.signal(libc::SIGSTOP);
-    eventually(10, "it stands still", || {
-        let status = fs::read_to_string(format!("/proc/{}/status", mount.pid())).unwrap();
-        status.lines().any(|line| line.starts_with("State:\tT"))
-    });
+    let stopped = mount.stop();
     let (done, is_done) = mpsc::channel();
     thread::scope(|scope| {
         let watch = scope.spawn(move || {
             let in_time = is_done.recv_timeout(Duration::from_secs(20)).is_ok();
-            mount.signal(libc::SIGCONT);
+            drop(stopped);
             in_time
         });
         let result = work();
