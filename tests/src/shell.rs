@@ -1,11 +1,13 @@
 //! Running programs in tests: bounded in time, with their output in the message when they fail.
 
-use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read, Seek};
+use std::mem;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
+use crate::sys;
 use crate::wait::within;
 
 /// The longest that a script may run.
@@ -28,26 +30,33 @@ pub fn attempt(dir: &Path, script: &str) -> Output {
     output(&mut command)
 }
 
-/// Runs `command` to its end; panics where that takes more than five minutes.
+/// Runs `command`, which is left empty, to its end; panics where that takes more than five minutes. It inherits no open file.
 pub fn output(command: &mut Command) -> Output {
-    use std::os::unix::process::ExitStatusExt;
-    let mut capture = tempfile::tempfile().expect("temporary file");
-    let clone = |f: &File| Stdio::from(f.try_clone().expect("descriptor"));
-    let mut child = command.stdin(Stdio::null()).stdout(clone(&capture)).stderr(clone(&capture)).spawn().expect("program starts");
-    let mut status = None;
+    let command = mem::replace(command, Command::new(""));
+    let shown = format!("{command:?}");
+    let work = move || ends(command);
+    // What a thread is that became somebody else, only a program is that the same thread starts.
+    let (status, text) = if sys::is_root() { sys::apart(work) } else { work() }.unwrap_or_else(|e| panic!("{shown}: {e}"));
+    let Some(status) = status else { panic!("{shown} still runs after {} s\n{text}", LIMIT.as_secs()) };
+    Output { code: status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)), text }
+}
+
+/// What it ended with, unless it had to be killed, and its output.
+fn ends(mut command: Command) -> io::Result<(Option<ExitStatus>, String)> {
+    let mut capture = tempfile::tempfile()?;
+    let mut child = command.stdin(Stdio::null()).stdout(capture.try_clone()?).stderr(capture.try_clone()?).spawn()?;
+    let mut status = Ok(None);
     let ended = within(LIMIT, || {
-        status = child.try_wait().expect("wait for a child");
-        status.is_some()
+        status = child.try_wait();
+        !matches!(status, Ok(None))
     });
     if !ended {
         child.kill().ok();
     }
     let mut text = Vec::new();
-    std::io::Seek::rewind(&mut capture).expect("rewind");
-    capture.read_to_end(&mut text).expect("output");
-    let text = String::from_utf8_lossy(&text).into_owned();
-    let Some(status) = status else { panic!("{command:?} still runs after {} s\n{text}", LIMIT.as_secs()) };
-    Output { code: status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)), text }
+    capture.rewind()?;
+    capture.read_to_end(&mut text)?;
+    Ok((status?, String::from_utf8_lossy(&text).into_owned()))
 }
 
 /// Runs `script` as [`attempt`] does; its output, or a panic that shows it.

@@ -30,6 +30,12 @@ pub fn signal(pid: i32, signal: i32) {
     unsafe { libc::kill(pid, signal) };
 }
 
+/// Whether the calling thread is root; another one may be somebody else ([`as_user`]).
+pub fn is_root() -> bool {
+    // SAFETY: takes nothing, and cannot fail.
+    unsafe { libc::geteuid() == 0 }
+}
+
 /// Runs `work` on a thread of its own that is user `uid` of group `gid`, with `groups` besides, and has no privileges but root's.
 pub fn as_user<T: Send>(uid: u32, gid: u32, groups: &[u32], work: impl FnOnce() -> T + Send) -> T {
     let become_user = || -> io::Result<()> {
@@ -75,7 +81,8 @@ pub fn wait(pid: i32) -> ExitStatus {
 /// Runs `work` in a thread that has none of this process's open files; numbers of files mean nothing elsewhere that are opened there.
 ///
 /// A program that is started elsewhere inherits all of them, and its exec(2) closes them again: on a mount that is a flush, which waits
-/// for the services. Where the program is the service that is away, they would wait for each other.
+/// for the services. Where the program is the service that is away, they would wait for each other; and what another test has open
+/// and written is published before that closes it.
 pub fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     type Job = Box<dyn FnOnce() + Send>;
     /// A thread's new threads share its files. This one is there before the first mount: to take its copies of their files away would flush.
