@@ -35,7 +35,7 @@ pub fn output(command: &mut Command) -> Output {
     let command = mem::replace(command, Command::new(""));
     let shown = format!("{command:?}");
     let work = move || ends(command);
-    // What a thread is that became somebody else, only a program is that the same thread starts.
+    // A thread that is another user has to start its programs by itself: they are whoever starts them.
     let (status, text) = if sys::is_root() { sys::apart(work) } else { work() }.unwrap_or_else(|e| panic!("{shown}: {e}"));
     let Some(status) = status else { panic!("{shown} still runs after {} s\n{text}", LIMIT.as_secs()) };
     Output { code: status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)), text }
