@@ -148,11 +148,6 @@ impl Daemon {
         sys::wait(pid)
     }
 
-    /// Sends a signal.
-    pub fn signal(&self, signal: i32) {
-        sys::signal(self.pid(), signal);
-    }
-
     /// It stands still until what is returned is dropped.
     #[must_use]
     pub fn stop(&self) -> Stopped {

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use dfs_tests::process::Stopped;
 use dfs_tests::proxy::{Direction, Mode};
 use dfs_tests::{Cluster, Mount, Role, eventually, shell, sys, within};
 use serde_json::Value;
@@ -26,17 +27,20 @@ enum Away {
 }
 
 impl Away {
-    fn begin(self, cluster: &mut Cluster, role: Role) {
+    /// What it returns is for [`Away::end`].
+    #[must_use]
+    fn begin(self, cluster: &mut Cluster, role: Role) -> Option<Stopped> {
         match self {
-            Away::Stopped => cluster.daemon(role).signal(libc::SIGSTOP),
+            Away::Stopped => return Some(cluster.daemon(role).stop()),
             Away::Killed => cluster.kill(role),
             Away::Unreachable => cluster.proxy(role).set_both(Mode::Swallow),
         }
+        None
     }
 
-    fn end(self, cluster: &mut Cluster, role: Role) {
+    fn end(self, stopped: Option<Stopped>, cluster: &mut Cluster, role: Role) {
         match self {
-            Away::Stopped => cluster.daemon(role).signal(libc::SIGCONT),
+            Away::Stopped => drop(stopped),
             Away::Killed => cluster.restart(role),
             Away::Unreachable => cluster.proxy(role).set_both(Mode::Pass),
         }
@@ -82,7 +86,7 @@ fn without_the_directory_service(away: Away) {
     let mount = prepared(&cluster);
     let (dirty, synced) = (unpublished(&mount.at("f")), unpublished(&mount.at("g")));
     let at = |name: &str| mount.at(name);
-    away.begin(&mut cluster, Role::Directory);
+    let stopped = away.begin(&mut cluster, Role::Directory);
     ends("mkdir", &mount, || fs::create_dir(at("new")));
     ends("create", &mount, || File::create(at("d/new")));
     ends("rename", &mount, || fs::rename(at("a"), at("a2")));
@@ -105,7 +109,7 @@ fn without_the_directory_service(away: Away) {
     }
     let url = cluster.source().to_owned();
     assert!(mount.log().contains(&format!("{url} did not answer")), "the log does not name {url}\n{}", mount.log());
-    away.end(&mut cluster, Role::Directory);
+    away.end(stopped, &mut cluster, Role::Directory);
     eventually(30, "everything works again", || fs::metadata(at("d/never")).is_err_and(|e| e.kind() == io::ErrorKind::NotFound));
     drop(synced);
     eventually(30, "what was written is published", || {
@@ -135,7 +139,7 @@ fn without_the_file_server(away: Away) {
     let mut cluster = Cluster::builder().proxied().start();
     let mount = prepared(&cluster);
     let dirty = unpublished(&mount.at("f"));
-    away.begin(&mut cluster, Role::File(0));
+    let stopped = away.begin(&mut cluster, Role::File(0));
     // Every one of them waits for the same download; they end together and not one after the other.
     std::thread::scope(|scope| {
         for n in 0..5 {
@@ -148,7 +152,7 @@ fn without_the_file_server(away: Away) {
     ends("close", &mount, || sys::close(dirty));
     let url = cluster.proxy(Role::File(0)).url();
     assert!(mount.log().lines().any(|line| line.contains(" ERROR ") && line.contains(url)), "the log does not name {url}\n{}", mount.log());
-    away.end(&mut cluster, Role::File(0));
+    away.end(stopped, &mut cluster, Role::File(0));
     eventually(30, "reading works again", || fs::read(mount.at("h")).is_ok());
     let fresh = cluster.mount();
     eventually(30, "what was written is published", || fs::read(fresh.at("f")).is_ok_and(|text| text.starts_with(b"unpublished")));
@@ -175,25 +179,26 @@ fn without_the_lock_service(away: Away) {
     let (mount, other) = (prepared(&cluster), cluster.mount());
     let held = writer(&mount.at("f")).unwrap();
     let foreign = writer(&other.at("i")).unwrap();
-    std::thread::scope(|scope| {
+    let stopped = std::thread::scope(|scope| {
         let in_line = scope.spawn(|| {
             let result = writer(&mount.at("i"));
             (Instant::now(), result)
         });
         eventually(10, "it stands in line", || cluster.waiters("i") == 1);
-        away.begin(&mut cluster, Role::Lock);
+        let stopped = away.begin(&mut cluster, Role::Lock);
         let start = Instant::now();
         ends("open for writing", &mount, || writer(&mount.at("g")));
         let (at, result) = in_line.join().unwrap();
         println!("the one in line: {:?} after {:?}", result, at - start);
         assert!(matches!(result.unwrap_err().raw_os_error(), Some(libc::ETIMEDOUT | libc::EIO)));
         assert!(at - start < TIMEOUT + SLACK, "{}", mount.log());
+        stopped
     });
     // What nobody uses is given back after a while, which fails now.
     sys::close(held).unwrap();
     assert!(fs::read(mount.at("a")).is_ok(), "reading needs no lock");
     eventually(30, "the log says so", || mount.log().contains("was not given back"));
-    away.end(&mut cluster, Role::Lock);
+    away.end(stopped, &mut cluster, Role::Lock);
     eventually(30, "the lock is given back", || OpenOptions::new().append(true).open(other.at("f")).is_ok());
     drop(foreign);
     eventually(30, "no place or lock is left behind", || cluster.lock(&dfs_common::api::lock::Locks::default()).is_ok_and(|rows| rows.is_empty()));
