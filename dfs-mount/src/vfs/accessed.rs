@@ -89,7 +89,10 @@ impl Vfs {
             pending.insert(node.ino, time);
             pending.len()
         };
-        self.forget_attributes(id);
+        // Otherwise it asks anyway, and an order would only cost answers that are on their way.
+        if node.state.lock().kernel.keeps() {
+            self.forget_attributes(id);
+        }
         if count == Accessed::MAX {
             self.release_soon.notify_one();
         }

@@ -321,7 +321,7 @@ impl Telling<'_> {
             let leased = self.leases.covers(&stamp, node.ino);
             let mut state = node.state.lock();
             state.hear(&entry, self.leases.number(&stamp), leased);
-            state.told = state.entry.attributes.version;
+            state.is_told();
         }
         self.told(Some(node.clone()), stamp, None)
     }
@@ -446,7 +446,8 @@ impl Telling<'_> {
             let mut state = node.state.lock();
             // What is written here changes without a word to anybody.
             if state.writers == u32::from(told.is_new) {
-                keep.attributes = state.keep_for(self.believed.min(self.vfs.settings.attr_ttl), self.now);
+                let kind = state.entry.attributes.kind;
+                keep.attributes = state.kernel.keep_for(kind, self.believed.min(self.vfs.settings.attr_ttl), self.now);
             }
         }
         if let Some(Place { directory, name }) = &told.place
@@ -514,7 +515,7 @@ impl Telling<'_> {
                 // A newer version gets a node of its own: names must no longer lead to this one.
                 None => is_overtaken = (state.opens > 0 || is_opening) && state.writers == 0,
             }
-            let is_kept = state.forgets(self.now);
+            let is_kept = state.kernel.forgets(self.now);
             drop(state);
             names.into_iter().for_each(|name| clear.entries.add(Place { directory: node.clone(), name }));
             if is_overtaken {

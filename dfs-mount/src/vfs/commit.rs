@@ -1,6 +1,7 @@
 //! Publishing changes: at flush, fsync, and once more at release.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use dfs_common::api::directory::SetAttributes;
 use dfs_common::attributes::Entry;
@@ -95,7 +96,7 @@ impl Vfs {
         Self::taken_along(node, set.as_ref());
         let has_forgotten = {
             let mut state = node.state.lock();
-            state.told = version;
+            state.kernel.was_told(version, Instant::now);
             // What is served from its cache file changes without the kernel's page cache.
             state.pages = state.backing.is_none().then_some(version);
             // With the write, and while the file is open for writing it is told of them for no time. A lease stands for the answers

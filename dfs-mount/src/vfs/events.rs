@@ -161,8 +161,21 @@ impl Vfs {
                 }
                 result => report(result),
             }
+            node.state.lock().kernel.has_forgotten(Instant::now());
         }
+        self.forgotten.notify_waiters();
         self.clear_entries(entries).await;
+    }
+
+    /// Waits until no order to forget the attributes of `node` is under way. The order itself waits for nobody.
+    pub(crate) async fn has_forgotten(&self, node: &Node) {
+        loop {
+            let forgotten = self.forgotten.notified();
+            if !node.state.lock().kernel.is_forgetting() {
+                return;
+            }
+            forgotten.await;
+        }
     }
 
     /// Where `node` is open and not leased, its names are looked up each time: it may be another node's by then.

@@ -25,6 +25,7 @@ pub mod handles;
 mod held_back;
 pub mod interrupt;
 pub mod io;
+mod knowledge;
 mod leases;
 pub mod locks;
 pub mod names;
@@ -120,6 +121,8 @@ pub struct Vfs {
     kernel: OnceLock<Arc<dyn KernelCache>>,
     /// It can be made to look up every name again.
     kernel_forgets: AtomicBool,
+    /// It was made to forget attributes.
+    forgotten: Notify,
     /// The session is about to be closed, or is.
     ending: AtomicBool,
     /// Removed inodes that this mount has let go and the directory has not been told of.
@@ -159,6 +162,7 @@ impl Vfs {
             revision: AtomicU64::new(0),
             kernel: OnceLock::new(),
             kernel_forgets: AtomicBool::new(false),
+            forgotten: Notify::new(),
             ending: AtomicBool::new(false),
             released: Mutex::default(),
             release_soon: Notify::new(),

@@ -7,7 +7,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use dfs_common::Error;
 use dfs_common::attributes::{Attributes, Entry, FileKind};
@@ -19,6 +19,7 @@ use tokio::sync::Notify;
 use super::backing::Backing;
 use super::entries::Entries;
 use super::held_back::HeldBack;
+use super::knowledge::Knowledge;
 use super::locks::Lockable;
 use super::nursery::Unborn;
 use super::paging::Paging;
@@ -32,8 +33,6 @@ pub(crate) const CAPABILITY: &[u8] = b"security.capability";
 pub(crate) const ROOT_ID: u64 = 1;
 /// A path of more names than this is shown by its end.
 const DEPTH_MAX: usize = 100;
-/// For so long the kernel keeps no attributes of a file that it had to forget: an answer to it takes less than that.
-const SETTLES: Duration = Duration::from_secs(1);
 /// Ids of nodes that had to differ from their inode's number have this bit.
 const ALIAS_BIT: u64 = 1 << 62;
 
@@ -52,17 +51,6 @@ pub(crate) struct Node {
     pub(crate) opening: Turn,
 }
 
-/// What the kernel does with a node's attributes after it was told them.
-#[derive(Clone, Copy, Debug)]
-enum Keeping {
-    /// It asks each time.
-    Nothing,
-    /// It was told that it may keep them, and not yet to forget them.
-    Attributes,
-    /// It asks each time, because it was told to forget them then.
-    Forgot(Instant),
-}
-
 #[derive(Debug)]
 pub(crate) struct State {
     /// What the directory said last.
@@ -79,10 +67,8 @@ pub(crate) struct State {
     paging: Option<Box<Paging>>,
     /// Directories and names by which the kernel may have come here.
     pub(crate) places: Vec<(InodeId, Name)>,
-    /// The version whose size the kernel believes.
-    pub(crate) told: Version,
-    /// What the kernel does with the attributes.
-    keeping: Keeping,
+    /// What the kernel knows of the attributes.
+    pub(crate) kernel: Knowledge,
     /// The version that the kernel's page cache holds pages of.
     pub(crate) pages: Option<Version>,
     /// References that the kernel holds.
@@ -154,34 +140,9 @@ impl State {
         self.as_of = self.as_of.max(number);
     }
 
-    /// How long the kernel, which is about to be told the attributes, may keep them, of the time `wanted`.
-    ///
-    /// While it is told to forget them it takes in no answer that is on its way. If the next one could meet the same fate, and the
-    /// next, a reader would go on with the size from before. So the first answers after that are not for keeping: nothing has
-    /// to be forgotten, and they arrive.
-    pub(crate) fn keep_for(&mut self, wanted: Duration, now: Instant) -> Duration {
-        match self.keeping {
-            Keeping::Forgot(at) if self.entry.attributes.kind == FileKind::File => {
-                if now.saturating_duration_since(at) >= SETTLES {
-                    self.keeping = Keeping::Nothing;
-                }
-                Duration::ZERO
-            }
-            _ if wanted.is_zero() => wanted,
-            _ => {
-                self.keeping = Keeping::Attributes;
-                wanted
-            }
-        }
-    }
-
-    /// The attributes are old. True where the kernel keeps them, and has to be told so.
-    pub(crate) fn forgets(&mut self, now: Instant) -> bool {
-        let kept = matches!(self.keeping, Keeping::Attributes);
-        if kept {
-            self.keeping = Keeping::Forgot(now);
-        }
-        kept
+    /// The kernel is being told the attributes.
+    pub(crate) fn is_told(&mut self) {
+        self.kernel.was_told(self.entry.attributes.version, Instant::now);
     }
 
     /// Numbers start anew.
@@ -248,8 +209,7 @@ impl Drop for Arriving {
 impl Node {
     fn new(id: u64, entry: Entry) -> Self {
         let state = State {
-            told: entry.attributes.version,
-            keeping: Keeping::Nothing,
+            kernel: Knowledge::new(entry.attributes.version),
             as_of: 0,
             leased: false,
             xattrs: HashMap::new(),
@@ -385,7 +345,7 @@ impl Nodes {
         if !state.leased {
             return None;
         }
-        state.told = state.entry.attributes.version;
+        state.is_told();
         state.lookups += 1;
         Some(node.clone())
     }
@@ -398,7 +358,7 @@ impl Nodes {
             let mut state = node.state.lock();
             if !state.is_overtaken_by(entry) {
                 state.hear(entry, number, leased);
-                state.told = state.entry.attributes.version;
+                state.is_told();
                 state.lookups += 1;
                 drop(state);
                 return node;
@@ -540,27 +500,6 @@ mod tests {
         assert!(nodes.get(5).is_none());
         nodes.forget(alias, 2);
         assert_eq!(nodes.introduce(&entry(5, 3), None, false).id, 5);
-    }
-
-    #[test]
-    fn a_file_whose_attributes_were_forgotten_is_not_kept_at_once_again() {
-        let nodes = Nodes::default();
-        let (file, now) = (nodes.introduce(&entry(5, 1), None, true), Instant::now());
-        let mut state = file.state.lock();
-        let minute = Duration::from_secs(60);
-        assert!(!state.forgets(now), "what was never kept need not be forgotten");
-        assert!(state.keep_for(Duration::ZERO, now).is_zero() && !state.forgets(now), "nor what is kept for no time");
-        assert!(state.keep_for(minute, now) == minute && state.forgets(now) && !state.forgets(now));
-        for half in 1..=2 {
-            assert!(state.keep_for(minute, now + half * SETTLES / 2).is_zero(), "what it is told now must arrive");
-        }
-        assert_eq!(state.keep_for(minute, now + SETTLES), minute, "it has arrived");
-        let root = Entry { attributes: Attributes::bare(ROOT, FileKind::Directory), layout: Layout::default() };
-        nodes.add_root(root);
-        let directory = nodes.get(ROOT_ID).unwrap();
-        let mut state = directory.state.lock();
-        assert!(state.keep_for(minute, now) == minute && state.forgets(now));
-        assert_eq!(state.keep_for(minute, now), minute, "every path leads through it");
     }
 
     #[test]

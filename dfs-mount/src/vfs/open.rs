@@ -15,6 +15,7 @@ use super::coherence::Told;
 use super::fill::AT_ONCE;
 use super::handles::FileHandle;
 use super::interrupt::{Signals, given_up_on};
+use super::leases::Stamp;
 use super::locks::Wait;
 use super::names::NewEntry;
 use super::node::{Arriving, Node};
@@ -119,6 +120,11 @@ impl Drop for Download<'_> {
             log::warn!("cache of inode {}: {e}", self.node.ino);
         }
     }
+}
+
+/// The answer that makes the kernel look the name up again.
+fn moved_on(node: &Node) -> Error {
+    Error::new(ErrorKind::Stale, format!("inode {} has moved on", node.ino))
 }
 
 impl Vfs {
@@ -270,51 +276,40 @@ impl Vfs {
 
     /// What the directory says of the file, if the kernel can go on with that.
     async fn current_entry(&self, node: &Arc<Node>, intent: Intent, caller: Caller) -> Result<Entry> {
-        let stale = || Error::new(ErrorKind::Stale, format!("inode {} has moved on", node.ino));
         {
             let state = node.state.lock();
             if state.superseded {
-                return Err(stale());
+                return Err(moved_on(node));
             }
             // A file that this mount is writing changes only here.
             if state.writers > 0 {
                 return Ok(state.entry.clone());
             }
         }
-        let known = self.telling().known_entry(node);
-        let (entry, stamp) = match known {
-            Some(entry) => (entry, None),
-            None => match self.ask_entry(node.ino).await {
-                (Ok(entry), stamp) => (entry, Some(stamp)),
-                (Err(e), _) if e.kind() == ErrorKind::NotFound && intent.created => {
-                    // Removed by others, and let go in our name after this client was cut off: it is open without a name, as
-                    // if that had come later. Sent back, this open would make a second file.
-                    let mut state = node.state.lock();
-                    state.removed = true;
-                    return Ok(state.entry.clone());
-                }
-                (Err(e), _) if e.kind() == ErrorKind::NotFound => return Err(stale()),
-                (Err(e), _) => return Err(e),
-            },
-        };
+        let (entry, stamp) = self.heard_entry(node, intent).await?;
         let telling = self.telling();
+        let sent_back = self.sent_back.take(caller);
         let (overtaken, removed, told) = {
-            let state = node.state.lock();
+            let mut state = node.state.lock();
+            if sent_back == Some(Some(node.ino)) {
+                state.kernel.was_looked_up();
+            }
             (
                 state.is_overtaken_by(&entry),
                 entry.attributes.nlink == 0 && state.opens == 0,
-                intent.truncate || entry.attributes.version == state.told || state.content.is_some(),
+                intent.truncate || state.kernel.knows(entry.attributes.version) || state.content.is_some(),
             )
         };
-        let sent_back = self.sent_back.take(caller);
         let comes_back = intent.created || if intent.write { sent_back.is_some() } else { sent_back == Some(Some(node.ino)) };
-        // The kernel believes another size, or another file: it looks the name up again, and is told. It comes back once
-        // only. Then what was removed meanwhile is opened as if it had been opened before; under the lock the current
-        // version stays; and without it, the file moves faster than it is looked up, and what the kernel was told a moment
-        // ago is a whole version, too.
+        // The kernel believes another size or another file, or may have lost what it was told: it looks the name up again,
+        // and is told. It comes back once only. Then what was removed meanwhile is opened as if it had been opened before;
+        // under the lock the current version stays; and without it, the file moves faster than it is looked up, and what
+        // the kernel was told a moment ago is a whole version, too.
         if overtaken || !(comes_back || (told && !removed)) {
+            drop(telling);
+            self.has_forgotten(node).await;
             self.sent_back.add(caller, Some(node.ino));
-            return Err(stale());
+            return Err(moved_on(node));
         }
         if let Some(stamp) = &stamp
             && (told || intent.write)
@@ -326,6 +321,26 @@ impl Vfs {
             self.forget_attributes(node.id);
         }
         Ok(node.state.lock().entry.clone())
+    }
+
+    /// As it is known here, or else asked for: then with the stamp of the answer.
+    async fn heard_entry(&self, node: &Arc<Node>, intent: Intent) -> Result<(Entry, Option<Stamp>)> {
+        let known = self.telling().known_entry(node);
+        match known {
+            Some(entry) => Ok((entry, None)),
+            None => match self.ask_entry(node.ino).await {
+                (Ok(entry), stamp) => Ok((entry, Some(stamp))),
+                (Err(e), _) if e.kind() == ErrorKind::NotFound && intent.created => {
+                    // Removed by others, and let go in our name after this client was cut off: it is open without a name, as
+                    // if that had come later. Sent back, this open would make a second file.
+                    let mut state = node.state.lock();
+                    state.removed = true;
+                    Ok((state.entry.clone(), None))
+                }
+                (Err(e), _) if e.kind() == ErrorKind::NotFound => Err(moved_on(node)),
+                (Err(e), _) => Err(e),
+            },
+        }
     }
 
     /// The cache file of the version that `entry` describes; blocks may still be missing.
