@@ -195,16 +195,17 @@ pub struct Stopped(i32);
 
 impl Stopped {
     /// SIGSTOP, and waits until each of its threads has stopped: where the processors are busy they go on working for a while.
+    /// One that waits inside the kernel and takes no signals there (D) stops before it runs again. A mount's may wait there for
+    /// what only the mount ends.
     pub fn new(pid: i32) -> Self {
         let stopped = Self(pid);
         sys::signal(pid, libc::SIGSTOP);
         eventually(10, "it stands still", || {
             let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap_or_else(|e| panic!("process {pid}: {e}"));
             // Some may have ended since.
-            let is_stopped = |thread: PathBuf| {
-                std::fs::read_to_string(thread.join("status")).map_or(true, |status| status.lines().any(|line| line.starts_with("State:\tT")))
-            };
-            threads.flatten().all(|thread| is_stopped(thread.path()))
+            let states: Vec<char> = threads.flatten().filter_map(|thread| state_of(&thread.path())).collect();
+            // The first that stops tells the others to.
+            states.contains(&'T') && states.iter().all(|state| ['T', 'D'].contains(state))
         });
         stopped
     }
@@ -214,6 +215,12 @@ impl Drop for Stopped {
     fn drop(&mut self) {
         sys::signal(self.0, libc::SIGCONT);
     }
+}
+
+/// What a thread is doing, as a letter of proc(5); `None` where it has ended.
+fn state_of(thread: &Path) -> Option<char> {
+    let status = std::fs::read_to_string(thread.join("status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("State:\t"))?.chars().next()
 }
 
 /// Resident memory of a process in bytes.
