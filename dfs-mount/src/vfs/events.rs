@@ -168,7 +168,7 @@ impl Vfs {
     }
 
     /// Waits until no order to forget the attributes of `node` is under way. The order itself waits for nobody.
-    pub(crate) async fn has_forgotten(&self, node: &Node) {
+    pub(crate) async fn until_forgotten(&self, node: &Node) {
         loop {
             let forgotten = self.forgotten.notified();
             if !node.state.lock().kernel.is_forgetting() {

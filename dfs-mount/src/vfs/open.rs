@@ -286,12 +286,23 @@ impl Vfs {
                 return Ok(state.entry.clone());
             }
         }
-        let (entry, stamp) = self.heard_entry(node, intent).await?;
+        let (entry, stamp) = match self.heard_entry(node).await {
+            Err(e) if e.kind() == ErrorKind::NotFound && intent.created => {
+                // Removed by others, and let go in our name after this client was cut off: it is open without a name, as
+                // if that had come later. Sent back, this open would make a second file.
+                let mut state = node.state.lock();
+                state.removed = true;
+                return Ok(state.entry.clone());
+            }
+            Err(e) if e.kind() == ErrorKind::NotFound => return Err(moved_on(node)),
+            other => other?,
+        };
         let telling = self.telling();
         let sent_back = self.sent_back.take(caller);
+        let was_sent_from_here = sent_back == Some(Some(node.ino));
         let (overtaken, removed, told) = {
             let mut state = node.state.lock();
-            if sent_back == Some(Some(node.ino)) {
+            if was_sent_from_here {
                 state.kernel.was_looked_up();
             }
             (
@@ -300,14 +311,14 @@ impl Vfs {
                 intent.truncate || state.kernel.knows(entry.attributes.version) || state.content.is_some(),
             )
         };
-        let comes_back = intent.created || if intent.write { sent_back.is_some() } else { sent_back == Some(Some(node.ino)) };
+        let comes_back = intent.created || if intent.write { sent_back.is_some() } else { was_sent_from_here };
         // The kernel believes another size or another file, or may have lost what it was told: it looks the name up again,
         // and is told. It comes back once only. Then what was removed meanwhile is opened as if it had been opened before;
         // under the lock the current version stays; and without it, the file moves faster than it is looked up, and what
         // the kernel was told a moment ago is a whole version, too.
         if overtaken || !(comes_back || (told && !removed)) {
             drop(telling);
-            self.has_forgotten(node).await;
+            self.until_forgotten(node).await;
             self.sent_back.add(caller, Some(node.ino));
             return Err(moved_on(node));
         }
@@ -324,23 +335,13 @@ impl Vfs {
     }
 
     /// As it is known here, or else asked for: then with the stamp of the answer.
-    async fn heard_entry(&self, node: &Arc<Node>, intent: Intent) -> Result<(Entry, Option<Stamp>)> {
+    async fn heard_entry(&self, node: &Node) -> Result<(Entry, Option<Stamp>)> {
         let known = self.telling().known_entry(node);
-        match known {
-            Some(entry) => Ok((entry, None)),
-            None => match self.ask_entry(node.ino).await {
-                (Ok(entry), stamp) => Ok((entry, Some(stamp))),
-                (Err(e), _) if e.kind() == ErrorKind::NotFound && intent.created => {
-                    // Removed by others, and let go in our name after this client was cut off: it is open without a name, as
-                    // if that had come later. Sent back, this open would make a second file.
-                    let mut state = node.state.lock();
-                    state.removed = true;
-                    Ok((state.entry.clone(), None))
-                }
-                (Err(e), _) if e.kind() == ErrorKind::NotFound => Err(moved_on(node)),
-                (Err(e), _) => Err(e),
-            },
+        if let Some(entry) = known {
+            return Ok((entry, None));
         }
+        let (entry, stamp) = self.ask_entry(node.ino).await;
+        Ok((entry?, Some(stamp)))
     }
 
     /// The cache file of the version that `entry` describes; blocks may still be missing.
