@@ -177,6 +177,9 @@ impl Manifest {
     /// The blocks here and in `base` without the like ones that both begin and end with: a change of a large file leaves nearly all as they were.
     fn apart<'a>(&'a self, base: &'a Self) -> (&'a [Row], &'a [Row]) {
         let (own, old) = (&self.blocks[..], &base.blocks[..]);
+        if std::ptr::eq(self, base) {
+            return (&[], &[]);
+        }
         if self.block_bits != base.block_bits {
             return (own, old);
         }
@@ -201,19 +204,22 @@ impl Manifest {
         if block_bits != base.block_bits || !changes.is_sorted_by(|a, b| a.0 < b.0) {
             return Err(corrupt("a delta of another manifest"));
         }
-        let end = size.div_ceil(1 << block_bits);
-        let mut blocks = Vec::with_capacity(base.blocks.len() + changes.len());
-        let mut old = &base.blocks[..base.blocks.partition_point(|row| u64::from(row.0) < end)];
+        let kept = size.div_ceil(1 << block_bits).min(u32::MAX.into()) as u32;
+        base.with_changes(size, kept, changes.into_iter().map(|(index, hash)| (index, (hash != HOLE).then_some(hash))))
+    }
+
+    /// A file of `size` bytes with the blocks of this one before `kept`, but for `changes` (index rising, `None` for a hole).
+    pub fn with_changes(&self, size: u64, kept: u32, changes: impl Iterator<Item = (u32, Option<BlockHash>)>) -> Result<Self> {
+        let mut old = self.blocks_within(0, kept);
+        let mut blocks = Vec::with_capacity(old.len() + changes.size_hint().0);
         for (index, hash) in changes {
             let (before, from) = old.split_at(old.partition_point(|row| row.0 < index));
             blocks.extend_from_slice(before);
             old = &from[usize::from(from.first().is_some_and(|row| row.0 == index))..];
-            if hash != HOLE {
-                blocks.push((index, hash));
-            }
+            blocks.extend(hash.map(|hash| (index, hash)));
         }
         blocks.extend_from_slice(old);
-        Self::new(block_bits, size, blocks)
+        Self::new(self.block_bits, size, blocks)
     }
 
     /// The name under which the manifest is stored.
@@ -243,7 +249,17 @@ impl Manifest {
 
     /// The hash of block `index`; `None` for a hole.
     pub fn get(&self, index: u32) -> Option<BlockHash> {
+        // Without holes before it a block is where its index says.
+        if let Some(row) = self.blocks.get(index as usize).filter(|row| row.0 == index) {
+            return Some(row.1);
+        }
         self.blocks.binary_search_by_key(&index, |b| b.0).ok().map(|at| self.blocks[at].1)
+    }
+
+    /// The blocks with data from `first` on and before `end`.
+    pub fn blocks_within(&self, first: u32, end: u32) -> &[(u32, BlockHash)] {
+        let upto = &self.blocks[..self.blocks.partition_point(|row| row.0 < end)];
+        &upto[upto.partition_point(|row| row.0 < first)..]
     }
 
     /// The length in bytes of block `index`, which is shorter at the end of the file and 0 behind it.

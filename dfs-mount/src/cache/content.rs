@@ -62,8 +62,6 @@ struct State {
     hashed: Vec<Hashed>,
     /// A write(2) or copy_file_range(2) since the last commit has made the kernel forget size, times and blocks, and answers on their way.
     written: bool,
-    /// The version's blocks as the servers have them.
-    base: Arc<Manifest>,
     /// False where this mount published the version without asking for disks.
     durable: bool,
     /// The version was published by fsync, and nobody has closed the file since.
@@ -126,9 +124,8 @@ pub struct Content {
 }
 
 impl Content {
-    /// Takes over `file` at `path`, whose blocks are in the state `map` of `version`, without changes.
+    /// Takes over `file` at `path`, whose blocks are in the state `map`, which is `version` or is built on it.
     pub fn new(file: File, path: PathBuf, version: Version, map: BlockMap) -> Self {
-        let base = Arc::new(map.clean_manifest().expect("a map that was made from a manifest makes that manifest"));
         let state = State {
             map,
             path,
@@ -137,7 +134,6 @@ impl Content {
             committing: false,
             hashed: Vec::new(),
             written: false,
-            base,
             durable: true,
             goes_on: false,
             origin: Vec::new(),
@@ -235,13 +231,10 @@ impl Content {
         self.state.lock().mapped = false;
     }
 
-    /// Changed content of `version`, whose `base` the servers have; last changed at `mtime`.
-    pub(super) fn changed_from(file: File, path: PathBuf, version: Version, base: Manifest, map: BlockMap, mtime: Timestamp) -> Self {
-        let content = Self::new(file, path, version, BlockMap::new(&base, true));
-        {
-            let mut state = content.state.lock();
-            (state.map, state.mtime) = (map, Some(mtime));
-        }
+    /// Changed content, last changed at `mtime`.
+    pub(super) fn changed_from(file: File, path: PathBuf, version: Version, map: BlockMap, mtime: Timestamp) -> Self {
+        let content = Self::new(file, path, version, map);
+        content.state.lock().mtime = Some(mtime);
         content
     }
 
@@ -264,7 +257,7 @@ impl Content {
     pub fn begun(&self, ino: InodeId, path: String, owned: Owned) -> (Begun, Arc<Manifest>) {
         let state = self.state.lock();
         let begun = Begun { ino, path, owned, version: state.version, manifest: Bytes::new(), missing: runs(state.map.missing()) };
-        (begun, state.base.clone())
+        (begun, state.map.base().clone())
     }
 
     /// Nothing is written here from now on. False where that was so before.
@@ -281,13 +274,13 @@ impl Content {
     pub fn base(&self, blocks: &[u32]) -> (Arc<Manifest>, Vec<u32>) {
         let state = self.state.lock();
         let missing = blocks.iter().copied().filter(|&b| state.map.is_missing(b)).collect();
-        (state.base.clone(), missing)
+        (state.map.base().clone(), missing)
     }
 
     /// The version that the content is built on, and its blocks.
     pub fn source(&self) -> (Version, Arc<Manifest>) {
         let state = self.state.lock();
-        (state.version, state.base.clone())
+        (state.version, state.map.base().clone())
     }
 
     /// Notes which servers have the blocks that are copied into this content.
@@ -498,17 +491,16 @@ impl Content {
     }
 
     /// Becomes another version, keeping the blocks that are equal. Only without changes and while nobody reads.
-    pub fn adopt(&self, version: Version, manifest: &Manifest) -> Result<()> {
+    pub fn adopt(&self, version: Version, manifest: Manifest) -> Result<()> {
         let mut state = self.state.lock();
-        let (mut map, old_bits) = (state.map.clone(), state.map.bits());
+        let (mut map, old_bits, size) = (state.map.clone(), state.map.bits(), manifest.size());
         for block in map.adopt(manifest) {
             let clear = system::punch_hole(&self.file, u64::from(block) << old_bits, 1 << old_bits);
             clear.map_err(|e| Error::from_io(&e, "cache file"))?;
         }
-        self.file.set_len(manifest.size()).map_err(|e| Error::from_io(&e, "cache file"))?;
+        self.file.set_len(size).map_err(|e| Error::from_io(&e, "cache file"))?;
         state.map = map;
         state.version = version;
-        state.base = Arc::new(manifest.clone());
         state.durable = true;
         state.mtime = None;
         Ok(())

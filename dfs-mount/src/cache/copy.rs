@@ -125,7 +125,7 @@ mod tests {
             let data = (0u32..).zip(bytes.chunks(BLOCK as usize)).filter(|(_, b)| b[0] != 0);
             let manifest = Manifest::new(BITS, bytes.len() as u64, data.map(|(i, b)| (i, BlockHash::of(b))).collect()).unwrap();
             let local = if present { bytes.clone() } else { vec![0; bytes.len()] };
-            let mut model = Self { map: BlockMap::new(&manifest, present), local, truth: bytes.clone(), remote: bytes };
+            let mut model = Self { map: BlockMap::new(manifest, present), local, truth: bytes.clone(), remote: bytes };
             for at in dirty.iter().filter(|_| !model.truth.is_empty()).map(|d| d.index(model.truth.len())).collect::<Vec<_>>() {
                 model.fetch(&model.map.needed_to_write(at as u64, 1));
                 (model.local[at], model.truth[at]) = (77, 77);

@@ -6,6 +6,10 @@
 //! *dirty* (its bytes are here and no version has them). Everything else is a hole.
 //! Of a dirty block is known where it differs from what it was before, and its hash, once
 //! it was hashed and not changed since.
+//!
+//! The map is the version it was made from, shared with whoever knows that, and what has
+//! become of blocks since: a file that is only read, or changed in a few places, costs no
+//! second list of its blocks.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -23,37 +27,52 @@ const MIN_SAVED: u32 = 16 << 10;
 /// The state of one cached file's blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlockMap {
-    bits: u8,
     size: u64,
-    /// Clean and missing blocks. A copy of the map shares them until one of the two changes.
-    hashes: Arc<BTreeMap<u32, BlockHash>>,
+    /// The version that servers have.
+    base: Arc<Manifest>,
+    /// Its blocks from this one on went when the file was cut, though it may be longer again.
+    cut: u32,
+    /// What became of blocks since.
+    since: BTreeMap<u32, Now>,
+    /// Blocks of data, in all.
+    data: usize,
     missing: BTreeSet<u32>,
-    dirty: BTreeMap<u32, Dirty>,
     /// Takes of blocks so far, see [`Self::take`].
     takes: u64,
     /// Something differs from the version that this map was made from.
     changed: bool,
 }
 
+/// What a block is that the base does not describe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Now {
+    /// Of the base's block nothing is left.
+    Hole,
+    /// A block that servers have.
+    Stored(BlockHash),
+    Dirty(Dirty),
+}
+
 impl BlockMap {
     /// The blocks of `manifest`; `present` where all of them are here.
-    pub fn new(manifest: &Manifest, present: bool) -> Self {
-        let hashes: BTreeMap<u32, BlockHash> = manifest.blocks().iter().copied().collect();
-        let missing = if present { BTreeSet::new() } else { hashes.keys().copied().collect() };
-        let (bits, size, hashes) = (manifest.block_bits(), manifest.size(), Arc::new(hashes));
-        Self { bits, size, hashes, missing, dirty: BTreeMap::new(), takes: 0, changed: false }
+    pub fn new(manifest: impl Into<Arc<Manifest>>, present: bool) -> Self {
+        let base = manifest.into();
+        let missing = if present { BTreeSet::new() } else { base.blocks().iter().map(|row| row.0).collect() };
+        let (size, data) = (base.size(), base.blocks().len());
+        Self { size, base, cut: u32::MAX, since: BTreeMap::new(), data, missing, takes: 0, changed: false }
     }
 
-    /// What has become of `manifest`: a file of `size` bytes that lacks the blocks `missing`, in which `dirty` are new and
+    /// What has become of `base`: a file of `size` bytes that lacks the blocks `missing`, in which `dirty` are new and
     /// `gone` have become holes.
-    pub fn changed_from(manifest: &Manifest, size: u64, missing: BTreeSet<u32>, dirty: BTreeSet<u32>, gone: &BTreeSet<u32>) -> Self {
-        let end = size.div_ceil(manifest.block_size()) as u32;
-        let stays = |block: &u32| *block < end && !dirty.contains(block) && !gone.contains(block);
-        let hashes: BTreeMap<u32, BlockHash> = manifest.blocks().iter().copied().filter(|(block, _)| stays(block)).collect();
-        let missing = missing.into_iter().filter(|block| hashes.contains_key(block)).collect();
-        let changed = size != manifest.size() || !dirty.is_empty() || !gone.is_empty();
-        let dirty = dirty.into_iter().map(|block| (block, Dirty::unlike_anything())).collect();
-        Self { bits: manifest.block_bits(), size, hashes: Arc::new(hashes), missing, dirty, takes: 0, changed }
+    pub fn changed_from(base: &Arc<Manifest>, size: u64, missing: &BTreeSet<u32>, dirty: &BTreeSet<u32>, gone: &BTreeSet<u32>) -> Self {
+        let mut map = Self::new(base.clone(), true);
+        map.size = size;
+        map.forget_from(size.div_ceil(base.block_size()) as u32);
+        gone.iter().for_each(|&block| map.put(block, Now::Hole));
+        dirty.iter().for_each(|&block| map.put(block, Now::Dirty(Dirty::unlike_anything())));
+        map.missing = missing.iter().copied().filter(|&block| map.hash(block).is_some()).collect();
+        map.changed = size != base.size() || !dirty.is_empty() || !gone.is_empty();
+        map
     }
 
     /// The file's length in bytes, changes included.
@@ -63,7 +82,12 @@ impl BlockMap {
 
     /// log2 of the block size.
     pub fn bits(&self) -> u8 {
-        self.bits
+        self.base.block_bits()
+    }
+
+    /// The version that the changes are built on.
+    pub fn base(&self) -> &Arc<Manifest> {
+        &self.base
     }
 
     /// True where a commit would publish something.
@@ -93,27 +117,35 @@ impl BlockMap {
 
     /// Bytes that holes do not take up, to the block.
     pub fn stored(&self) -> u64 {
-        (((self.hashes.len() + self.dirty.len()) as u64) << self.bits).min(self.size)
+        ((self.data as u64) << self.bits()).min(self.size)
     }
 
     fn block_of(&self, offset: u64) -> u32 {
         // Files end below 2^44 bytes and blocks have at least 2^16.
-        (offset >> self.bits) as u32
+        (offset >> self.bits()) as u32
     }
 
     /// The block in which the file ends, if it ends inside one.
     fn ragged_end(&self) -> Option<u32> {
-        (self.size & ((1 << self.bits) - 1) != 0).then(|| self.block_of(self.size))
+        (self.size & ((1 << self.bits()) - 1) != 0).then(|| self.block_of(self.size))
     }
 
     /// The hash of a block that is clean or missing.
     pub fn hash(&self, block: u32) -> Option<BlockHash> {
-        self.hashes.get(&block).copied()
+        match self.since.get(&block) {
+            None => self.of_base(block),
+            Some(Now::Stored(hash)) => Some(*hash),
+            Some(Now::Hole | Now::Dirty(_)) => None,
+        }
+    }
+
+    fn of_base(&self, block: u32) -> Option<BlockHash> {
+        if block < self.cut { self.base.get(block) } else { None }
     }
 
     /// True for a block that is no hole.
     pub fn holds_data(&self, block: u32) -> bool {
-        self.hashes.contains_key(&block) || self.dirty.contains_key(&block)
+        self.since.get(&block).map_or_else(|| self.of_base(block).is_some(), |now| *now != Now::Hole)
     }
 
     /// Missing blocks among the bytes `offset..offset + len`.
@@ -130,7 +162,7 @@ impl BlockMap {
         let (mut at, end) = (offset, offset + len);
         let mut pieces = Vec::with_capacity(1);
         for (first, last) in runs(self.needed_to_read(offset, len)) {
-            let (from, to) = ((u64::from(first) << self.bits).max(offset), ((u64::from(last) + 1) << self.bits).min(end));
+            let (from, to) = ((u64::from(first) << self.bits()).max(offset), ((u64::from(last) + 1) << self.bits()).min(end));
             if at < from {
                 pieces.push((at, from, false));
             }
@@ -153,7 +185,7 @@ impl BlockMap {
         if len == 0 || self.missing.is_empty() {
             return Vec::new();
         }
-        let (end, size) = (offset + len, 1u64 << self.bits);
+        let (end, size) = (offset + len, 1u64 << self.bits());
         let mut needed = BTreeSet::new();
         let (first, last) = (self.block_of(offset), self.block_of(end - 1));
         if !offset.is_multiple_of(size) {
@@ -171,7 +203,7 @@ impl BlockMap {
 
     /// The missing block that a new length cuts, or makes longer.
     pub fn needed_to_truncate(&self, size: u64) -> Vec<u32> {
-        let cut = if size < self.size { (size & ((1 << self.bits) - 1) != 0).then(|| self.block_of(size)) } else { self.ragged_end() };
+        let cut = if size < self.size { (size & ((1 << self.bits()) - 1) != 0).then(|| self.block_of(size)) } else { self.ragged_end() };
         cut.filter(|_| size != self.size).into_iter().filter(|b| self.missing.contains(b)).collect()
     }
 
@@ -186,8 +218,8 @@ impl BlockMap {
             self.size = end;
         }
         for block in self.block_of(offset)..=self.block_of(end - 1) {
-            let start = u64::from(block) << self.bits;
-            let within = |at: u64| at.saturating_sub(start).min(1 << self.bits) as u32;
+            let start = u64::from(block) << self.bits();
+            let within = |at: u64| at.saturating_sub(start).min(1 << self.bits()) as u32;
             self.mark_dirty(block, (within(offset), within(end)));
         }
         self.changed = true;
@@ -203,12 +235,12 @@ impl BlockMap {
             self.size = size;
         } else {
             self.size = size;
-            let first_gone = size.div_ceil(1 << self.bits) as u32;
+            let first_gone = size.div_ceil(1 << self.bits()) as u32;
             self.forget_from(first_gone);
             if let Some(block) = self.ragged_end().filter(|&b| self.holds_data(b)) {
                 self.mark_dirty(block, (0, 0));
                 let len = self.span(block).1 as u32;
-                self.dirty.entry(block).and_modify(|dirty| dirty.cut(len));
+                self.dirty_mut(block).expect("it was marked").cut(len);
             }
         }
         self.changed = true;
@@ -217,9 +249,8 @@ impl BlockMap {
     /// Whole blocks `first..last` became holes.
     pub fn punch(&mut self, first: u32, last: u32) {
         for block in first..last {
-            self.hashes_mut().remove(&block);
             self.missing.remove(&block);
-            self.dirty.remove(&block);
+            self.put(block, Now::Hole);
         }
         self.changed = true;
     }
@@ -227,8 +258,7 @@ impl BlockMap {
     /// The whole of `block` was made equal to a block that servers have.
     pub fn link(&mut self, block: u32, hash: BlockHash) {
         self.missing.remove(&block);
-        self.dirty.remove(&block);
-        self.hashes_mut().insert(block, hash);
+        self.put(block, Now::Stored(hash));
         self.changed = true;
     }
 
@@ -242,19 +272,34 @@ impl BlockMap {
     /// Bytes `written` (first, behind the last) of `block` changed, which has the length that it had before.
     fn mark_dirty(&mut self, block: u32, written: (u32, u32)) {
         let len = self.span(block).1 as u32;
-        let hash = self.hash(block).and_then(|_| self.hashes_mut().remove(&block));
         self.missing.remove(&block);
-        self.dirty.entry(block).or_insert_with(|| Dirty::since(hash, len)).wrote(written, len);
+        if self.dirty_mut(block).is_none() {
+            self.put(block, Now::Dirty(Dirty::since(self.hash(block), len)));
+        }
+        self.dirty_mut(block).expect("it is now").wrote(written, len);
     }
 
-    fn hashes_mut(&mut self) -> &mut BTreeMap<u32, BlockHash> {
-        Arc::make_mut(&mut self.hashes)
+    fn put(&mut self, block: u32, now: Now) {
+        self.data -= usize::from(self.holds_data(block));
+        self.data += usize::from(now != Now::Hole);
+        if now == Now::Hole && self.of_base(block).is_none() {
+            self.since.remove(&block);
+        } else {
+            self.since.insert(block, now);
+        }
+    }
+
+    fn dirty_mut(&mut self, block: u32) -> Option<&mut Dirty> {
+        if let Some(Now::Dirty(dirty)) = self.since.get_mut(&block) { Some(dirty) } else { None }
     }
 
     fn forget_from(&mut self, block: u32) {
-        self.hashes_mut().split_off(&block);
+        let since = self.since.split_off(&block);
+        let masked = since.keys().filter(|block| self.of_base(**block).is_some()).count();
+        self.data -= self.base.blocks_within(block, self.cut).len() - masked;
+        self.data -= since.values().filter(|now| **now != Now::Hole).count();
+        self.cut = self.cut.min(block);
         self.missing.split_off(&block);
-        self.dirty.split_off(&block);
     }
 
     /// The bytes of a missing block have arrived. False where it is not missing any more: they must not be written.
@@ -262,25 +307,33 @@ impl BlockMap {
         self.missing.remove(&block)
     }
 
+    fn all_dirty(&self) -> impl Iterator<Item = (u32, &Dirty)> {
+        self.since.iter().filter_map(|(block, now)| if let Now::Dirty(dirty) = now { Some((*block, dirty)) } else { None })
+    }
+
     /// Blocks whose hash a commit needs.
     pub fn dirty(&self) -> impl Iterator<Item = u32> + '_ {
-        self.dirty.iter().filter(|(_, dirty)| dirty.hash().is_none()).map(|(block, _)| *block)
+        self.all_dirty().filter(|(_, dirty)| dirty.hash().is_none()).map(|(block, _)| block)
     }
 
     /// True where servers have these bytes: of a version, or because they were sent ahead.
     pub fn is_stored(&self, block: u32) -> bool {
-        self.hashes.contains_key(&block) || self.dirty.get(&block).is_some_and(|dirty| dirty.hash().is_some())
+        match self.since.get(&block) {
+            Some(Now::Dirty(dirty)) => dirty.hash().is_some(),
+            _ => self.hash(block).is_some(),
+        }
     }
 
     /// Bytes of dirty blocks at the most, and blocks in all.
     pub fn cost(&self) -> (u64, usize) {
-        ((self.dirty.len() as u64) << self.bits, self.hashes.len() + self.dirty.len())
+        ((self.all_dirty().count() as u64) << self.bits(), self.data)
     }
 
     /// Where a dirty block differs from one that servers have, if that is little of it.
     pub fn changed_of(&self, block: u32) -> Option<Changed> {
         let len = self.span(block).1 as u32;
-        let changed = self.dirty.get(&block)?.changed(len);
+        let Some(Now::Dirty(dirty)) = self.since.get(&block) else { return None };
+        let changed = dirty.changed(len);
         let saved = len - (changed.end - changed.first);
         (saved >= MIN_SAVED && saved >= len / 2).then_some(changed)
     }
@@ -289,64 +342,60 @@ impl BlockMap {
     pub fn take(&mut self, block: u32) -> Option<u64> {
         self.takes += 1;
         let ticket = self.takes;
-        self.dirty.get_mut(&block).is_some_and(|dirty| dirty.take(ticket)).then_some(ticket)
+        self.dirty_mut(block).is_some_and(|dirty| dirty.take(ticket)).then_some(ticket)
     }
 
     /// A server has the bytes that `block` had at `ticket`, and their hash. False where they have changed since.
     pub fn taken(&mut self, block: u32, ticket: u64, hash: BlockHash) -> bool {
-        self.dirty.get_mut(&block).is_some_and(|dirty| dirty.taken(ticket, hash))
+        self.dirty_mut(block).is_some_and(|dirty| dirty.taken(ticket, hash))
     }
 
     /// The bytes of `block` within the file, at most one block.
     pub fn span(&self, block: u32) -> (u64, usize) {
-        let start = u64::from(block) << self.bits;
-        (start, self.size.saturating_sub(start).min(1 << self.bits) as usize)
+        let start = u64::from(block) << self.bits();
+        (start, self.size.saturating_sub(start).min(1 << self.bits()) as usize)
     }
 
     /// The version that a commit publishes, given the hashes of [`Self::dirty`] in the same order.
     pub fn manifest(&self, dirty: &[BlockHash]) -> Result<Manifest> {
         let mut hashes = dirty.iter().copied();
-        let dirty = self.dirty.iter().filter_map(|(block, dirty)| Some((*block, dirty.hash().or_else(|| hashes.next())?)));
-        // No block is in both; two runs in order are merged as fast as they are read.
-        let mut blocks: Vec<(u32, BlockHash)> = self.hashes.iter().map(|(block, hash)| (*block, *hash)).chain(dirty).collect();
-        blocks.sort_by_key(|block| block.0);
-        Manifest::new(self.bits, self.size, blocks)
+        let changes = self.since.iter().map(|(block, now)| match now {
+            Now::Hole => (*block, None),
+            Now::Stored(hash) => (*block, Some(*hash)),
+            Now::Dirty(dirty) => (*block, dirty.hash().or_else(|| hashes.next())),
+        });
+        self.base.with_changes(self.size, self.cut, changes)
     }
 
     /// The version as it was committed or fetched; only without changes.
-    pub fn clean_manifest(&self) -> Result<Manifest> {
-        assert!(!self.changed && self.dirty.is_empty(), "a changed map is no version");
-        self.manifest(&[])
+    pub fn clean_manifest(&self) -> &Arc<Manifest> {
+        assert!(!self.changed && self.since.is_empty(), "a changed map is no version");
+        &self.base
     }
 
     /// `manifest` was published from exactly this state.
-    pub fn committed(&mut self, manifest: &Manifest) {
+    pub fn committed(&mut self, manifest: Arc<Manifest>) {
         assert_eq!(manifest.size(), self.size, "nothing changes while a commit is under way");
-        let dirty = std::mem::take(&mut self.dirty);
-        let hashes = self.hashes_mut();
-        hashes.extend(dirty.into_keys().filter_map(|block| Some((block, manifest.get(block)?))));
-        debug_assert!(hashes.iter().map(|(block, hash)| (*block, *hash)).eq(manifest.blocks().iter().copied()), "it is of this map");
+        debug_assert_eq!(manifest.blocks().len(), self.data, "it is of this map");
+        (self.base, self.cut) = (manifest, u32::MAX);
+        self.since.clear();
         self.changed = false;
     }
 
     /// Becomes the map of another version, keeping what both have in the same place. Returns the blocks whose bytes are
     /// here and are holes from now on: the caller must clear them, and cut the file to the new length.
     #[must_use]
-    pub fn adopt(&mut self, manifest: &Manifest) -> Vec<u32> {
+    pub fn adopt(&mut self, manifest: impl Into<Arc<Manifest>>) -> Vec<u32> {
         assert!(!self.changed, "changes are committed or set aside first");
-        if manifest.block_bits() != self.bits {
-            let old = (0..self.size.div_ceil(1 << self.bits) as u32).collect();
-            *self = Self { takes: self.takes, ..Self::new(manifest, false) };
-            return old;
+        let next = Self { takes: self.takes, ..Self::new(manifest, false) };
+        let before = std::mem::replace(self, next);
+        if before.bits() != self.bits() {
+            return (0..before.size.div_ceil(before.base.block_size()) as u32).collect();
         }
-        let hashes: BTreeMap<u32, BlockHash> = manifest.blocks().iter().copied().collect();
-        let here = |block: &u32, hash: &BlockHash| self.hashes.get(block) == Some(hash) && !self.missing.contains(block);
-        let missing = hashes.iter().filter(|(block, hash)| !here(block, hash)).map(|(block, _)| *block).collect();
-        let cleared = self.hashes.keys().filter(|block| !hashes.contains_key(block)).copied().collect();
-        self.missing = missing;
-        self.hashes = Arc::new(hashes);
-        self.size = manifest.size();
-        cleared
+        let is_here = |block: &u32| before.hash(*block) == self.base.get(*block) && !before.missing.contains(block);
+        self.missing.retain(|block| !is_here(block));
+        let gone = |block: &u32| self.base.get(*block).is_none();
+        before.base.blocks().iter().map(|row| row.0).filter(gone).collect()
     }
 
     /// The next byte at or after `offset` that is data (`true`) or hole (`false`); the end of the file counts as a hole.
@@ -357,7 +406,7 @@ impl BlockMap {
         let last = self.block_of(self.size - 1);
         let found = (self.block_of(offset)..=last).find(|&block| self.holds_data(block) == data);
         match found {
-            Some(block) => Some((u64::from(block) << self.bits).max(offset)),
+            Some(block) => Some((u64::from(block) << self.bits()).max(offset)),
             None if data => None,
             None => Some(self.size),
         }

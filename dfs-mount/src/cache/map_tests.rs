@@ -15,6 +15,8 @@ const BLOCK: u64 = 1 << BITS;
 enum Step {
     Write(u64, u64),
     Truncate(u64),
+    /// These blocks, so many from the first, become a hole.
+    Punch(u32, u32),
     Commit,
     /// A block begins to be sent ahead.
     Take(u32),
@@ -27,6 +29,7 @@ fn any_step() -> impl Strategy<Value = Step> {
     prop_oneof![
         (offset.clone(), 1..2 * BLOCK).prop_map(|(o, l)| Step::Write(o, l)),
         offset.prop_map(Step::Truncate),
+        (0u32..5, 1u32..3).prop_map(|(first, count)| Step::Punch(first, count)),
         Just(Step::Commit),
         (0u32..5).prop_map(Step::Take),
         Just(Step::Arrive),
@@ -46,7 +49,7 @@ struct Model {
 
 impl Model {
     fn new(content: Vec<u8>) -> Self {
-        let map = BlockMap::new(&manifest_of(&content), false);
+        let map = BlockMap::new(manifest_of(&content), false);
         let mut model =
             Self { map, local: vec![0; content.len()], truth: content, remote: Vec::new(), stored: HashMap::new(), on_their_way: VecDeque::new() };
         model.publish();
@@ -60,7 +63,7 @@ impl Model {
 
     /// What is said to have changed of a block makes the block, of what servers have.
     fn assert_changes_make_the_truth(&self) {
-        for (&block, dirty) in &self.map.dirty {
+        for (block, dirty) in self.map.all_dirty() {
             let expected = piece(&self.truth, block);
             let changed = dirty.changed(expected.len() as u32);
             let base = changed.base.map_or_else(Vec::new, |hash| self.stored[&hash].clone());
@@ -99,6 +102,16 @@ impl Model {
                 self.truth.resize(size as usize, 0);
                 self.map.truncate(size);
             }
+            Step::Punch(first, count) => {
+                // Only of what the file has.
+                let end = (first + count).min((self.truth.len() as u64 / BLOCK) as u32);
+                if first < end {
+                    for bytes in [&mut self.local, &mut self.truth] {
+                        bytes[first as usize * BLOCK as usize..end as usize * BLOCK as usize].fill(0);
+                    }
+                    self.map.punch(first, end);
+                }
+            }
             Step::Take(block) => {
                 if let Some(ticket) = self.map.take(block) {
                     self.on_their_way.push_back((block, ticket, piece(&self.local, block).to_vec()));
@@ -116,11 +129,12 @@ impl Model {
                 let hashes: Vec<_> = dirty.iter().map(|&b| BlockHash::of(piece(&self.local, b))).collect();
                 let manifest = self.map.manifest(&hashes).unwrap();
                 assert_matches_truth(&manifest, &self.truth);
-                self.map.committed(&manifest);
+                self.map.committed(manifest.into());
                 self.publish();
             }
         }
         self.assert_changes_make_the_truth();
+        assert_eq!(self.map.data, (0..9).filter(|&block| self.map.holds_data(block)).count(), "after {step:?}");
     }
 }
 
@@ -161,8 +175,8 @@ proptest! {
     #[test]
     fn adopting_keeps_only_what_is_equal(a in proptest::collection::vec(0u8..3, 0..6), b in proptest::collection::vec(0u8..3, 0..6)) {
         let content = |v: &[u8]| v.iter().flat_map(|&x| vec![x; BLOCK as usize]).collect::<Vec<u8>>();
-        let mut map = BlockMap::new(&manifest_of(&content(&a)), true);
-        let cleared = map.adopt(&manifest_of(&content(&b)));
+        let mut map = BlockMap::new(manifest_of(&content(&a)), true);
+        let cleared = map.adopt(manifest_of(&content(&b)));
         prop_assert_eq!(cleared, (b.len()..a.len()).map(|i| i as u32).collect::<Vec<_>>());
         let missing: Vec<u32> = map.missing().collect();
         let expected: Vec<u32> = (0..b.len()).filter(|&i| a.get(i) != Some(&b[i])).map(|i| i as u32).collect();
@@ -172,16 +186,16 @@ proptest! {
 
 #[test]
 fn what_becomes_a_hole_is_cleared() {
-    let mut map = BlockMap::new(&manifest_of(&vec![1; 3 * BLOCK as usize]), true);
-    let hash = map.hashes[&0];
-    assert_eq!(map.adopt(&Manifest::new(BITS, 3 * BLOCK, vec![(0, hash)]).unwrap()), [1, 2]);
+    let mut map = BlockMap::new(manifest_of(&vec![1; 3 * BLOCK as usize]), true);
+    let hash = map.hash(0).unwrap();
+    assert_eq!(map.adopt(Manifest::new(BITS, 3 * BLOCK, vec![(0, hash)]).unwrap()), [1, 2]);
     assert!(map.is_complete());
-    assert_eq!(map.adopt(&Manifest::new(BITS + 1, 2 * BLOCK, vec![]).unwrap()), [0, 1, 2]);
+    assert_eq!(map.adopt(Manifest::new(BITS + 1, 2 * BLOCK, vec![]).unwrap()), [0, 1, 2]);
 }
 
 #[test]
 fn a_truncating_open_fetches_nothing() {
-    let map = BlockMap::new(&manifest_of(&vec![1; 3 * BLOCK as usize + 5]), false);
+    let map = BlockMap::new(manifest_of(&vec![1; 3 * BLOCK as usize + 5]), false);
     assert!(map.needed_to_truncate(0).is_empty());
     assert_eq!(map.needed_to_truncate(BLOCK + 1), [1]);
     assert_eq!(map.needed_to_truncate(9 * BLOCK), [3]);
@@ -189,7 +203,7 @@ fn a_truncating_open_fetches_nothing() {
 
 #[test]
 fn an_append_fetches_the_last_block_only() {
-    let map = BlockMap::new(&manifest_of(&vec![1; 3 * BLOCK as usize + 5]), false);
+    let map = BlockMap::new(manifest_of(&vec![1; 3 * BLOCK as usize + 5]), false);
     assert_eq!(map.needed_to_write(3 * BLOCK + 5, 10), [3]);
     assert_eq!(map.needed_to_write(8 * BLOCK, 10), [3]);
     assert_eq!(map.needed_to_write(BLOCK, BLOCK), Vec::<u32>::new());
@@ -198,7 +212,7 @@ fn an_append_fetches_the_last_block_only() {
 
 #[test]
 fn little_changes_are_told_from_large_ones() {
-    let mut map = BlockMap::new(&manifest_of(&vec![1; 3 * BLOCK as usize + 5]), true);
+    let mut map = BlockMap::new(manifest_of(&vec![1; 3 * BLOCK as usize + 5]), true);
     let hash = map.hash(1);
     map.wrote(BLOCK + 4096, 4096);
     assert_eq!(map.changed_of(1), Some(Changed { base: hash, first: 4096, end: 8192 }));
@@ -215,7 +229,7 @@ fn little_changes_are_told_from_large_ones() {
 
 #[test]
 fn what_changes_on_its_way_is_hashed_again() {
-    let mut map = BlockMap::new(&Manifest::empty(BITS), true);
+    let mut map = BlockMap::new(Manifest::empty(BITS), true);
     map.wrote(0, 3 * BLOCK);
     let hash = BlockHash([7; 32]);
     let tickets: Vec<u64> = (0..3).map(|block| map.take(block).unwrap()).collect();
@@ -225,7 +239,7 @@ fn what_changes_on_its_way_is_hashed_again() {
     assert_eq!(map.dirty().collect::<Vec<_>>(), [1, 2]);
     assert_eq!(map.take(1), None, "and never again before a commit");
     // The answer for the third block comes after a commit, and after the block was written and taken again.
-    map.committed(&map.manifest(&[hash, hash]).unwrap());
+    map.committed(map.manifest(&[hash, hash]).unwrap().into());
     map.wrote(0, 3 * BLOCK);
     let again = map.take(2).unwrap();
     assert!(!map.taken(2, tickets[2], hash) && map.taken(2, again, hash));
@@ -233,7 +247,7 @@ fn what_changes_on_its_way_is_hashed_again() {
 
 #[test]
 fn seeking() {
-    let mut map = BlockMap::new(&Manifest::empty(BITS), true);
+    let mut map = BlockMap::new(Manifest::empty(BITS), true);
     map.truncate(4 * BLOCK);
     map.wrote(BLOCK, 10);
     assert_eq!((map.seek(0, true), map.seek(0, false)), (Some(BLOCK), Some(0)));

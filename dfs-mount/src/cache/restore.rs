@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use dfs_common::attributes::Timestamp;
 use dfs_common::block::{BlockHash, Manifest};
@@ -17,26 +18,26 @@ use crate::system;
 
 /// The file at `path` as `left` describes it.
 pub fn restore(path: &Path, left: &Left) -> Result<Content> {
-    let base = Manifest::decode(&left.begun.manifest)?;
+    let base = Arc::new(Manifest::decode(&left.begun.manifest)?);
     let missing: BTreeSet<u32> = left.begun.missing.iter().flat_map(|&(first, last)| first..=last).collect();
     let file = open_file(path, false)?;
     let size = cut_unfinished(&file, &base, &missing).map_err(|e| Error::from_io(&e, path.display()))?;
     let written = modified(&file);
     let mtime = left.timed.filter(|(_, before)| written <= *before).map_or(written, |(set, _)| set);
-    content_of(file, path, left, (&base, missing), size, mtime)
+    content_of(file, path, left, (&base, &missing), size, mtime)
 }
 
 /// The file at `path`, all of whose bytes are new.
 pub fn restore_whole(path: &Path, block_bits: u8, mtime: Timestamp) -> Result<Content> {
     let file = open_file(path, false)?;
-    let (base, size) = (Manifest::empty(block_bits), length(&file).map_err(|e| Error::from_io(&e, path.display()))?);
-    let map = compare(&file, &base, size, BTreeSet::new()).map_err(|e| Error::from_io(&e, path.display()))?;
-    Ok(Content::changed_from(file, path.to_owned(), dfs_common::ids::Version(0), base, map, mtime))
+    let (base, size) = (Arc::new(Manifest::empty(block_bits)), length(&file).map_err(|e| Error::from_io(&e, path.display()))?);
+    let map = compare(&file, &base, size, &BTreeSet::new()).map_err(|e| Error::from_io(&e, path.display()))?;
+    Ok(Content::changed_from(file, path.to_owned(), dfs_common::ids::Version(0), map, mtime))
 }
 
-fn content_of(file: File, path: &Path, left: &Left, (base, missing): (&Manifest, BTreeSet<u32>), size: u64, mtime: Timestamp) -> Result<Content> {
+fn content_of(file: File, path: &Path, left: &Left, (base, missing): (&Arc<Manifest>, &BTreeSet<u32>), size: u64, mtime: Timestamp) -> Result<Content> {
     let map = compare(&file, base, size, missing).map_err(|e| Error::from_io(&e, path.display()))?;
-    Ok(Content::changed_from(file, path.to_owned(), left.begun.version, base.clone(), map, mtime))
+    Ok(Content::changed_from(file, path.to_owned(), left.begun.version, map, mtime))
 }
 
 fn length(file: &File) -> std::io::Result<u64> {
@@ -56,7 +57,7 @@ fn cut_unfinished(file: &File, base: &Manifest, missing: &BTreeSet<u32>) -> std:
 }
 
 /// What the first `size` bytes of `file` are, as a change of `base`, of which the blocks `missing` never came.
-pub(super) fn compare(file: &File, base: &Manifest, size: u64, missing: BTreeSet<u32>) -> std::io::Result<BlockMap> {
+pub(super) fn compare(file: &File, base: &Arc<Manifest>, size: u64, missing: &BTreeSet<u32>) -> std::io::Result<BlockMap> {
     let block_size = base.block_size();
     let (mut dirty, mut gone) = (BTreeSet::new(), BTreeSet::new());
     let mut look = |block: u32| -> std::io::Result<()> {
@@ -84,7 +85,7 @@ pub(super) fn compare(file: &File, base: &Manifest, size: u64, missing: BTreeSet
         }
         at = (u64::from(block) + 1) * block_size;
     }
-    Ok(BlockMap::changed_from(base, size, missing, dirty, &gone))
+    Ok(BlockMap::changed_from(base, size, missing, &dirty, &gone))
 }
 
 /// Puts bytes of missing blocks into a file that is not open, and cuts nothing.
@@ -259,7 +260,7 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let first = shelf(dir.path());
             let manifest = Model::manifest(&base);
-            let content = first.create(InodeId(5), Version(1), BlockMap::new(&manifest, false), true).unwrap();
+            let content = first.create(InodeId(5), Version(1), BlockMap::new(manifest.clone(), false), true).unwrap();
             first.mark_writing(InodeId(5), &content, || "/f".into(), Owned::default()).unwrap();
             let mut model = Model { truth: base.clone(), base };
             for step in &steps {
@@ -284,7 +285,7 @@ mod tests {
         for writes_again in [false, true] {
             let dir = tempfile::tempdir().unwrap();
             let first = shelf(dir.path());
-            let content = first.create(InodeId(5), Version(0), BlockMap::new(&Manifest::empty(BITS), true), true).unwrap();
+            let content = first.create(InodeId(5), Version(0), BlockMap::new(Manifest::empty(BITS), true), true).unwrap();
             first.mark_writing(InodeId(5), &content, || "/f".into(), Owned::default()).unwrap();
             content.write(0, b"text", false, Timestamp(1)).unwrap();
             content.set_mtime(Timestamp(77)).unwrap();

@@ -229,7 +229,7 @@ impl Shelf {
                 if row.file.contains('/') || std::fs::metadata(&path).map(|m| m.len()).ok() != Some(manifest.size()) {
                     continue;
                 }
-                let map = BlockMap::new(&manifest, true);
+                let map = BlockMap::new(manifest, true);
                 inner.used += map.stored();
                 inner.closed.put(row.ino, Closed { path, version: row.version, map });
             }
@@ -251,7 +251,7 @@ impl Shelf {
         self.sweep();
         let inner = self.inner.lock();
         let rows = inner.closed.iter().rev().filter_map(|(ino, closed)| {
-            let manifest = closed.map.is_complete().then(|| closed.map.clean_manifest().ok()).flatten()?;
+            let manifest = closed.map.is_complete().then(|| closed.map.clean_manifest())?;
             let file = closed.path.file_name()?.to_str()?.to_owned();
             Some(Row { ino: *ino, version: closed.version, file, manifest: to_hex(&manifest.encode()) })
         });
@@ -439,7 +439,7 @@ mod tests {
     }
 
     fn filled(shelf: &Shelf, ino: u64, bytes: &[u8]) {
-        let content = shelf.create(InodeId(ino), Version(1), BlockMap::new(&manifest(bytes), false), false).unwrap();
+        let content = shelf.create(InodeId(ino), Version(1), BlockMap::new(manifest(bytes), false), false).unwrap();
         content.fetched(0, bytes).unwrap();
         shelf.put_back(InodeId(ino), &content).unwrap();
     }
@@ -508,7 +508,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let shelf = open(dir.path(), "c", 1 << 20).unwrap();
         let base = Manifest::new(16, 2 << 16, vec![(0, BlockHash::of(b"a")), (1, BlockHash::of(b"b"))]).unwrap();
-        let content = shelf.create(InodeId(1), Version(4), BlockMap::new(&base, false), true).unwrap();
+        let content = shelf.create(InodeId(1), Version(4), BlockMap::new(base.clone(), false), true).unwrap();
         shelf.mark_writing(InodeId(1), &content, || "/f".into(), Owned::default()).unwrap();
         content.write(0, &[7; 1 << 16], false, Timestamp(3)).unwrap();
         let owned = Owned { uid: 1, gid: 2, mode: 0o640 };

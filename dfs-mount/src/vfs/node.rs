@@ -482,7 +482,7 @@ mod tests {
         let nodes = Nodes::default();
         assert_eq!(nodes.introduce(&entry(5, 1), None, false).id, 5);
         let old = nodes.get(5).unwrap();
-        let content = shelf.create(old.ino, Version(1), BlockMap::new(&Manifest::empty(16), true), false).unwrap();
+        let content = shelf.create(old.ino, Version(1), BlockMap::new(Manifest::empty(16), true), false).unwrap();
         {
             let mut state = old.state.lock();
             state.content = Some(Arc::new(content));

@@ -351,12 +351,12 @@ impl Vfs {
         if let Some(content) = cached {
             if content.version() != version {
                 let manifest = self.cluster.manifest(entry).await?;
-                content.adopt(version, &manifest)?;
+                content.adopt(version, manifest)?;
             }
             return Ok(content);
         }
         if let Some((manifest, bytes)) = self.cluster.small(entry).await? {
-            let content = self.shelf.create(ino, version, BlockMap::new(&manifest, false), intent.write)?;
+            let content = self.shelf.create(ino, version, BlockMap::new(manifest, false), intent.write)?;
             if !bytes.is_empty() {
                 content.fetched(0, &bytes)?;
             }
@@ -367,7 +367,7 @@ impl Vfs {
             true => (self.cluster.manifest(entry).await?, None),
             false => self.cluster.beginning(entry).await?,
         };
-        let content = self.shelf.create(ino, version, BlockMap::new(&manifest, false), intent.write)?;
+        let content = self.shelf.create(ino, version, BlockMap::new(manifest, false), intent.write)?;
         if let Some(start) = start {
             content.fetched(0, &start)?;
         }

@@ -141,7 +141,7 @@ impl Vfs {
         let Some(entry) = self.telling().known_entry(&node) else { return Ok(()) };
         let work = async {
             let Some((manifest, bytes)) = self.cluster.small(&entry).await? else { return Ok(()) };
-            let content = self.shelf.create(ino, entry.attributes.version, BlockMap::new(&manifest, false), false)?;
+            let content = self.shelf.create(ino, entry.attributes.version, BlockMap::new(manifest, false), false)?;
             if !bytes.is_empty() {
                 content.fetched(0, &bytes).inspect_err(|_| self.shelf.discard(&content))?;
             }

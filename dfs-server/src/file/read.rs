@@ -99,17 +99,17 @@ impl FileServer {
     /// is, for what is wrong with it is found, and made up for, when it is read by itself.
     pub(super) async fn manifest_bytes(&self, what: VersionOf, with_start: bool) -> Result<Bytes> {
         let manifest = self.version(what).await?;
-        let mut content = manifest.encode();
-        let start = manifest.get(0).filter(|_| with_start && content.len() <= START_BEHIND);
-        let permits = manifest.block_len(0).div_ceil(1024) as u32;
+        let (stored, len) = (manifest.encoded_len(), manifest.encoded_len() + manifest.block_len(0));
+        let start = manifest.get(0).filter(|_| with_start && stored <= START_BEHIND);
+        let permits = len.div_ceil(1024) as u32;
         let memory = start.and_then(|hash| Some((hash, self.read_memory.clone().try_acquire_many_owned(permits).ok()?)));
-        let Some((hash, memory)) = memory else { return Ok(content.into()) };
-        let storage = self.storage.clone();
-        let start = content.len();
-        content.resize(start + manifest.block_len(0), 0);
+        let Some((hash, memory)) = memory else { return Ok(manifest.encode().into()) };
+        let (storage, buffers) = (self.storage.clone(), self.buffers.clone());
         let read = move || {
-            if !matches!(storage.files.read_to(hash, &mut content[start..], Check::Length), Ok(None)) {
-                content.truncate(start);
+            let mut content = buffers.take(len);
+            content[..stored].copy_from_slice(&manifest.encode());
+            if !matches!(storage.files.read_to(hash, &mut content[stored..], Check::Length), Ok(None)) {
+                content.truncate(stored);
             }
             Ok(content)
         };

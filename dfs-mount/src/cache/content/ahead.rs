@@ -139,7 +139,7 @@ mod tests {
 
     fn content(dir: &Path) -> Content {
         let path = dir.join("f");
-        Content::new(open_file(&path, true).unwrap(), path, Version(0), BlockMap::new(&Manifest::empty(BITS), true))
+        Content::new(open_file(&path, true).unwrap(), path, Version(0), BlockMap::new(Manifest::empty(BITS), true))
     }
 
     fn write(content: &Content, offset: u64, len: u64, byte: u8) {

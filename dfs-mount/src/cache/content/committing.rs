@@ -49,7 +49,7 @@ pub struct Plan {
     /// Their blocks, which need not be sent.
     pub base_manifest: Arc<Manifest>,
     /// The new content.
-    pub manifest: Manifest,
+    pub manifest: Arc<Manifest>,
     /// When it last changed.
     pub mtime: Timestamp,
 }
@@ -61,7 +61,7 @@ impl Content {
             let mut state = self.state.lock();
             if state.mapped {
                 let (map, missing) = (&state.map, state.map.missing().collect());
-                state.map = compare(&self.file, &state.base, map.size(), missing).map_err(|e| Error::from_io(&e, "cache file"))?;
+                state.map = compare(&self.file, map.base(), map.size(), &missing).map_err(|e| Error::from_io(&e, "cache file"))?;
             }
             if !state.map.is_changed() && (!durable || state.durable) {
                 return Ok(None);
@@ -78,9 +78,9 @@ impl Content {
 
     fn plan(&self, map: &BlockMap, now: Timestamp) -> Result<Plan> {
         let dirty: Vec<u32> = map.dirty().collect();
-        let manifest = map.manifest(&self.hashes(map, &dirty)?)?;
+        let manifest = Arc::new(map.manifest(&self.hashes(map, &dirty)?)?);
         let state = self.state.lock();
-        Ok(Plan { base: state.version, base_manifest: state.base.clone(), manifest, mtime: state.mtime.unwrap_or(now) })
+        Ok(Plan { base: state.version, base_manifest: map.base().clone(), manifest, mtime: state.mtime.unwrap_or(now) })
     }
 
     /// The hashes of `blocks`, in their order; by two threads where it is much.
@@ -119,19 +119,17 @@ impl Content {
     }
 
     /// Ends a commit, with what was published (version, manifest, whether disks have it) or with nothing.
-    pub fn end_commit(&self, published: Option<(Version, &Manifest, bool)>) {
+    pub fn end_commit(&self, published: Option<(Version, &Arc<Manifest>, bool)>) {
         let mut state = self.state.lock();
         state.committing = false;
         state.hashed.clear();
         if let Some((version, manifest, durable)) = published {
             // Before anything else is written: it is built on this version.
-            let base = Arc::new(manifest.clone());
-            if let Err(e) = state.note_version(version, &base) {
+            if let Err(e) = state.note_version(version, manifest) {
                 log::warn!("{e}; after a crash now, what is written next would be kept as a recoverable version");
             }
             failpoint::reach("commit.rebased");
-            state.map.committed(manifest);
-            state.base = base;
+            state.map.committed(manifest.clone());
             state.version = version;
             (state.durable, state.goes_on) = (durable, durable);
             state.written = false;
