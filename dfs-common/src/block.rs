@@ -142,6 +142,11 @@ impl Manifest {
         HEADER + self.blocks.len() * ROW
     }
 
+    /// Bytes of the stored form of a file with `stored` bytes of data.
+    pub fn len_for(block_bits: u8, stored: u64) -> usize {
+        HEADER + stored.div_ceil(1 << block_bits) as usize * ROW
+    }
+
     /// Checks and reads the stored form; `Corrupt` for bytes that are no manifest.
     pub fn decode(bytes: &[u8]) -> Result<Self> {
         let (block_bits, size, blocks) = decode(MAGIC, bytes)?;

@@ -103,6 +103,8 @@ pub struct Request {
     pub range: Option<String>,
     /// The answer may come in the form for programs ([`ACCEPT_HEADER`]).
     pub packed: bool,
+    /// About so many bytes are going to be answered, as far as who asks can tell. No header says so.
+    pub expected: usize,
     /// The body.
     pub body: Bytes,
 }
@@ -126,6 +128,7 @@ impl Request {
             meta: None,
             range: None,
             packed: false,
+            expected: 0,
             body: Bytes::new(),
         }
     }
@@ -175,6 +178,13 @@ impl Request {
     #[must_use]
     pub fn range(mut self, first: u64, last: u64) -> Self {
         self.range = Some(format!("bytes={first}-{last}"));
+        self.expecting(last.saturating_sub(first).saturating_add(1) as usize)
+    }
+
+    /// With an answer of about `len` bytes.
+    #[must_use]
+    pub fn expecting(mut self, len: usize) -> Self {
+        self.expected = len;
         self
     }
 

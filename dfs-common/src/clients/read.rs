@@ -51,7 +51,9 @@ impl Cluster {
             found = Some((manifest, is_right.then_some(stored.len())));
             Ok(())
         };
-        let bytes = self.read_any(entry, &self.version_request(entry, "manifest?start=1"), verify).await?;
+        let expected = Manifest::len_for(self.block_bits(), entry.attributes.stored) + (1 << self.block_bits());
+        let request = self.version_request(entry, "manifest?start=1").expecting(expected);
+        let bytes = self.read_any(entry, &request, verify).await?;
         let (manifest, start) = found.expect("what was verified was read");
         Ok((manifest, start.map(|start| bytes.slice(start..))))
     }
@@ -75,7 +77,7 @@ impl Cluster {
             manifest = Some(found);
             Ok(())
         };
-        match self.read_any(entry, &self.version_request(entry, DATA), verify).await {
+        match self.read_any(entry, &self.version_request(entry, DATA).expecting(size as usize), verify).await {
             Ok(bytes) => Ok(manifest.map(|m| (m, bytes))),
             // A version with another block size: its manifest tells.
             Err(e) if e.kind() == ErrorKind::Corrupt => Ok(None),
