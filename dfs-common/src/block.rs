@@ -137,6 +137,11 @@ impl Manifest {
         encode(MAGIC, self.block_bits, self.size, &self.blocks)
     }
 
+    /// The stored form, into [`Self::encoded_len`] bytes.
+    pub fn encode_to(&self, out: &mut [u8]) {
+        encode_to(MAGIC, self.block_bits, self.size, &self.blocks, out);
+    }
+
     /// Bytes of the stored form.
     pub fn encoded_len(&self) -> usize {
         HEADER + self.blocks.len() * ROW
@@ -284,16 +289,22 @@ fn corrupt(why: &str) -> Error {
 }
 
 fn encode(magic: &[u8; 4], block_bits: u8, size: u64, rows: &[(u32, BlockHash)]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(HEADER + rows.len() * ROW);
-    out.extend_from_slice(magic);
-    out.extend_from_slice(&[FORMAT, block_bits, 0, 0]);
-    out.extend_from_slice(&size.to_le_bytes());
-    out.extend_from_slice(&(rows.len() as u32).to_le_bytes());
-    for (index, hash) in rows {
-        out.extend_from_slice(&index.to_le_bytes());
-        out.extend_from_slice(&hash.0);
-    }
+    let mut out = vec![0; HEADER + rows.len() * ROW];
+    encode_to(magic, block_bits, size, rows, &mut out);
     out
+}
+
+fn encode_to(magic: &[u8; 4], block_bits: u8, size: u64, rows: &[Row], out: &mut [u8]) {
+    let (header, out) = out.split_at_mut(HEADER);
+    header[..4].copy_from_slice(magic);
+    header[4..8].copy_from_slice(&[FORMAT, block_bits, 0, 0]);
+    header[8..16].copy_from_slice(&size.to_le_bytes());
+    header[16..].copy_from_slice(&(rows.len() as u32).to_le_bytes());
+    assert_eq!(out.len(), rows.len() * ROW, "room for all rows");
+    for (row, (index, hash)) in out.chunks_exact_mut(ROW).zip(rows) {
+        row[..4].copy_from_slice(&index.to_le_bytes());
+        row[4..].copy_from_slice(&hash.0);
+    }
 }
 
 fn decode(magic: &[u8; 4], bytes: &[u8]) -> Result<(u8, u64, Vec<Row>)> {

@@ -35,7 +35,14 @@ pub fn restore_whole(path: &Path, block_bits: u8, mtime: Timestamp) -> Result<Co
     Ok(Content::changed_from(file, path.to_owned(), dfs_common::ids::Version(0), map, mtime))
 }
 
-fn content_of(file: File, path: &Path, left: &Left, (base, missing): (&Arc<Manifest>, &BTreeSet<u32>), size: u64, mtime: Timestamp) -> Result<Content> {
+fn content_of(
+    file: File,
+    path: &Path,
+    left: &Left,
+    (base, missing): (&Arc<Manifest>, &BTreeSet<u32>),
+    size: u64,
+    mtime: Timestamp,
+) -> Result<Content> {
     let map = compare(&file, base, size, missing).map_err(|e| Error::from_io(&e, path.display()))?;
     Ok(Content::changed_from(file, path.to_owned(), left.begun.version, map, mtime))
 }

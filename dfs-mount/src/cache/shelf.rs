@@ -48,6 +48,32 @@ struct Inner {
     used: u64,
 }
 
+/// An empty cache file, which goes unless it becomes the content of a version.
+#[derive(Debug)]
+pub struct Fresh<'a> {
+    shelf: &'a Shelf,
+    file: Option<(File, PathBuf)>,
+}
+
+impl Fresh<'_> {
+    /// The content of `version`, in the state `map`.
+    pub fn become_content(mut self, version: Version, map: BlockMap) -> Result<Content> {
+        let (file, path) = self.file.take().expect("only this takes it");
+        if map.size() > 0 {
+            file.set_len(map.size()).inspect_err(|_| remove(&path)).map_err(io("cache file"))?;
+        }
+        Ok(Content::new(file, path, version, map).sharing(&self.shelf.trees))
+    }
+}
+
+impl Drop for Fresh<'_> {
+    fn drop(&mut self) {
+        if let Some((_, path)) = &self.file {
+            remove(path);
+        }
+    }
+}
+
 /// A cache directory, owned by this mount alone.
 pub struct Shelf {
     directory: PathBuf,
@@ -299,12 +325,13 @@ impl Shelf {
 
     /// A new cache file for `version` of `ino`, in the state `map`.
     pub fn create(&self, ino: InodeId, version: Version, map: BlockMap, writing: bool) -> Result<Content> {
+        self.fresh(ino, writing)?.become_content(version, map)
+    }
+
+    /// A new cache file for `ino`, whose content is not known yet.
+    pub fn fresh(&self, ino: InodeId, writing: bool) -> Result<Fresh<'_>> {
         let path = self.fresh_path(ino, writing);
-        let file = open_file(&path, true)?;
-        if map.size() > 0 {
-            file.set_len(map.size()).map_err(io("cache file"))?;
-        }
-        Ok(Content::new(file, path, version, map).sharing(&self.trees))
+        Ok(Fresh { shelf: self, file: Some((open_file(&path, true)?, path)) })
     }
 
     /// Must be called before the first change: from now on a crash loses nothing. `path` is where people see the file.
@@ -459,6 +486,19 @@ mod tests {
         let second = shelf.take(InodeId(2)).unwrap();
         assert_eq!(second.read(0, 1000).unwrap(), [2; 100]);
         assert_eq!(std::fs::read_dir(dir.path().join("files")).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_file_that_nothing_came_into_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let shelf = open(dir.path(), "c", 250).unwrap();
+        let files = || std::fs::read_dir(dir.path().join("files")).unwrap().count();
+        let fresh = shelf.fresh(InodeId(1), false).unwrap();
+        assert_eq!(files(), 1);
+        drop(fresh);
+        assert_eq!(files(), 0);
+        let content = shelf.fresh(InodeId(1), false).unwrap().become_content(Version(1), BlockMap::new(manifest(b"x"), false)).unwrap();
+        assert_eq!((files(), content.size()), (1, 1));
     }
 
     #[test]

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use dfs_common::attributes::{Entry, FileKind};
+use dfs_common::block::Manifest;
 use dfs_common::ids::InodeId;
 use dfs_common::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
@@ -355,23 +357,30 @@ impl Vfs {
             }
             return Ok(content);
         }
-        if let Some((manifest, bytes)) = self.cluster.small(entry).await? {
-            let content = self.shelf.create(ino, version, BlockMap::new(manifest, false), intent.write)?;
-            if !bytes.is_empty() {
-                content.fetched(0, &bytes)?;
-            }
-            return Ok(content);
-        }
-        // A reader begins at the beginning, as a rule.
-        let (manifest, start) = match intent.write {
-            true => (self.cluster.manifest(entry).await?, None),
-            false => self.cluster.beginning(entry).await?,
+        let (fetched, fresh) = match intent.write {
+            // Not before: after a crash of the machine a file among those that are written counts as what no server has.
+            true => (Ok(self.fetch_first(entry, intent).await?), self.shelf.fresh(ino, true)),
+            // While the server is at work.
+            false => tokio::join!(self.fetch_first(entry, intent), async { self.shelf.fresh(ino, false) }),
         };
-        let content = self.shelf.create(ino, version, BlockMap::new(manifest, false), intent.write)?;
-        if let Some(start) = start {
-            content.fetched(0, &start)?;
+        let (manifest, start) = fetched?;
+        let content = fresh?.become_content(version, BlockMap::new(manifest, false))?;
+        if let Some(start) = start.filter(|start| !start.is_empty()) {
+            content.fetched(0, &start).inspect_err(|_| self.shelf.discard(&content))?;
         }
         Ok(content)
+    }
+
+    /// What comes first of a file that is not here: all blocks by name, and the bytes of a small file, or the first ones of another that is read.
+    async fn fetch_first(&self, entry: &Entry, intent: Intent) -> Result<(Manifest, Option<Bytes>)> {
+        if let Some((manifest, bytes)) = self.cluster.small(entry).await? {
+            return Ok((manifest, Some(bytes)));
+        }
+        // A reader begins at the beginning, as a rule.
+        match intent.write {
+            true => Ok((self.cluster.manifest(entry).await?, None)),
+            false => self.cluster.beginning(entry).await,
+        }
     }
 
     /// The last descriptor of `handle` was closed: publishes what is left and lets go of lock and cache file.

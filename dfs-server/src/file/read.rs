@@ -107,7 +107,7 @@ impl FileServer {
         let (storage, buffers) = (self.storage.clone(), self.buffers.clone());
         let read = move || {
             let mut content = buffers.take(len);
-            content[..stored].copy_from_slice(&manifest.encode());
+            manifest.encode_to(&mut content[..stored]);
             if !matches!(storage.files.read_to(hash, &mut content[stored..], Check::Length), Ok(None)) {
                 content.truncate(stored);
             }
