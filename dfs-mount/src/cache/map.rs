@@ -248,7 +248,10 @@ impl BlockMap {
 
     /// Whole blocks `first..last` became holes.
     pub fn punch(&mut self, first: u32, last: u32) {
-        for block in first..last {
+        // Not each of these blocks: a hole may be longer than all the data of the file.
+        let since = self.since.range(first..last.max(first)).map(|(block, _)| *block);
+        let of_base = self.base.blocks_within(first, last.min(self.cut)).iter().map(|row| row.0);
+        for block in since.chain(of_base).collect::<Vec<_>>() {
             self.missing.remove(&block);
             self.put(block, Now::Hole);
         }
