@@ -52,25 +52,35 @@ struct Inner {
 #[derive(Debug)]
 pub struct Fresh<'a> {
     shelf: &'a Shelf,
-    file: Option<(File, PathBuf)>,
+    file: File,
+    place: Place,
 }
 
-impl Fresh<'_> {
-    /// The content of `version`, in the state `map`.
-    pub fn become_content(mut self, version: Version, map: BlockMap) -> Result<Content> {
-        let (file, path) = self.file.take().expect("only this takes it");
-        if map.size() > 0 {
-            file.set_len(map.size()).inspect_err(|_| remove(&path)).map_err(io("cache file"))?;
+/// Where a file is that goes unless this is emptied.
+#[derive(Debug)]
+struct Place(PathBuf);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if !self.0.as_os_str().is_empty() {
+            remove(&self.0);
         }
-        Ok(Content::new(file, path, version, map).sharing(&self.shelf.trees))
     }
 }
 
-impl Drop for Fresh<'_> {
-    fn drop(&mut self) {
-        if let Some((_, path)) = &self.file {
-            remove(path);
+impl Fresh<'_> {
+    /// The content of `version`, in the state `map`, of which the first bytes have come as `start`.
+    pub fn become_content(self, version: Version, map: BlockMap, start: &[u8]) -> Result<Content> {
+        let Self { shelf, file, mut place } = self;
+        if map.size() > 0 {
+            file.set_len(map.size()).map_err(io("cache file"))?;
         }
+        let content = Content::new(file, place.0.clone(), version, map).sharing(&shelf.trees);
+        if !start.is_empty() {
+            content.fetched(0, start)?;
+        }
+        place.0 = PathBuf::new();
+        Ok(content)
     }
 }
 
@@ -325,13 +335,13 @@ impl Shelf {
 
     /// A new cache file for `version` of `ino`, in the state `map`.
     pub fn create(&self, ino: InodeId, version: Version, map: BlockMap, writing: bool) -> Result<Content> {
-        self.fresh(ino, writing)?.become_content(version, map)
+        self.fresh(ino, writing)?.become_content(version, map, &[])
     }
 
     /// A new cache file for `ino`, whose content is not known yet.
     pub fn fresh(&self, ino: InodeId, writing: bool) -> Result<Fresh<'_>> {
         let path = self.fresh_path(ino, writing);
-        Ok(Fresh { shelf: self, file: Some((open_file(&path, true)?, path)) })
+        Ok(Fresh { shelf: self, file: open_file(&path, true)?, place: Place(path) })
     }
 
     /// Must be called before the first change: from now on a crash loses nothing. `path` is where people see the file.
@@ -497,8 +507,8 @@ mod tests {
         assert_eq!(files(), 1);
         drop(fresh);
         assert_eq!(files(), 0);
-        let content = shelf.fresh(InodeId(1), false).unwrap().become_content(Version(1), BlockMap::new(manifest(b"x"), false)).unwrap();
-        assert_eq!((files(), content.size()), (1, 1));
+        let content = shelf.fresh(InodeId(1), false).unwrap().become_content(Version(1), BlockMap::new(manifest(b"x"), false), b"x").unwrap();
+        assert_eq!((files(), content.size(), content.is_complete()), (1, 1, true));
     }
 
     #[test]

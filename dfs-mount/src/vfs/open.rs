@@ -364,11 +364,7 @@ impl Vfs {
             false => tokio::join!(self.fetch_first(entry, intent), async { self.shelf.fresh(ino, false) }),
         };
         let (manifest, start) = fetched?;
-        let content = fresh?.become_content(version, BlockMap::new(manifest, false))?;
-        if let Some(start) = start.filter(|start| !start.is_empty()) {
-            content.fetched(0, &start).inspect_err(|_| self.shelf.discard(&content))?;
-        }
-        Ok(content)
+        fresh?.become_content(version, BlockMap::new(manifest, false), &start.unwrap_or_default())
     }
 
     /// What comes first of a file that is not here: all blocks by name, and the bytes of a small file, or the first ones of another that is read.

@@ -141,10 +141,7 @@ impl Vfs {
         let Some(entry) = self.telling().known_entry(&node) else { return Ok(()) };
         let work = async {
             let Some((manifest, bytes)) = self.cluster.small(&entry).await? else { return Ok(()) };
-            let content = self.shelf.create(ino, entry.attributes.version, BlockMap::new(manifest, false), false)?;
-            if !bytes.is_empty() {
-                content.fetched(0, &bytes).inspect_err(|_| self.shelf.discard(&content))?;
-            }
+            let content = self.shelf.fresh(ino, false)?.become_content(entry.attributes.version, BlockMap::new(manifest, false), &bytes)?;
             self.shelf.put_back(ino, &content)
         };
         self.waits.watch(OPENING, node.id, work).await
