@@ -147,27 +147,34 @@ fn make_cold(directory: &Path) -> io::Result<()> {
     std::fs::write("/proc/sys/vm/drop_caches", "3")
 }
 
+/// What is measured: its title, whether it reads, and whether it goes through a cache file.
+const KINDS: [(&str, bool, bool); 4] = [
+    ("write through a cache file", false, true),
+    ("write without one", false, false),
+    ("read cold through a cache file", true, true),
+    ("read cold without one", true, false),
+];
+
 fn measure(arguments: &Arguments) -> io::Result<()> {
     let directory = arguments.directory.as_path();
     let mut content = vec![1; arguments.mib * PIECE];
-    let mut rates: [Vec<f64>; 4] = Default::default();
+    let mut rates: [Vec<f64>; KINDS.len()] = Default::default();
     for round in 0..arguments.rounds {
         content.chunks_exact_mut(8).enumerate().for_each(|(at, word)| word.copy_from_slice(&(at * 31 + round).to_le_bytes()));
-        for (kind, cached) in [(0, true), (1, false), (2, true), (3, false)] {
-            if kind > 1 {
+        for ((_, reads, cached), rates) in KINDS.into_iter().zip(&mut rates) {
+            if reads {
                 make_cold(directory)?;
             }
             let begin = Instant::now();
-            match kind {
-                0 | 1 => write(directory, &content, cached)?,
-                _ => read(directory, &mut content, cached)?,
+            if reads {
+                read(directory, &mut content, cached)?
+            } else {
+                write(directory, &content, cached)?
             }
-            rates[kind].push(content.len() as f64 / 1e6 / begin.elapsed().as_secs_f64());
+            rates.push(content.len() as f64 / 1e6 / begin.elapsed().as_secs_f64());
         }
     }
-    for (title, mut rates) in
-        ["write through a cache file", "write without one", "read cold through a cache file", "read cold without one"].into_iter().zip(rates)
-    {
+    for ((title, ..), mut rates) in KINDS.into_iter().zip(rates) {
         rates.sort_by(f64::total_cmp);
         println!("{title:32} {:6.0} MB/s ({:.0} to {:.0})", rates[rates.len() / 2], rates[0], rates[rates.len() - 1]);
     }

@@ -414,16 +414,8 @@ impl Content {
                 return Err(NotYet::Missing(needed));
             }
             system::punch_hole(file, offset, end - offset).map_err(|e| NotYet::Failed(Error::from_io(&e, "cache file")))?;
-            let (first, last) = (offset.div_ceil(1 << map.bits()) as u32, (end >> map.bits()) as u32);
             let were_missing = runs(map.needed_to_read(offset, end - offset));
-            if first < last {
-                let (from, to) = (u64::from(first) << map.bits(), u64::from(last) << map.bits());
-                map.wrote(offset, from - offset);
-                map.punch(first, last);
-                map.wrote(to, end - to);
-            } else {
-                map.wrote(offset, end - offset);
-            }
+            map.zeroed(offset, end - offset);
             let noted = if were_missing.is_empty() { Ok(()) } else { state.note(|file| Record::Present(file, were_missing)) };
             noted.map_err(NotYet::Failed)
         })

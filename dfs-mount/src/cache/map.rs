@@ -246,6 +246,18 @@ impl BlockMap {
         self.changed = true;
     }
 
+    /// Bytes became zeros that lie before the end, whole blocks of them holes. What [`Self::needed_to_write`] named has been fetched.
+    pub fn zeroed(&mut self, offset: u64, len: u64) {
+        let (end, size) = (offset + len, self.base.block_size());
+        let (first, last) = (offset.next_multiple_of(size), end - end % size);
+        if first >= last {
+            return self.wrote(offset, len);
+        }
+        self.wrote(offset, first - offset);
+        self.punch(self.block_of(first), self.block_of(last));
+        self.wrote(last, end - last);
+    }
+
     /// Whole blocks `first..last` became holes.
     pub fn punch(&mut self, first: u32, last: u32) {
         // Not each of these blocks: a hole may be longer than all the data of the file.
@@ -379,7 +391,8 @@ impl BlockMap {
     /// `manifest` was published from exactly this state.
     pub fn committed(&mut self, manifest: Arc<Manifest>) {
         assert_eq!(manifest.size(), self.size, "nothing changes while a commit is under way");
-        debug_assert_eq!(manifest.blocks().len(), self.data, "it is of this map");
+        let is_of_this_map = |(block, hash): &(u32, BlockHash)| self.holds_data(*block) && self.hash(*block).is_none_or(|own| own == *hash);
+        debug_assert!(manifest.blocks().len() == self.data && manifest.blocks().iter().all(is_of_this_map), "it is of this map");
         (self.base, self.cut) = (manifest, u32::MAX);
         self.since.clear();
         self.changed = false;

@@ -15,8 +15,8 @@ const BLOCK: u64 = 1 << BITS;
 enum Step {
     Write(u64, u64),
     Truncate(u64),
-    /// These blocks, so many from the first, become a hole.
-    Punch(u32, u32),
+    /// So many bytes, as far as the file goes, become zeros.
+    Zero(u64, u64),
     Commit,
     /// A block begins to be sent ahead.
     Take(u32),
@@ -28,8 +28,9 @@ fn any_step() -> impl Strategy<Value = Step> {
     let offset = 0..5 * BLOCK;
     prop_oneof![
         (offset.clone(), 1..2 * BLOCK).prop_map(|(o, l)| Step::Write(o, l)),
-        offset.prop_map(Step::Truncate),
-        (0u32..5, 1u32..3).prop_map(|(first, count)| Step::Punch(first, count)),
+        offset.clone().prop_map(Step::Truncate),
+        (offset.clone(), 1..3 * BLOCK).prop_map(|(o, l)| Step::Zero(o, l)),
+        (0u64..5, 1u64..3).prop_map(|(first, count)| Step::Zero(first * BLOCK, count * BLOCK)),
         Just(Step::Commit),
         (0u32..5).prop_map(Step::Take),
         Just(Step::Arrive),
@@ -102,14 +103,14 @@ impl Model {
                 self.truth.resize(size as usize, 0);
                 self.map.truncate(size);
             }
-            Step::Punch(first, count) => {
-                // Only of what the file has.
-                let end = (first + count).min((self.truth.len() as u64 / BLOCK) as u32);
-                if first < end {
+            Step::Zero(offset, len) => {
+                let end = (offset + len).min(self.truth.len() as u64);
+                if offset < end {
+                    self.fetch(self.map.needed_to_write(offset, end - offset));
                     for bytes in [&mut self.local, &mut self.truth] {
-                        bytes[first as usize * BLOCK as usize..end as usize * BLOCK as usize].fill(0);
+                        bytes[offset as usize..end as usize].fill(0);
                     }
-                    self.map.punch(first, end);
+                    self.map.zeroed(offset, end - offset);
                 }
             }
             Step::Take(block) => {
