@@ -414,13 +414,20 @@ impl BlockMap {
         before.base.blocks().iter().map(|row| row.0).filter(gone).collect()
     }
 
+    /// The first block of data from `block` on; not by looking at each block, of which a hole may have more than the file has data.
+    fn next_data(&self, block: u32) -> Option<u32> {
+        let since = self.since.range(block..).find(|(_, now)| **now != Now::Hole).map(|(block, _)| *block);
+        let of_base = self.base.blocks_within(block, self.cut).iter().map(|row| row.0).find(|&block| self.holds_data(block));
+        since.into_iter().chain(of_base).min()
+    }
+
     /// The next byte at or after `offset` that is data (`true`) or hole (`false`); the end of the file counts as a hole.
     pub fn seek(&self, offset: u64, data: bool) -> Option<u64> {
         if offset >= self.size {
             return None;
         }
-        let last = self.block_of(self.size - 1);
-        let found = (self.block_of(offset)..=last).find(|&block| self.holds_data(block) == data);
+        let first = self.block_of(offset);
+        let found = if data { self.next_data(first) } else { (first..=self.block_of(self.size - 1)).find(|&block| !self.holds_data(block)) };
         match found {
             Some(block) => Some((u64::from(block) << self.bits()).max(offset)),
             None if data => None,

@@ -74,6 +74,18 @@ impl Model {
         }
     }
 
+    fn assert_seek_finds_the_next_block(&self) {
+        let size = self.truth.len() as u64;
+        for offset in (0..size).step_by(BLOCK as usize).flat_map(|start| [start, (start + 7).min(size - 1)]) {
+            for data in [true, false] {
+                let next = (offset / BLOCK..=(size - 1) / BLOCK).find(|&block| self.map.holds_data(block as u32) == data);
+                let expected = next.map(|block| (block * BLOCK).max(offset)).or((!data).then_some(size));
+                assert_eq!(self.map.seek(offset, data), expected, "{data} from {offset}");
+            }
+        }
+        assert_eq!((self.map.seek(size, true), self.map.seek(size, false)), (None, None));
+    }
+
     fn fetch(&mut self, blocks: Vec<u32>) {
         for block in blocks {
             let start = u64::from(block) as usize * BLOCK as usize;
@@ -135,6 +147,7 @@ impl Model {
             }
         }
         self.assert_changes_make_the_truth();
+        self.assert_seek_finds_the_next_block();
         assert_eq!(self.map.data, (0..9).filter(|&block| self.map.holds_data(block)).count(), "after {step:?}");
     }
 }
@@ -253,4 +266,15 @@ fn seeking() {
     map.wrote(BLOCK, 10);
     assert_eq!((map.seek(0, true), map.seek(0, false)), (Some(BLOCK), Some(0)));
     assert_eq!((map.seek(BLOCK, false), map.seek(2 * BLOCK, true), map.seek(4 * BLOCK, false)), (Some(2 * BLOCK), None, None));
+}
+
+#[test]
+fn seeking_over_all_that_a_file_can_be_is_not_a_walk() {
+    let mut map = BlockMap::new(Manifest::empty(BITS), true);
+    map.truncate(1 << 44);
+    map.wrote((1 << 44) - 1, 1);
+    // Block by block it would take the better part of a second each.
+    for offset in 0..1000 {
+        assert_eq!(map.seek(offset, true), Some((1 << 44) - BLOCK));
+    }
 }
