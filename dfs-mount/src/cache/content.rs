@@ -350,6 +350,7 @@ impl Content {
     }
 
     fn put(&self, offset: u64, data: &[u8], append: bool, now: Timestamp, is_call: bool) -> Result<(), NotYet> {
+        let names = if append { Vec::new() } else { self.names(offset, data) };
         self.change(now, |file, state| {
             let offset = if append { state.map.size() } else { offset };
             let len = data.len() as u64;
@@ -376,6 +377,7 @@ impl Content {
                 }
                 state.map.wrote(start, end - start);
             }
+            names.iter().for_each(|&(block, name)| state.map.named(block, name));
             state.written |= is_call;
             self.note_run(state, offset, len);
             failpoint::reach("write.done");

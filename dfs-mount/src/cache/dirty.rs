@@ -13,6 +13,8 @@ pub(super) struct Dirty {
     /// The first byte, and the one behind the last, of all that was written.
     hull: (u32, u32),
     stored: Stored,
+    /// The name of its bytes as they are, where whoever wrote them had all of them at hand.
+    name: Option<BlockHash>,
 }
 
 /// Whether a server was sent these bytes ahead of the commit.
@@ -32,12 +34,12 @@ impl Dirty {
     pub(super) fn since(base: Option<BlockHash>, len: u32) -> Self {
         // Zeros go on as zeros, however long the block becomes.
         let keep = if base.is_some() { len } else { u32::MAX };
-        Self { base, keep, hull: (0, 0), stored: Stored::Never }
+        Self { base, keep, hull: (0, 0), stored: Stored::Never, name: None }
     }
 
     /// All of it may be new.
     pub(super) fn unlike_anything() -> Self {
-        Self { base: None, keep: 0, hull: (0, 0), stored: Stored::Never }
+        Self { base: None, keep: 0, hull: (0, 0), stored: Stored::Never, name: None }
     }
 
     /// Bytes `first..end` of it were written; before, it had `len` bytes.
@@ -51,6 +53,17 @@ impl Dirty {
             Stored::Taken(_) | Stored::Before => Stored::Before,
         };
         self.hull = hull(self.hull, (first, end));
+        self.name = None;
+    }
+
+    /// The name of its bytes, of which it is known that nothing has changed since they were hashed.
+    pub(super) fn name(&self) -> Option<BlockHash> {
+        self.hash().or(self.name)
+    }
+
+    /// That is the name of its bytes, or nobody knows it.
+    pub(super) fn is_named(&mut self, name: Option<BlockHash>) {
+        self.name = name;
     }
 
     /// It has `len` bytes from now on, fewer than before: should it become longer again, what was behind is zeros.
@@ -67,6 +80,7 @@ impl Dirty {
         Changed { base: self.base, first, end }
     }
 
+    /// The name under which servers have it.
     pub(super) fn hash(&self) -> Option<BlockHash> {
         if let Stored::As(hash) = self.stored { Some(hash) } else { None }
     }

@@ -328,7 +328,28 @@ impl BlockMap {
 
     /// Blocks whose hash a commit needs.
     pub fn dirty(&self) -> impl Iterator<Item = u32> + '_ {
-        self.all_dirty().filter(|(_, dirty)| dirty.hash().is_none()).map(|(block, _)| block)
+        self.all_dirty().filter(|(_, dirty)| dirty.name().is_none()).map(|(block, _)| block)
+    }
+
+    /// The name of a dirty block, if it was hashed and not changed since.
+    pub fn name(&self, block: u32) -> Option<BlockHash> {
+        if let Some(Now::Dirty(dirty)) = self.since.get(&block) { dirty.name() } else { None }
+    }
+
+    /// The whole of `block` was just written, and has this name.
+    pub fn named(&mut self, block: u32, name: BlockHash) {
+        if let Some(dirty) = self.dirty_mut(block) {
+            dirty.is_named(Some(name));
+        }
+    }
+
+    /// No name is believed that was not told by a server: all dirty blocks are hashed anew.
+    pub fn forget_names(&mut self) {
+        self.since.values_mut().for_each(|now| {
+            if let Now::Dirty(dirty) = now {
+                dirty.is_named(None)
+            }
+        });
     }
 
     /// True where servers have these bytes: of a version, or because they were sent ahead.
@@ -377,7 +398,7 @@ impl BlockMap {
         let changes = self.since.iter().map(|(block, now)| match now {
             Now::Hole => (*block, None),
             Now::Stored(hash) => (*block, Some(*hash)),
-            Now::Dirty(dirty) => (*block, dirty.hash().or_else(|| hashes.next())),
+            Now::Dirty(dirty) => (*block, dirty.name().or_else(|| hashes.next())),
         });
         self.base.with_changes(self.size, self.cut, changes)
     }

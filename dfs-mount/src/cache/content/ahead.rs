@@ -44,6 +44,11 @@ impl Run {
         !self.failed && self.end - self.start >= MIN_RUN && (u64::from(self.next) + 1 + QUIET) << bits <= self.end
     }
 
+    /// True where a write at `offset` is part of a long one from front to back.
+    fn goes_on_at(&self, offset: u64) -> bool {
+        offset == self.end && self.end - self.start >= MIN_RUN
+    }
+
     /// A commit has succeeded.
     pub(super) fn go_on(&mut self) {
         self.failed = false;
@@ -72,6 +77,21 @@ impl Content {
         }
     }
 
+    /// The names of the whole blocks that `data` at `offset` consists of, where it goes on with a long run: hashed while the bytes
+    /// are in the processor's cache, they need not be read again for that.
+    pub(super) fn names(&self, offset: u64, data: &[u8]) -> Vec<(u32, BlockHash)> {
+        let bits = {
+            let state = self.state.lock();
+            if !state.run.goes_on_at(offset) {
+                return Vec::new();
+            }
+            state.map.bits()
+        };
+        let first = offset.div_ceil(1 << bits);
+        let Some(whole) = data.get(((first << bits) - offset) as usize..) else { return Vec::new() };
+        (first as u32..).zip(whole.chunks_exact(1 << bits)).map(|(block, bytes)| (block, BlockHash::of(bytes))).collect()
+    }
+
     /// True, once, where there is something to [`Content::take_ahead`] until that returns `None`.
     pub fn has_ahead(&self) -> bool {
         self.ahead.load(Ordering::Relaxed) && self.ahead.swap(false, Ordering::Relaxed)
@@ -79,7 +99,7 @@ impl Content {
 
     /// The next block that its writer has left behind, hashed.
     pub fn take_ahead(&self) -> Option<Taken> {
-        let (block, ticket, span) = {
+        let (block, ticket, span, name) = {
             let mut state = self.state.lock();
             let state = &mut *state;
             let bits = state.map.bits();
@@ -91,13 +111,15 @@ impl Content {
                 let block = state.run.next;
                 state.run.next += 1;
                 if let Some(ticket) = state.map.take(block) {
-                    break (block, ticket, state.map.span(block));
+                    // Stores to a mapping go past whoever names what is written.
+                    let name = if state.mapped { None } else { state.map.name(block) };
+                    break (block, ticket, state.map.span(block), name);
                 }
             }
         };
-        // Whatever is written from here on makes the ticket void.
+        // Whatever is written from here on makes the ticket void, and under the name that was known servers take nothing else.
         match self.bytes(span) {
-            Ok(bytes) => Some(Taken { block, ticket, hash: BlockHash::of(&bytes), bytes }),
+            Ok(bytes) => Some(Taken { block, ticket, hash: name.unwrap_or_else(|| BlockHash::of(&bytes)), bytes }),
             Err(e) => {
                 self.sent_ahead(None, &Err(e));
                 None
@@ -201,6 +223,32 @@ mod tests {
         }
         assert_ne!(plan.manifest.get(2), plan.manifest.get(1));
         assert!(content.take_ahead().is_none(), "not while a commit is under way");
+    }
+
+    #[test]
+    fn whole_blocks_of_a_long_run_are_not_hashed_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let content = content(dir.path());
+        let unnamed = || content.map().dirty().collect::<Vec<_>>();
+        write(&content, 0, MIN_RUN, 1);
+        let before = unnamed();
+        assert_eq!(before.len() as u64, MIN_RUN / BLOCK, "not before the run is a long one");
+        // Two whole blocks and the beginning of another one, its rest, and a whole one elsewhere.
+        write(&content, MIN_RUN, 2 * BLOCK + 5, 2);
+        let third = (MIN_RUN / BLOCK) as u32 + 2;
+        assert_eq!(unnamed(), [&before[..], &[third]].concat());
+        write(&content, MIN_RUN + 2 * BLOCK + 5, BLOCK - 5, 3);
+        write(&content, MIN_RUN + 9 * BLOCK, BLOCK, 4);
+        assert_eq!(unnamed(), [&before[..], &[third, third + 7]].concat());
+        // A name is only that of the bytes that were written with it.
+        write(&content, MIN_RUN + BLOCK + 7, 1, 5);
+        assert_eq!(unnamed(), [&before[..], &[third - 1, third, third + 7]].concat());
+        let plan = content.begin_commit(Timestamp(1), false).unwrap().unwrap();
+        for &(index, hash) in plan.manifest.blocks() {
+            assert_eq!(hash, BlockHash::of(&BlockSource::read(&content, index).unwrap()), "block {index}");
+        }
+        content.end_commit(None);
+        assert!(unnamed().contains(&(third - 2)), "what was refused is looked at again");
     }
 
     #[test]

@@ -135,6 +135,9 @@ impl Content {
             state.written = false;
             state.origin.clear();
             state.run.go_on();
+        } else {
+            // Whatever went wrong, the next one looks at the bytes.
+            state.map.forget_names();
         }
         self.committed.notify_waiters();
     }
