@@ -13,7 +13,7 @@ pub(super) struct Dirty {
     /// The first byte, and the one behind the last, of all that was written.
     hull: (u32, u32),
     stored: Stored,
-    /// The name of its bytes as they are, where whoever wrote them had all of them at hand.
+    /// The name of its bytes, if nothing was written since they were hashed.
     name: Option<BlockHash>,
 }
 
@@ -23,8 +23,8 @@ enum Stored {
     Never,
     /// They are on their way, as they were at this ticket.
     Taken(u64),
-    /// It has them under this name.
-    As(BlockHash),
+    /// It has them, under the block's name.
+    Sent,
     /// It has others: that is enough for one commit.
     Before,
 }
@@ -44,26 +44,31 @@ impl Dirty {
 
     /// Bytes `first..end` of it were written; before, it had `len` bytes.
     pub(super) fn wrote(&mut self, (first, end): (u32, u32), len: u32) {
-        self.stored = match self.stored {
-            Stored::Never => Stored::Never,
-            Stored::As(hash) => {
-                (self.base, self.keep, self.hull) = (Some(hash), len, (0, 0));
-                Stored::Before
-            }
-            Stored::Taken(_) | Stored::Before => Stored::Before,
-        };
+        if self.is_sent() {
+            (self.base, self.keep, self.hull) = (self.name, len, (0, 0));
+        }
+        if self.stored != Stored::Never {
+            self.stored = Stored::Before;
+        }
         self.hull = hull(self.hull, (first, end));
         self.name = None;
     }
 
-    /// The name of its bytes, of which it is known that nothing has changed since they were hashed.
+    /// The name of its bytes, where it is known.
     pub(super) fn name(&self) -> Option<BlockHash> {
-        self.hash().or(self.name)
+        self.name
     }
 
-    /// That is the name of its bytes, or nobody knows it.
-    pub(super) fn is_named(&mut self, name: Option<BlockHash>) {
-        self.name = name;
+    /// Whoever has just written all of its bytes has hashed them.
+    pub(super) fn named(&mut self, name: BlockHash) {
+        self.name = Some(name);
+    }
+
+    /// It is hashed again, unless a server has it under its name.
+    pub(super) fn forget_name(&mut self) {
+        if !self.is_sent() {
+            self.name = None;
+        }
     }
 
     /// It has `len` bytes from now on, fewer than before: should it become longer again, what was behind is zeros.
@@ -80,9 +85,9 @@ impl Dirty {
         Changed { base: self.base, first, end }
     }
 
-    /// The name under which servers have it.
-    pub(super) fn hash(&self) -> Option<BlockHash> {
-        if let Stored::As(hash) = self.stored { Some(hash) } else { None }
+    /// True where servers have it under its name.
+    pub(super) fn is_sent(&self) -> bool {
+        self.stored == Stored::Sent
     }
 
     /// It is about to be hashed and sent. False where that was so before.
@@ -98,7 +103,7 @@ impl Dirty {
     pub(super) fn taken(&mut self, ticket: u64, hash: BlockHash) -> bool {
         let is_same = self.stored == Stored::Taken(ticket);
         if is_same {
-            self.stored = Stored::As(hash);
+            (self.stored, self.name) = (Stored::Sent, Some(hash));
         }
         is_same
     }

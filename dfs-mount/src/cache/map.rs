@@ -339,7 +339,7 @@ impl BlockMap {
     /// The whole of `block` was just written, and has this name.
     pub fn named(&mut self, block: u32, name: BlockHash) {
         if let Some(dirty) = self.dirty_mut(block) {
-            dirty.is_named(Some(name));
+            dirty.named(name);
         }
     }
 
@@ -347,7 +347,7 @@ impl BlockMap {
     pub fn forget_names(&mut self) {
         self.since.values_mut().for_each(|now| {
             if let Now::Dirty(dirty) = now {
-                dirty.is_named(None)
+                dirty.forget_name()
             }
         });
     }
@@ -355,7 +355,7 @@ impl BlockMap {
     /// True where servers have these bytes: of a version, or because they were sent ahead.
     pub fn is_stored(&self, block: u32) -> bool {
         match self.since.get(&block) {
-            Some(Now::Dirty(dirty)) => dirty.hash().is_some(),
+            Some(Now::Dirty(dirty)) => dirty.is_sent(),
             _ => self.hash(block).is_some(),
         }
     }

@@ -41,12 +41,11 @@ impl Run {
 
     /// True where a whole block lies far enough behind.
     fn has_next(&self, bits: u8) -> bool {
-        !self.failed && self.end - self.start >= MIN_RUN && (u64::from(self.next) + 1 + QUIET) << bits <= self.end
+        !self.failed && self.is_long() && (u64::from(self.next) + 1 + QUIET) << bits <= self.end
     }
 
-    /// True where a write at `offset` is part of a long one from front to back.
-    fn goes_on_at(&self, offset: u64) -> bool {
-        offset == self.end && self.end - self.start >= MIN_RUN
+    fn is_long(&self) -> bool {
+        self.end - self.start >= MIN_RUN
     }
 
     /// A commit has succeeded.
@@ -82,7 +81,7 @@ impl Content {
     pub(super) fn names(&self, offset: u64, data: &[u8]) -> Vec<(u32, BlockHash)> {
         let bits = {
             let state = self.state.lock();
-            if !state.run.goes_on_at(offset) {
+            if offset != state.run.end || !state.run.is_long() {
                 return Vec::new();
             }
             state.map.bits()
