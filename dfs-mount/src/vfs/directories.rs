@@ -63,6 +63,8 @@ struct Reading {
 #[derive(Debug)]
 pub struct Stream {
     node: Arc<Node>,
+    /// The kernel was told that the listing which it has kept is still true.
+    is_kept: bool,
     reading: Mutex<Reading>,
 }
 
@@ -173,7 +175,11 @@ impl Vfs {
             let kept = std::mem::replace(&mut state.entries.listing_kept, true);
             kept && is_newest && may_keep && state.entries.is_leased()
         };
-        Ok(OpenedDirectory { handle: self.handles.add_directory(Stream { node, reading: Mutex::default() }), may_keep, keep_cache })
+        Ok(OpenedDirectory {
+            handle: self.handles.add_directory(Stream { node, is_kept: keep_cache, reading: Mutex::default() }),
+            may_keep,
+            keep_cache,
+        })
     }
 
     /// Closes it.
@@ -280,6 +286,9 @@ impl Vfs {
 
     async fn fetch(self: &Arc<Self>, stream: &Stream, reading: &mut Reading, after: Option<Name>) -> Result<Fetched> {
         let node = &stream.node;
+        if stream.is_kept {
+            log::debug!("inode {}: the kernel no longer has all of the listing that it may keep", node.ino);
+        }
         let (result, stamp) = match &after {
             Some(_) => self.page(node.ino, after.clone(), PAGE).await,
             None => self.first_page(node).await,
