@@ -408,3 +408,68 @@ fn attributes_set_on_one_mount_show_on_the_other() {
     assert_eq!(shown(), (0o4751, 1234, 4321, 1_600_000_000, 123_456_789, 1_111, 222));
     assert_eq!(sys::get_xattr(&b.at("f"), "user.note").unwrap(), b"hello\0\xff");
 }
+
+/// A process in a directory, until it is dropped.
+struct Settled(std::process::Child);
+
+impl Settled {
+    fn in_directory(directory: &std::path::Path) -> Self {
+        use std::process::{Command, Stdio};
+        Self(Command::new("cat").current_dir(directory).stdin(Stdio::piped()).spawn().unwrap())
+    }
+
+    /// Its current directory as the kernel has it, with " (deleted)" where getcwd fails.
+    fn place(&self) -> std::path::PathBuf {
+        fs::read_link(format!("/proc/{}/cwd", self.0.id())).unwrap()
+    }
+}
+
+impl Drop for Settled {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        self.0.wait().unwrap();
+    }
+}
+
+#[test]
+fn a_current_directory_has_its_path_whatever_others_do_to_its_name() {
+    let (_cluster, [a, b]) = mounts();
+    fs::create_dir_all(a.at("work/inner")).unwrap();
+    let (here, other) = (a.at("work"), a.at("elsewhere"));
+    let path = |relative: &str| b.at(relative);
+    let shell = Settled::in_directory(&b.at("work"));
+    let inner = Settled::in_directory(&b.at("work/inner"));
+    let there_and_back = || {
+        fs::rename(&here, &other).unwrap();
+        fs::rename(&other, &here).unwrap();
+    };
+    // Just after the kernel was told of the name, and when that is so long ago that all answers have arrived.
+    for _ in 0..20 {
+        assert!(b.at("work/inner").is_dir());
+        there_and_back();
+        assert_eq!((shell.place(), inner.place()), (path("work"), path("work/inner")));
+    }
+    std::thread::sleep(Duration::from_millis(1200));
+    there_and_back();
+    assert_eq!((shell.place(), inner.place()), (path("work"), path("work/inner")));
+    // Where the name is absent, and then another directory's, that shows at once.
+    fs::rename(&here, &other).unwrap();
+    assert!(!b.at("work").exists() && b.at("elsewhere/inner").is_dir());
+    assert_eq!((shell.place(), inner.place()), (path("elsewhere"), path("elsewhere/inner")));
+    fs::create_dir(&here).unwrap();
+    assert!(b.at("work").is_dir() && !b.at("work/inner").exists());
+    // A directory that has just been made is looked up while its name's change is still being told of.
+    for n in 0..100 {
+        let (made, seen) = (a.at(format!("made-{n}")), format!("made-{n}"));
+        assert!(!b.at(&seen).exists());
+        fs::create_dir(&made).unwrap();
+        let shell = Settled::in_directory(&b.at(&seen));
+        put(&made.join("f"), b"");
+        fs::set_permissions(&made, Permissions::from_mode(0o750)).unwrap();
+        assert_eq!(shell.place(), path(&seen));
+        drop(shell);
+        fs::remove_dir_all(&made).unwrap();
+        fs::create_dir(&made).unwrap();
+        assert_eq!(Settled::in_directory(&b.at(&seen)).place(), path(&seen));
+    }
+}

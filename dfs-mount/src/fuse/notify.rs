@@ -11,6 +11,8 @@ use crate::vfs::events::KernelCache;
 
 const INVAL_INODE: i32 = 2;
 const INVAL_ENTRY: i32 = 3;
+/// A flag of INVAL_ENTRY. A kernel before Linux 6.2 drops the name all the same.
+const EXPIRE_ONLY: u32 = 1;
 const INC_EPOCH: i32 = 8;
 const PRUNE: i32 = 9;
 /// Length, code, and 0 where a reply names its request.
@@ -57,10 +59,11 @@ impl KernelCache for Notifications {
         self.inode(id, 0)
     }
 
-    fn forget_entry(&self, directory: u64, name: &[u8]) -> io::Result<()> {
+    fn forget_entry(&self, directory: u64, name: &[u8], drops: bool) -> io::Result<()> {
         let mut fixed = [0; 16];
         fixed[..8].copy_from_slice(&directory.to_ne_bytes());
         fixed[8..12].copy_from_slice(&(name.len() as u32).to_ne_bytes());
+        fixed[12..].copy_from_slice(&(if drops { 0 } else { EXPIRE_ONLY }).to_ne_bytes());
         self.send(INVAL_ENTRY, &fixed, name)
     }
 

@@ -16,7 +16,9 @@ use dfs_common::{ErrorKind, Result};
 use parking_lot::MutexGuard;
 
 use super::Vfs;
+use super::entries::Kept;
 use super::events::UNFORGETTING;
+use super::knowledge::SETTLES;
 use super::leases::{Leases, Stamp};
 use super::node::Node;
 
@@ -106,25 +108,39 @@ impl Drop for Changing {
     }
 }
 
+/// How the kernel is made to forget a name.
+///
+/// What it throws away has no path any more, nor has a process whose current directory it is (getcwd fails until somebody
+/// looks the name up), and what is mounted inside goes. So directories are left to it, which are looked up with their next use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Forgetting {
+    /// It looks the name up with the next use. An answer about a name that it had, and is looking up again, undoes this.
+    LookUp,
+    /// It throws it away.
+    Drop,
+    /// It looks this and every other name up with the next use, whatever answers are under way.
+    LookUpAll,
+}
+
 /// Names that the kernel is made to forget. Until that is over, whatever else makes them old waits for it by clearing them, too.
 #[derive(Debug, Default)]
-pub(crate) struct Clearing(Vec<Place>);
+pub(crate) struct Clearing(Vec<(Place, Forgetting)>);
 
 impl Clearing {
     /// While no event is taken in, for a name that the kernel may keep.
-    pub(crate) fn add(&mut self, place: Place) {
+    pub(crate) fn add(&mut self, place: Place, how: Forgetting) {
         place.directory.state.lock().entries.begin_clear(place.name.clone());
-        self.0.push(place);
+        self.0.push((place, how));
     }
 
-    pub(crate) fn places(&self) -> &[Place] {
+    pub(crate) fn places(&self) -> &[(Place, Forgetting)] {
         &self.0
     }
 }
 
 impl Drop for Clearing {
     fn drop(&mut self) {
-        for Place { directory, name } in &self.0 {
+        for (Place { directory, name }, _) in &self.0 {
             directory.state.lock().entries.end_clear(name);
         }
     }
@@ -149,14 +165,16 @@ impl Vfs {
         Telling { vfs: self, leases, now, believed }
     }
 
-    /// Notes that `name` in `parent` is about to be changed by this mount, until the result is dropped.
+    /// Notes that each name in its parent is about to be changed by this mount, until the result is dropped: the first goes, or
+    /// becomes the second.
     pub fn changing(&self, names: &[(u64, &[u8])]) -> Changing {
-        let places = names.iter().filter_map(|(parent, name)| {
-            let place = Place { directory: self.nodes.get(*parent)?, name: Name::new(name).ok()? };
-            place.directory.state.lock().entries.begin_change(place.name.clone());
-            Some(place)
-        });
-        Changing(places.collect())
+        let place = |(parent, name): &(u64, &[u8])| Some(Place { directory: self.nodes.get(*parent)?, name: Name::new(name).ok()? });
+        let places: Vec<Place> = names.iter().filter_map(place).collect();
+        let moved = places.first().and_then(|from| from.directory.state.lock().entries.get(&from.name)).flatten();
+        for Place { directory, name } in &places {
+            directory.state.lock().entries.begin_change(name.clone(), moved);
+        }
+        Changing(places)
     }
 
     /// Asks the directory service; the answer comes with what it grants.
@@ -472,7 +490,7 @@ impl Telling<'_> {
         for place in self.places(node) {
             let is_kept = place.directory.state.lock().entries.uncover(&place.name, self.now);
             if is_kept {
-                clearing.add(place);
+                clearing.add(place, self.forgetting(node, self.now));
             }
         }
     }
@@ -484,6 +502,14 @@ impl Telling<'_> {
         places.into_iter().filter_map(place).collect()
     }
 
+    /// The kernel may be taking in `node` just now, under these names. True for a directory.
+    pub(crate) fn clear_places(&self, node: &Node, clearing: &mut Clearing) -> bool {
+        let is_directory = node.is_directory();
+        let how = if is_directory { Forgetting::LookUp } else { Forgetting::Drop };
+        self.places(node).into_iter().for_each(|place| clearing.add(place, how));
+        is_directory
+    }
+
     /// The names that must not lead to `node`, because it is open and nobody will tell of a newer version.
     pub(crate) fn unleased_places(&self, node: &Node) -> Clearing {
         let mut clearing = Clearing::default();
@@ -493,6 +519,19 @@ impl Telling<'_> {
         clearing
     }
 
+    /// How the kernel is made to forget a name that leads to `node`, which it was told last at `told`.
+    fn forgetting(&self, node: &Node, told: Instant) -> Forgetting {
+        if !node.is_directory() {
+            Forgetting::Drop
+        } else if self.now.saturating_duration_since(told) >= SETTLES {
+            Forgetting::LookUp
+        } else if self.vfs.kernel_forgets.load(Ordering::Relaxed) {
+            Forgetting::LookUpAll
+        } else {
+            Forgetting::Drop
+        }
+    }
+
     /// Nobody was told what an event, or the end of a lease, concerns.
     fn forget(&self, ino: InodeId, name: Option<&Name>, over: bool, clear: &mut Clear) {
         for node in self.vfs.nodes.all_of(ino) {
@@ -500,13 +539,11 @@ impl Telling<'_> {
             let is_opening = node.is_opening();
             let mut state = node.state.lock();
             state.unlease();
-            let (mut names, mut is_overtaken) = (Vec::new(), false);
+            let (mut names, mut is_overtaken): (Vec<(Name, Kept)>, _) = (Vec::new(), false);
             match name {
                 Some(name) => {
                     clear.listings.push(node.id);
-                    if state.entries.changes(name, self.now) {
-                        names.push(name.clone());
-                    }
+                    names.extend(state.entries.changes(name, self.now).into_iter().map(|kept| (name.clone(), kept)));
                 }
                 None if over && state.entries.is_leased() => {
                     clear.listings.push(node.id);
@@ -517,7 +554,11 @@ impl Telling<'_> {
             }
             let is_kept = state.kernel.forgets(self.now);
             drop(state);
-            names.into_iter().for_each(|name| clear.entries.add(Place { directory: node.clone(), name }));
+            for (name, kept) in names {
+                let leads_to = kept.leads_to.and_then(|ino| self.vfs.nodes.current(ino));
+                let how = leads_to.map_or(Forgetting::LookUp, |to| self.forgetting(&to, kept.told));
+                clear.entries.add(Place { directory: node.clone(), name }, how);
+            }
             if is_overtaken {
                 self.uncover(&node, &mut clear.entries);
             }

@@ -1,7 +1,7 @@
 //! What is known of a directory's entries under a lease, and which of them the kernel
 //! was told to keep. Pure; time comes in as an argument.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use dfs_common::ids::InodeId;
@@ -21,6 +21,17 @@ struct Known {
     leads_to: Option<InodeId>,
     /// The kernel keeps it until then at the longest.
     kept_until: Option<Instant>,
+    /// When it was told so last.
+    told: Instant,
+}
+
+/// What the kernel may keep under a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Kept {
+    /// Where it leads there; `None`: nowhere, or nobody knows.
+    pub(crate) leads_to: Option<InodeId>,
+    /// When it was told so last.
+    pub(crate) told: Instant,
 }
 
 impl Known {
@@ -41,8 +52,8 @@ pub(crate) struct Entries {
     pub(crate) listing_kept: bool,
     known: HashMap<Name, Known>,
     absent: usize,
-    /// Names that this mount is changing: the kernel may keep an entry that it was told of under another one.
-    changing: Vec<Name>,
+    /// Names that this mount is changing, and what it moves there: the kernel may keep an entry that it was told of under another one.
+    changing: Vec<(Name, Option<InodeId>)>,
     /// Names that the kernel is being made to forget, and how often: until that is over it may keep them.
     clearing: HashMap<Name, u32>,
     /// Until then the kernel keeps nothing, because clearing it had to wait.
@@ -107,7 +118,7 @@ impl Entries {
         // What the kernel was told before lasts if it is the longer one.
         let kept_until = (!kept.is_zero()).then(|| now + kept + LATER).max(before.and_then(|k| k.kept_until));
         self.absent += usize::from(leads_to.is_none());
-        self.known.insert(name.clone(), Known { leads_to, kept_until });
+        self.known.insert(name.clone(), Known { leads_to, kept_until, told: now });
         self.complete &= self.known.len() <= COMPLETE_MAX;
         true
     }
@@ -131,12 +142,16 @@ impl Entries {
         }
     }
 
-    /// An entry is about to change elsewhere. True where the kernel may keep it.
-    pub(crate) fn changes(&mut self, name: &Name, now: Instant) -> bool {
+    /// An entry is about to change elsewhere. Returns what the kernel may keep there.
+    pub(crate) fn changes(&mut self, name: &Name, now: Instant) -> Vec<Kept> {
         self.listing_kept = false;
         self.complete = false;
-        let kept = self.take(name).is_some_and(|k| k.is_kept(now));
-        kept || self.changing.contains(name) || self.clearing.contains_key(name)
+        let known = self.take(name).filter(|known| known.is_kept(now));
+        let moved = self.changing.iter().filter(|(changing, _)| changing == name);
+        // What clears it was chosen before; this waits for it.
+        let cleared = self.clearing.get(name).map(|_| None);
+        let others = moved.map(|(_, moved)| *moved).chain(cleared).map(|leads_to| Kept { leads_to, told: now });
+        known.map(|known| Kept { leads_to: known.leads_to, told: known.told }).into_iter().chain(others).collect()
     }
 
     /// The kernel shall no longer keep `name`, which stays known. True where it may have it.
@@ -150,21 +165,22 @@ impl Entries {
     }
 
     /// The lease is over. Returns the names that the kernel may keep.
-    pub(crate) fn over(&mut self, now: Instant) -> Vec<Name> {
-        let known = std::mem::take(&mut self.known).into_iter();
-        let kept = known.filter(|(_, k)| k.is_kept(now)).map(|(name, _)| name);
-        let kept = kept.chain(self.changing.iter().cloned()).chain(self.clearing.keys().cloned()).collect();
+    pub(crate) fn over(&mut self, now: Instant) -> Vec<(Name, Kept)> {
+        let known = self.known.iter().filter(|(_, known)| known.is_kept(now)).map(|(name, _)| name);
+        let names: HashSet<Name> = known.chain(self.changing.iter().map(|(name, _)| name)).chain(self.clearing.keys()).cloned().collect();
+        let kept = names.into_iter().flat_map(|name| self.changes(&name, now).into_iter().map(move |kept| (name.clone(), kept))).collect();
+        self.known.clear();
         (self.leased, self.complete, self.listing_kept, self.absent) = (false, false, false, 0);
         kept
     }
 
-    /// This mount begins, or ends, changing `name`.
-    pub(crate) fn begin_change(&mut self, name: Name) {
-        self.changing.push(name);
+    /// This mount begins, or ends, changing `name`, to which it may move `moved`.
+    pub(crate) fn begin_change(&mut self, name: Name, moved: Option<InodeId>) {
+        self.changing.push((name, moved));
     }
 
     pub(crate) fn end_change(&mut self, name: &Name) {
-        if let Some(at) = self.changing.iter().position(|n| n == name) {
+        if let Some(at) = self.changing.iter().position(|(n, _)| n == name) {
             self.changing.swap_remove(at);
         }
     }
@@ -199,6 +215,10 @@ mod tests {
         Name::new(text.as_bytes()).unwrap()
     }
 
+    fn kept(ino: u64, told: Instant) -> Kept {
+        Kept { leads_to: Some(InodeId(ino)), told }
+    }
+
     #[test]
     fn only_what_the_kernel_keeps_is_cleared() {
         let (mut entries, now) = (Entries::default(), Instant::now());
@@ -207,12 +227,13 @@ mod tests {
         assert!(entries.learn(&name("a"), Some(InodeId(2)), now, KEPT));
         assert!(entries.learn(&name("b"), None, now, Duration::ZERO));
         assert_eq!((entries.get(&name("a")), entries.get(&name("b")), entries.get(&name("c"))), (Some(Some(InodeId(2))), Some(None), None));
-        assert!(!entries.changes(&name("b"), now) && !entries.changes(&name("c"), now));
-        assert!(entries.changes(&name("a"), now) && entries.get(&name("a")).is_none());
+        assert!(entries.changes(&name("b"), now).is_empty() && entries.changes(&name("c"), now).is_empty());
+        assert_eq!(entries.changes(&name("a"), now), [kept(2, now)]);
+        assert!(entries.get(&name("a")).is_none());
         entries.learn(&name("a"), Some(InodeId(2)), now, KEPT);
-        assert!(entries.changes(&name("a"), now + KEPT), "the kernel's time begins later");
+        assert_eq!(entries.changes(&name("a"), now + KEPT), [kept(2, now)], "the kernel's time begins later");
         entries.learn(&name("a"), Some(InodeId(2)), now, KEPT);
-        assert!(!entries.changes(&name("a"), now + KEPT + LATER), "the kernel has given it up by then");
+        assert!(entries.changes(&name("a"), now + KEPT + LATER).is_empty(), "the kernel has given it up by then");
     }
 
     #[test]
@@ -238,22 +259,23 @@ mod tests {
         }
         assert_eq!(entries.get(&name("a")), Some(Some(InodeId(4))));
         entries.end_clear(&name("a"));
-        assert!(entries.changes(&name("a"), now), "an event must not be acknowledged before the kernel has forgotten it");
-        assert_eq!(entries.over(now), [name("a")]);
+        let cleared = Kept { leads_to: None, told: now };
+        assert_eq!(entries.changes(&name("a"), now), [cleared], "an event must not be acknowledged before the kernel has forgotten it");
+        assert_eq!(entries.over(now), [(name("a"), cleared)]);
         entries.end_clear(&name("a"));
-        assert!(!entries.changes(&name("a"), now) && !entries.uncover(&name("a"), now));
+        assert!(entries.changes(&name("a"), now).is_empty() && !entries.uncover(&name("a"), now));
     }
 
     #[test]
     fn a_name_that_is_being_changed_here_may_be_kept() {
         let (mut entries, now) = (Entries::default(), Instant::now());
         entries.lease();
-        entries.begin_change(name("new"));
-        assert!(entries.changes(&name("new"), now));
+        entries.begin_change(name("new"), Some(InodeId(3)));
+        assert_eq!(entries.changes(&name("new"), now), [kept(3, now)], "what is moved there");
         entries.end_change(&name("new"));
-        assert!(!entries.changes(&name("new"), now));
+        assert!(entries.changes(&name("new"), now).is_empty());
         entries.learn(&name("old"), Some(InodeId(4)), now, KEPT);
-        assert_eq!(entries.over(now), [name("old")]);
+        assert_eq!(entries.over(now + LATER), [(name("old"), kept(4, now))]);
         assert!(!entries.is_leased());
     }
 }

@@ -18,7 +18,7 @@ use dfs_common::{Error, ErrorKind, Result};
 use tokio::time::{sleep, timeout};
 
 use super::Vfs;
-use super::coherence::{Clear, Clearing};
+use super::coherence::{Clear, Clearing, Forgetting};
 use super::node::Node;
 
 /// First pause after a failure; doubles up to [`MAX_PAUSE`].
@@ -39,8 +39,9 @@ pub trait KernelCache: Send + Sync + std::fmt::Debug {
     fn forget_attributes(&self, id: u64) -> io::Result<()>;
     /// The listing of a directory. Waits for nobody.
     fn forget_listing(&self, id: u64) -> io::Result<()>;
-    /// A name in a directory, known or absent. Waits for operations in flight in that directory.
-    fn forget_entry(&self, directory: u64, name: &[u8]) -> io::Result<()>;
+    /// A name in a directory, known or absent: thrown away, else looked up with the next use. Waits for operations in flight in
+    /// that directory.
+    fn forget_entry(&self, directory: u64, name: &[u8], drops: bool) -> io::Result<()>;
     /// Every name. Waits for nobody.
     fn forget_all(&self) -> io::Result<()>;
     /// Nodes that nobody uses, with their names. Waits for nobody.
@@ -150,14 +151,15 @@ impl Vfs {
         for id in clear.listings {
             report(kernel.forget_listing(id));
         }
-        let mut entries = clear.entries;
+        let (mut entries, mut again) = (clear.entries, Vec::new());
         for node in clear.attributes {
             match kernel.forget_attributes(node.id) {
                 // The kernel has just forgotten it, or was told of it a moment ago and has not taken that in. It does that
                 // under the lock of the directory, where clearing the name waits for it.
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {
                     let telling = self.telling();
-                    telling.places(&node).into_iter().for_each(|place| entries.add(place));
+                    let is_directory = telling.clear_places(&node, &mut entries);
+                    again.extend(is_directory.then(|| node.clone()));
                 }
                 result => report(result),
             }
@@ -165,6 +167,9 @@ impl Vfs {
         }
         self.forgotten.notify_waiters();
         self.clear_entries(entries).await;
+        for node in again {
+            report(kernel.forget_attributes(node.id));
+        }
     }
 
     /// Waits until no order to forget the attributes of `node` is under way. The order itself waits for nobody.
@@ -187,18 +192,21 @@ impl Vfs {
     async fn clear_entries(&self, clearing: Clearing) {
         let places = clearing.places();
         let Some(kernel) = self.kernel.get().cloned().filter(|_| !places.is_empty()) else { return };
-        let names: Vec<_> = places.iter().map(|place| (place.directory.id, place.name.clone())).collect();
+        let names: Vec<_> = places.iter().map(|(place, how)| (place.directory.id, place.name.clone(), *how == Forgetting::Drop)).collect();
         let mut thread = tokio::task::spawn_blocking(move || {
-            for (directory, name) in names {
-                report(kernel.forget_entry(directory, name.as_bytes()));
+            for (directory, name, drops) in names {
+                report(kernel.forget_entry(directory, name.as_bytes(), drops));
             }
         });
         if timeout(CLEAR_LIMIT, &mut thread).await.is_ok() {
+            if places.iter().any(|(_, how)| *how == Forgetting::LookUpAll) {
+                self.forget_all().await;
+            }
             return;
         }
         log::debug!("operations in flight hold up an event: everything is looked up again");
         let until = Instant::now() + CONTENDED;
-        places.iter().for_each(|place| place.directory.state.lock().entries.contend(until));
+        places.iter().for_each(|(place, _)| place.directory.state.lock().entries.contend(until));
         self.forget_all().await;
     }
 

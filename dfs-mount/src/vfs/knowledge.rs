@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use dfs_common::attributes::FileKind;
 use dfs_common::ids::Version;
 
-/// For so long after an order to forget answers may be on their way that were asked for before.
-const SETTLES: Duration = Duration::from_secs(1);
+/// For so long after it was given an answer may be on its way, and one that was asked for before after an order to forget.
+pub(super) const SETTLES: Duration = Duration::from_secs(1);
 
 /// What the kernel does with a node's attributes after it was told them.
 #[derive(Clone, Copy, Debug)]

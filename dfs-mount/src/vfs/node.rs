@@ -238,6 +238,10 @@ impl Node {
         self.state.lock().attributes(self.id)
     }
 
+    pub(crate) fn is_directory(&self) -> bool {
+        self.state.lock().entry.attributes.kind == FileKind::Directory
+    }
+
     /// True while an open or a close has its turn.
     pub(crate) fn is_opening(&self) -> bool {
         self.opening.try_lock().is_err()
