@@ -225,10 +225,11 @@ fn git_from_two_clients_never_corrupts_a_repository() {
     std::thread::scope(|scope| {
         for (client, mount) in mounts.iter().enumerate() {
             scope.spawn(move || {
-                // git refuses where the other one has its lock: it is asked again.
+                // git refuses where the other one has its lock: it is asked again. The file grows, since git takes one of the same size
+                // for the same if it was written again in the second in which the other one wrote the index, just before that.
                 mount.run(&format!(
                     "cd r; for n in $(seq 25); do
-                       echo $n > file-{client}
+                       echo $n >> file-{client}
                        for try in $(seq 500); do git add file-{client} 2>/dev/null && git commit -qm 'client {client} commit '$n -- file-{client} 2>/dev/null && break; done
                      done"
                 ));

@@ -112,7 +112,7 @@ impl Drop for Changing {
 ///
 /// What it throws away has no path any more, nor has a process whose current directory it is (getcwd fails until somebody
 /// looks the name up), and what is mounted inside goes. So directories are left to it, which are looked up with their next use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Forgetting {
     /// It looks the name up with the next use. An answer about a name that it had, and is looking up again, undoes this.
     LookUp,
