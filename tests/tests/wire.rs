@@ -166,7 +166,9 @@ fn what_a_program_writes_is_sent_while_it_writes_and_once() {
     file.write_all_at(b"changed", 10 * MIB).unwrap();
     sys::close(file).unwrap();
     let all = stored(&cluster) - idle;
-    assert!(all < LARGE + MIB, "{all} bytes were sent");
+    println!("{all} bytes were sent for {LARGE}");
+    // Four blocks of 256 KiB may be under way when it is closed: the commit sends these once more. And each of 260 requests has a head.
+    assert!(all < LARGE + MIB + 260 * KIB / 2, "{all} bytes were sent");
     let mut expected = content;
     expected[10 * MIB as usize..][..7].copy_from_slice(b"changed");
     let other = cluster.mount();
