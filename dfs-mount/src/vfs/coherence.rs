@@ -490,7 +490,8 @@ impl Telling<'_> {
         for place in self.places(node) {
             let is_kept = place.directory.state.lock().entries.uncover(&place.name, self.now);
             if is_kept {
-                clearing.add(place, self.forgetting(node, self.now));
+                // Only files are open.
+                clearing.add(place, Forgetting::Drop);
             }
         }
     }
@@ -519,16 +520,13 @@ impl Telling<'_> {
         clearing
     }
 
-    /// How the kernel is made to forget a name that leads to `node`, which it was told last at `told`.
-    fn forgetting(&self, node: &Node, told: Instant) -> Forgetting {
-        if !node.is_directory() {
-            Forgetting::Drop
-        } else if self.now.saturating_duration_since(told) >= SETTLES {
-            Forgetting::LookUp
-        } else if self.vfs.kernel_forgets.load(Ordering::Relaxed) {
-            Forgetting::LookUpAll
-        } else {
-            Forgetting::Drop
+    /// How the kernel is made to forget a name that leads to `ino`, which it was told last at `told`.
+    fn forgetting(&self, ino: InodeId, told: Instant) -> Forgetting {
+        let is_directory = self.vfs.nodes.current(ino).is_some_and(|node| node.is_directory());
+        match self.now.saturating_duration_since(told) >= SETTLES {
+            true if is_directory => Forgetting::LookUp,
+            false if is_directory && self.vfs.kernel_forgets.load(Ordering::Relaxed) => Forgetting::LookUpAll,
+            _ => Forgetting::Drop,
         }
     }
 
@@ -555,8 +553,7 @@ impl Telling<'_> {
             let is_kept = state.kernel.forgets(self.now);
             drop(state);
             for (name, kept) in names {
-                let leads_to = kept.leads_to.and_then(|ino| self.vfs.nodes.current(ino));
-                let how = leads_to.map_or(Forgetting::LookUp, |to| self.forgetting(&to, kept.told));
+                let how = kept.leads_to.map_or(Forgetting::LookUp, |ino| self.forgetting(ino, kept.told));
                 clear.entries.add(Place { directory: node.clone(), name }, how);
             }
             if is_overtaken {
